@@ -1,0 +1,1 @@
+//! LeRobot datasets: read, write, record, stats.

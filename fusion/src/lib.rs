@@ -1,0 +1,1 @@
+//! Projectors, where image tokens go, and the assembled VLM.

@@ -1,0 +1,1 @@
+//! The shared text core: tokenizer, decoder, cache, sampling and generation.

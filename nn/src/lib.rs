@@ -1,0 +1,1 @@
+//! Layers, attention, weights, kernels and random streams: the ground under the models.

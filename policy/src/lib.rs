@@ -1,0 +1,1 @@
+//! Hidden states to action chunks: heads with loss and sampling side by side, normalisation, and VLAs.

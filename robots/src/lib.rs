@@ -1,0 +1,1 @@
+//! What runs beside an arm: control loop, chunk broker, rollout and the zenoh wire.

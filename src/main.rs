@@ -1,0 +1,2 @@
+//! The `vela` command line.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Pixels to patch tokens: exact preprocessing and the ViT family.

@@ -1,0 +1,1 @@
+//! Rerun, and nothing but rerun.
