@@ -4,3 +4,4 @@
 
 pub mod drawing;
 pub mod scene;
+pub mod state;
