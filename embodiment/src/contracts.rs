@@ -1,6 +1,6 @@
 //! The traits that robots, simulators, policies and experts implement. Wrappers implement what they wrap.
 
-use crate::{Action, ActionChunk, ActionSpace, Checked, Clock, Embodiment, Observation, Result, Stamp};
+use crate::{Action, ActionChunk, ActionSpace, Checked, Clock, Embodiment, Frame, Observation, Result, Stamp};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -59,6 +59,35 @@ pub trait Robot: Send {
     fn apply(&mut self, action: Checked<Action>) -> Result<Applied>;
     /// The clock its stamps come from.
     fn clock(&self) -> Arc<dyn Clock>;
+}
+
+/// Measured joints at one moment.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct JointReading {
+    /// Positions in the embodiment's order, rad or m.
+    pub positions: Vec<f64>,
+    /// When they were read.
+    pub stamp: Stamp,
+}
+
+/// The joint side of a robot in real time: owned by the control loop's thread, cheap, never renders, never waits
+/// for a camera, a model or a disk. A simulated arm that also draws hands a snapshot to its [`FrameSource`] here.
+pub trait JointSide: Send {
+    /// What it is.
+    fn embodiment(&self) -> &Embodiment;
+    /// The newest joints, rad or m.
+    fn joints(&mut self) -> Result<JointReading>;
+    /// Sends one action. A simulated arm also advances its world by one control period.
+    fn apply(&mut self, action: Checked<Action>) -> Result<Applied>;
+    /// The clock of every stamp, frames included.
+    fn clock(&self) -> Arc<dyn Clock>;
+}
+
+/// The camera side of a robot in real time: owned by the camera thread, may render or wait.
+pub trait FrameSource: Send {
+    /// One new frame per camera of the embodiment, stamped on the joint side's clock. Waits for the next ones; gives
+    /// up with an error after a second at most, so that a dead camera is known and the thread can end.
+    fn frames(&mut self) -> Result<Vec<Frame>>;
 }
 
 /// Which episode to play.
