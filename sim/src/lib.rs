@@ -2,6 +2,14 @@
 //!
 //! The base frame of the arm is the world frame: x forward, y left, z up, the table's top at z = 0; metres, radians.
 
+mod arm;
+mod bodies;
+pub mod camera;
 pub mod drawing;
+mod physics;
+pub mod render;
 pub mod scene;
 pub mod state;
+pub mod world;
+
+pub use world::World;

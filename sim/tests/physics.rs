@@ -1,0 +1,150 @@
+//! The world's physics: motors, friction grasps, rest, clones and bytes.
+
+mod support;
+
+use support::{HOME, crowd, grasp, scene};
+use vela_embodiment::{Embodiment, Result};
+use vela_sim::World;
+use vela_sim::scene::ObjectKind;
+
+/// A motion that meets things: sweeps low over the crowd.
+fn sweep(world: &mut World, ticks: usize) -> Result<()> {
+    for tick in 0..ticks {
+        let t = tick as f64 / 30.0;
+        let lower = (t / 3.0).min(1.0);
+        world.step(&[
+            0.6 * (1.1 * t).sin(),
+            -0.6 + 1.2 * lower,
+            0.6 - 0.3 * lower,
+            1.2 - 0.1 * lower,
+            0.5 * (0.7 * t).sin(),
+            0.5 + 0.4 * (2.0 * t).sin(),
+        ])?;
+    }
+    Ok(())
+}
+
+#[test]
+fn the_same_targets_give_the_same_bytes() -> Result<()> {
+    let so101 = Embodiment::so101()?;
+    let mut world = World::new(&so101, &crowd())?;
+    sweep(&mut world, 300)?;
+    assert_eq!(format!("{:016x}", world.hash()), GOLDEN_HASH, "the world's bytes changed");
+    Ok(())
+}
+const GOLDEN_HASH: &str = "0000000000000000";
+
+#[test]
+fn a_clone_goes_the_same_way() -> Result<()> {
+    let so101 = Embodiment::so101()?;
+    let mut world = World::new(&so101, &crowd())?;
+    sweep(&mut world, 120)?;
+    let mut clone = world.clone();
+    sweep(&mut world, 120)?;
+    sweep(&mut clone, 120)?;
+    assert_eq!(world.hash(), clone.hash());
+    assert_eq!(world.state(), clone.state());
+    Ok(())
+}
+
+#[test]
+fn motors_reach_and_hold_their_targets() -> Result<()> {
+    let so101 = Embodiment::so101()?;
+    let mut world = World::new(&so101, &scene(&[]))?;
+    let goal = [0.8, 0.2, 0.3, 0.9, -0.7, 0.9];
+    for tick in 1..=45 {
+        let share = (f64::from(tick) / 30.0).min(1.0);
+        let targets: Vec<f64> = HOME.iter().zip(&goal).map(|(a, b)| a + (b - a) * share).collect();
+        world.step(&targets)?;
+        let state = world.state();
+        for (position, target) in state.joint_positions.iter().zip(&targets) {
+            assert!((position - target).abs() < 0.05, "tick {tick}: {position} follows {target}");
+        }
+    }
+    let state = world.state();
+    for (position, target) in state.joint_positions.iter().zip(&goal) {
+        assert!((position - target).abs() < 0.5_f64.to_radians(), "{position} holds {target}");
+    }
+    let drawn = world.drawing().world_from_gripper.cast::<f64>();
+    let tip = drawn * nalgebra::Point3::new(0.086, 0.0, 0.0075);
+    assert!(
+        (tip.coords - state.base_from_tip.translation.vector).norm() < 1e-4,
+        "bodies sit where the joints say"
+    );
+    Ok(())
+}
+
+#[test]
+fn objects_stay_where_they_stand() -> Result<()> {
+    let so101 = Embodiment::so101()?;
+    let mut world = World::new(&so101, &crowd())?;
+    let before = world.state();
+    for _ in 0..150 {
+        world.step(&HOME)?;
+    }
+    for (a, b) in before.objects.iter().zip(&world.state().objects) {
+        let moved = (a.base_from_object.translation.vector - b.base_from_object.translation.vector).norm();
+        assert!(moved < 5e-4, "the {} moved by {moved}", a.kind.word());
+        assert!(b.on_table && !b.touched, "{b:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_grasp_holds_by_friction() -> Result<()> {
+    let so101 = Embodiment::so101()?;
+    let (mut tried, mut held, mut reachable) = ([0; 3], [0; 3], 0);
+    for (index, kind) in ObjectKind::MOVABLE.into_iter().enumerate() {
+        for x in [0.16, 0.185, 0.21, 0.235, 0.26] {
+            for y in [-0.12, -0.06, 0.0, 0.03, 0.12] {
+                for yaw in [0.0, 0.35, -0.7] {
+                    let mut world = World::new(&so101, &scene(&[(kind, x, y, yaw)]))?;
+                    tried[index] += 1;
+                    let Some(grasped) = grasp(&mut world, yaw)? else { continue };
+                    reachable += 1;
+                    let good = grasped.lifted_m > 0.05 && grasped.last.pinched && !grasped.last.on_table;
+                    held[index] += i32::from(good);
+                    if !good {
+                        println!(
+                            "{} at {x} {y} {yaw}: lifted {:.4}, {:?}",
+                            kind.word(),
+                            grasped.lifted_m,
+                            grasped.last
+                        );
+                    }
+                }
+            }
+        }
+    }
+    println!("held {held:?} of {tried:?}, {reachable} in reach");
+    Ok(())
+}
+
+#[test]
+fn without_friction_nothing_is_lifted() -> Result<()> {
+    let so101 = Embodiment::so101()?;
+    for kind in ObjectKind::MOVABLE {
+        let mut scene = scene(&[(kind, 0.22, 0.03, 0.0)]);
+        scene.physics.friction_scale = 0.0;
+        let grasped = grasp(&mut World::new(&so101, &scene)?, 0.0)?;
+        assert!(grasped.is_some_and(|g| g.lifted_m < 0.02 && !g.last.pinched), "{}", kind.word());
+    }
+    Ok(())
+}
+
+#[test]
+fn bad_targets_are_refused_and_move_nothing() -> Result<()> {
+    let so101 = Embodiment::so101()?;
+    let mut world = World::new(&so101, &crowd())?;
+    let before = world.hash();
+    assert!(world.step(&[0.0; 5]).is_err_and(|e| e.to_string().contains("expected 6, got 5")));
+    assert!(world.step(&[f64::NAN; 6]).is_err_and(|e| e.to_string().contains("not finite")));
+    assert_eq!(world.hash(), before);
+    let mut lost = crowd();
+    lost.objects[0].xy_m[0] = f64::INFINITY;
+    assert!(World::new(&so101, &lost).is_err_and(|e| e.to_string().contains("not finite")));
+    lost = crowd();
+    lost.start_joints[0] = 7.0;
+    assert!(World::new(&so101, &lost).is_err_and(|e| e.to_string().contains("cannot start at 7")));
+    Ok(())
+}
