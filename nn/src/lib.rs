@@ -1,1 +1,35 @@
 //! Layers, attention, weights, kernels and random streams: the ground under the models.
+//!
+//! Everything is float32 on the CPU; `Tensor` is Candle's. Entry points: [`Weights`] (where parameters come from),
+//! [`Linear`], [`Norm`], [`Embedding`], [`Activation`], [`Rope`], [`attention`], [`Mlp`] (the layers), [`AdamW`] and
+//! [`shard_gradients`] (training). Hot operations are fused custom operations in `kernels`; the same operations composed of
+//! Candle's own are in [`oracle`], and tests hold the one to the other.
+
+pub mod activation;
+pub mod attention;
+pub mod embedding;
+pub mod error;
+pub(crate) mod kernels;
+pub mod linear;
+pub mod mlp;
+pub mod norm;
+pub mod optim;
+pub mod oracle;
+pub mod parallel;
+pub mod random;
+pub mod rope;
+pub mod threads;
+pub mod weights;
+
+pub use activation::Activation;
+pub use attention::{Heads, Mask, attention, attention_packed, merge_heads, split_heads};
+pub use candle_core::{D, DType, Device, IndexOp, Tensor, Var};
+pub use embedding::Embedding;
+pub use error::{Error, Result};
+pub use linear::Linear;
+pub use mlp::{Mlp, MlpConfig};
+pub use norm::{Norm, NormConfig};
+pub use optim::{AdamW, AdamWConfig};
+pub use parallel::{Gradients, gradients, shard_gradients, shard_gradients_with};
+pub use rope::{Rope, RopeConfig, RopeScaling, RopeStyle};
+pub use weights::{Init, Weights, hash_of, save};

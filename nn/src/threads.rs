@@ -1,0 +1,88 @@
+//! How many threads the kernels use. Explicit: set once for the process, or for the duration of a call on this thread.
+
+use std::cell::Cell;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+static PROCESS: AtomicUsize = AtomicUsize::new(0);
+
+thread_local! {
+    static HERE: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Sets the thread count of the process (0: as many as the machine has).
+pub fn set(count: usize) {
+    PROCESS.store(count, Ordering::Relaxed);
+}
+
+/// The thread count that kernels started from this thread use.
+pub fn current() -> usize {
+    let here = HERE.get();
+    if here != 0 {
+        return here;
+    }
+    match PROCESS.load(Ordering::Relaxed) {
+        0 => {
+            let count = std::thread::available_parallelism().map_or(1, usize::from);
+            PROCESS.store(count, Ordering::Relaxed);
+            count
+        }
+        count => count,
+    }
+}
+
+/// Runs `f` with kernels on `count` threads (at least 1), for calls from this thread only.
+pub fn with_threads<T>(count: usize, f: impl FnOnce() -> T) -> T {
+    struct Restore(usize);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            HERE.set(self.0);
+        }
+    }
+    let _restore = Restore(HERE.replace(count.max(1)));
+    f()
+}
+
+/// Runs `task(0..count)`, spread over [`current`] threads. Tasks must not depend on one another.
+pub(crate) fn for_each(count: usize, task: impl Fn(usize) + Sync) {
+    let threads = current().min(count);
+    if threads <= 1 {
+        (0..count).for_each(task);
+        return;
+    }
+    let next = AtomicUsize::new(0);
+    let work = || {
+        with_threads(1, || {
+            loop {
+                let i = next.fetch_add(1, Ordering::Relaxed);
+                if i >= count {
+                    break;
+                }
+                task(i);
+            }
+        });
+    };
+    rayon::in_place_scope(|scope| {
+        for _ in 1..threads {
+            scope.spawn(|_| work());
+        }
+        work();
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_task_runs_once_at_any_thread_count() {
+        for threads in [1, 2, 5] {
+            let counts: Vec<AtomicUsize> = (0..17).map(|_| AtomicUsize::new(0)).collect();
+            with_threads(threads, || {
+                for_each(17, |i| {
+                    counts[i].fetch_add(1, Ordering::Relaxed);
+                });
+            });
+            assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1));
+        }
+    }
+}

@@ -1,0 +1,416 @@
+//! Where parameters come from: a checkpoint, bytes in the binary, or a seeded initialisation. One prefix-scoped source.
+
+use crate::error::{Misshaped, WeightsReport};
+use crate::{Error, Result, kernels::mapped::MappedFile, random};
+use candle_core::{Device, Shape, Tensor, Var};
+use rand::Rng;
+use rand_distr::StandardNormal;
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use sha2::{Digest, Sha256};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// How a fresh parameter starts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Init {
+    /// All zeros.
+    Zeros,
+    /// All ones.
+    Ones,
+    /// One value everywhere.
+    Constant(f32),
+    /// Normal with this standard deviation.
+    Normal(f32),
+    /// Uniform in `±bound`.
+    Uniform(f32),
+    /// Uniform in `±sqrt(6 / (fan_in + fan_out))`, fans from the shape `[out, in, ..]` (Glorot and Bengio, 2010).
+    XavierUniform,
+    /// Normal with standard deviation `gain / sqrt(fan_in)`, fan from the shape `[out, in, ..]` (He et al., 2015).
+    FanIn(f32),
+}
+
+impl Init {
+    /// The initial values of the parameter `name` under `seed`: they depend on nothing else.
+    fn values(self, seed: u64, name: &str, shape: &Shape) -> Vec<f32> {
+        let count = shape.elem_count();
+        let dims = shape.dims();
+        let receptive: usize = dims.iter().skip(2).product();
+        let fan_out = dims.first().copied().unwrap_or(1) * receptive;
+        let fan_in = dims.get(1).or(dims.first()).copied().unwrap_or(1) * receptive;
+        let mut rng = random::stream(seed, name);
+        let mut normal = |std: f32| -> Vec<f32> {
+            (0..count).map(|_| std * rng.sample::<f32, _>(StandardNormal)).collect()
+        };
+        match self {
+            Self::Zeros => vec![0.0; count],
+            Self::Ones => vec![1.0; count],
+            Self::Constant(value) => vec![value; count],
+            Self::Normal(std) => normal(std),
+            Self::FanIn(gain) => normal(gain / (fan_in.max(1) as f32).sqrt()),
+            Self::Uniform(_) | Self::XavierUniform => {
+                let bound = match self {
+                    Self::Uniform(bound) => bound,
+                    _ => (6.0 / (fan_in + fan_out).max(1) as f32).sqrt(),
+                };
+                (0..count).map(|_| bound * (2.0 * rng.random::<f32>() - 1.0)).collect()
+            }
+        }
+    }
+}
+
+/// A tensor as it is stored: bytes of some file, converted to float32 only when a layer asks for it.
+enum Stored {
+    Ready(Tensor),
+    Raw { file: Arc<FileBytes>, dtype: Dtype, shape: Vec<usize>, start: usize, end: usize },
+}
+
+enum FileBytes {
+    Mapped(MappedFile),
+    Owned(Vec<u8>),
+}
+
+impl FileBytes {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Mapped(file) => file.bytes(),
+            Self::Owned(bytes) => bytes,
+        }
+    }
+}
+
+impl Stored {
+    fn shape(&self) -> &[usize] {
+        match self {
+            Self::Ready(tensor) => tensor.dims(),
+            Self::Raw { shape, .. } => shape,
+        }
+    }
+
+    fn tensor(&self, name: &str) -> Result<Tensor> {
+        let (file, dtype, shape, range) = match self {
+            Self::Ready(tensor) => return Ok(tensor.to_dtype(candle_core::DType::F32)?.contiguous()?),
+            Self::Raw { file, dtype, shape, start, end } => (file, dtype, shape, *start..*end),
+        };
+        let bytes =
+            file.bytes().get(range).ok_or_else(|| Error::parse(name, "its bytes lie outside the file"))?;
+        let pairs = || bytes.as_chunks::<2>().0.iter().copied();
+        let values: Vec<f32> = match dtype {
+            Dtype::F32 => bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+            Dtype::F16 => pairs().map(|b| half::f16::from_le_bytes(b).to_f32()).collect(),
+            Dtype::BF16 => pairs().map(|b| half::bf16::from_le_bytes(b).to_f32()).collect(),
+            other => return Err(Error::parse(name, format!("expected F32, F16 or BF16, got {other:?}"))),
+        };
+        Ok(Tensor::from_vec(values, shape.as_slice(), &Device::Cpu)?)
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    /// Constants from a checkpoint.
+    Frozen,
+    /// Variables from a checkpoint.
+    Trainable,
+    /// Variables initialised under a seed.
+    Fresh(u64),
+}
+
+#[derive(Default)]
+struct State {
+    made: HashMap<String, Tensor>,
+    vars: BTreeMap<String, Var>,
+    used: BTreeSet<String>,
+    missing: BTreeSet<String>,
+    misshaped: BTreeMap<String, Misshaped>,
+}
+
+struct Source {
+    mode: Mode,
+    stored: HashMap<String, Stored>,
+    state: Mutex<State>,
+}
+
+impl Source {
+    // A panic while the lock was held cannot leave the maps half-written in a way that matters here.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A source of parameters, scoped to a prefix. Cheap to clone. A layer asks for its tensors by shape and name; what is
+/// missing or mis-shaped is written down and answered with zeros, so that [`Weights::finish`] can report everything at once.
+#[derive(Clone)]
+pub struct Weights {
+    source: Arc<Source>,
+    prefix: String,
+}
+
+impl Weights {
+    fn new(mode: Mode, stored: HashMap<String, Stored>) -> Self {
+        Self { source: Arc::new(Source { mode, stored, state: Mutex::default() }), prefix: String::new() }
+    }
+
+    /// Constants from safetensors files (F32, F16 or BF16, all read as float32), memory-mapped.
+    pub fn load(paths: &[PathBuf]) -> Result<Self> {
+        Ok(Self::new(Mode::Frozen, read_files(paths)?))
+    }
+
+    /// Constants from a model folder: `model.safetensors`, or the shards of `model.safetensors.index.json`.
+    pub fn load_dir(dir: &Path) -> Result<Self> {
+        Self::load(&files_of(dir)?)
+    }
+
+    /// Constants from a safetensors file held in memory, such as a checkpoint inside the binary.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        let mut stored = HashMap::new();
+        index_file("checkpoint", Arc::new(FileBytes::Owned(bytes.to_vec())), &mut stored)?;
+        Ok(Self::new(Mode::Frozen, stored))
+    }
+
+    /// Constants from tensors by name.
+    pub fn from_tensors(tensors: HashMap<String, Tensor>) -> Self {
+        Self::new(Mode::Frozen, tensors.into_iter().map(|(name, t)| (name, Stored::Ready(t))).collect())
+    }
+
+    /// New trainable variables. Each takes its initial values from its own stream: they depend on seed and name only.
+    pub fn fresh(seed: u64) -> Self {
+        Self::new(Mode::Fresh(seed), HashMap::new())
+    }
+
+    /// Trainable variables from a checkpoint: a safetensors file or a model folder.
+    pub fn load_trainable(path: &Path) -> Result<Self> {
+        let files = if path.is_dir() { files_of(path)? } else { vec![path.to_path_buf()] };
+        Ok(Self::new(Mode::Trainable, read_files(&files)?))
+    }
+
+    /// The same checkpoint with every stored name passed through `rename` (an empty string drops the tensor).
+    /// Call it before any layer has asked for a tensor.
+    pub fn renamed(&self, rename: impl Fn(&str) -> String) -> Result<Self> {
+        let mut stored = HashMap::new();
+        for (name, tensor) in &self.source.stored {
+            let new = rename(name);
+            let copy = match tensor {
+                Stored::Ready(t) => Stored::Ready(t.clone()),
+                Stored::Raw { file, dtype, shape, start, end } => Stored::Raw {
+                    file: file.clone(),
+                    dtype: *dtype,
+                    shape: shape.clone(),
+                    start: *start,
+                    end: *end,
+                },
+            };
+            if !new.is_empty() && stored.insert(new.clone(), copy).is_some() {
+                return Err(Error::parse(name, format!("two tensors would be called {new}")));
+            }
+        }
+        Ok(Self { prefix: self.prefix.clone(), ..Self::new(self.source.mode, stored) })
+    }
+
+    /// The same source, one level down: names are looked up under `name.`; numbers are levels too.
+    pub fn pp(&self, name: impl std::fmt::Display) -> Self {
+        Self { source: self.source.clone(), prefix: self.full(&name.to_string()) }
+    }
+
+    /// The prefix of this scope, without the last dot.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    fn full(&self, name: &str) -> String {
+        match (self.prefix.is_empty(), name.is_empty()) {
+            (true, _) => name.to_string(),
+            (false, true) => self.prefix.clone(),
+            (false, false) => format!("{}.{name}", self.prefix),
+        }
+    }
+
+    /// The tensor `name` of this scope, `shape`; a fresh one starts as `Normal(0.02)`.
+    pub fn get(&self, shape: impl Into<Shape>, name: &str) -> Result<Tensor> {
+        self.get_init(shape, name, Init::Normal(0.02))
+    }
+
+    /// The tensor `name` of this scope, `shape`; a fresh one starts as `init` says. Asking twice gives the same tensor
+    /// (tied weights). A missing or mis-shaped tensor is noted for [`Weights::finish`] and zeros come back.
+    pub fn get_init(&self, shape: impl Into<Shape>, name: &str, init: Init) -> Result<Tensor> {
+        let shape = shape.into();
+        let name = self.full(name);
+        let mut state = self.source.state();
+        if let Some(made) = state.made.get(&name) {
+            if made.shape() == &shape {
+                return Ok(made.clone());
+            }
+            let misshaped =
+                Misshaped { name: name.clone(), expected: shape.dims().to_vec(), got: made.dims().to_vec() };
+            state.misshaped.insert(name, misshaped);
+            return Ok(Tensor::zeros(shape, candle_core::DType::F32, &Device::Cpu)?);
+        }
+        let tensor = if let Mode::Fresh(seed) = self.source.mode {
+            Tensor::from_vec(init.values(seed, &name, &shape), shape, &Device::Cpu)?
+        } else {
+            state.used.insert(name.clone());
+            match self.source.stored.get(&name) {
+                Some(stored) if stored.shape() == shape.dims() => stored.tensor(&name)?,
+                Some(stored) => {
+                    let (expected, got) = (shape.dims().to_vec(), stored.shape().to_vec());
+                    state.misshaped.insert(name.clone(), Misshaped { name, expected, got });
+                    return Ok(Tensor::zeros(shape, candle_core::DType::F32, &Device::Cpu)?);
+                }
+                None => {
+                    state.missing.insert(name);
+                    return Ok(Tensor::zeros(shape, candle_core::DType::F32, &Device::Cpu)?);
+                }
+            }
+        };
+        let tensor = if self.source.mode == Mode::Frozen {
+            tensor
+        } else {
+            let var = Var::from_tensor(&tensor)?;
+            state.vars.insert(name.clone(), var.clone());
+            var.as_tensor().clone()
+        };
+        state.made.insert(name, tensor.clone());
+        Ok(tensor)
+    }
+
+    /// The tensor `name` if the checkpoint has it; a fresh source makes it.
+    pub fn optional(&self, shape: impl Into<Shape>, name: &str, init: Init) -> Result<Option<Tensor>> {
+        if self.contains(name) || matches!(self.source.mode, Mode::Fresh(_)) {
+            self.get_init(shape, name, init).map(Some)
+        } else {
+            Ok(None)
+        }
+    }
+
+    /// Whether the checkpoint has `name` in this scope; a fresh source has only what was already made.
+    pub fn contains(&self, name: &str) -> bool {
+        let name = self.full(name);
+        self.source.stored.contains_key(&name) || self.source.state().made.contains_key(&name)
+    }
+
+    /// The stored shape of `name` in this scope.
+    pub fn shape_of(&self, name: &str) -> Option<Vec<usize>> {
+        self.source.stored.get(&self.full(name)).map(|stored| stored.shape().to_vec())
+    }
+
+    /// Whether this source makes new parameters instead of reading a checkpoint.
+    pub fn is_fresh(&self) -> bool {
+        matches!(self.source.mode, Mode::Fresh(_))
+    }
+
+    /// The full names of all stored tensors, sorted.
+    pub fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.source.stored.keys().cloned().collect();
+        names.sort();
+        names
+    }
+
+    /// Succeeds if checkpoint and model agree exactly; else one error names every missing, unused and mis-shaped tensor.
+    pub fn finish(&self) -> Result<()> {
+        self.finish_allowing(|_| false)
+    }
+
+    /// As [`Weights::finish`], but unused tensors whose full name `allow` accepts are no error.
+    pub fn finish_allowing(&self, allow: impl Fn(&str) -> bool) -> Result<()> {
+        let state = self.source.state();
+        let report = WeightsReport {
+            missing: state.missing.iter().cloned().collect(),
+            unused: self
+                .names()
+                .into_iter()
+                .filter(|name| !state.used.contains(name) && !allow(name))
+                .collect(),
+            misshaped: state.misshaped.values().cloned().collect(),
+        };
+        if report.is_clean() { Ok(()) } else { Err(Error::Weights(report)) }
+    }
+
+    /// The variables made so far, by full name, sorted. Empty for constants.
+    pub fn trainable(&self) -> Vec<(String, Var)> {
+        self.source.state().vars.iter().map(|(name, var)| (name.clone(), var.clone())).collect()
+    }
+}
+
+/// Writes a safetensors file whole or not at all (a temporary file beside it, then a rename).
+/// Names are sorted, so the same tensors give the same bytes.
+pub fn save(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
+    let mut data: BTreeMap<&str, (Vec<usize>, Vec<u8>)> = BTreeMap::new();
+    for (name, tensor) in tensors {
+        let values = tensor.to_dtype(candle_core::DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        data.insert(name, (tensor.dims().to_vec(), values.iter().flat_map(|v| v.to_le_bytes()).collect()));
+    }
+    let mut views = Vec::with_capacity(data.len());
+    for (name, (shape, bytes)) in &data {
+        let view = TensorView::new(Dtype::F32, shape.clone(), bytes).map_err(|e| Error::parse(name, e))?;
+        views.push((name.to_string(), view));
+    }
+    let bytes = safetensors::serialize(views, None).map_err(|e| Error::parse(path.display(), e))?;
+    write_atomically(path, &bytes)
+}
+
+/// Writes a file whole or not at all.
+pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(format!(".{}.partial", std::process::id()));
+    let temporary = PathBuf::from(temporary);
+    std::fs::write(&temporary, bytes).map_err(|e| Error::io(&temporary, e))?;
+    std::fs::rename(&temporary, path).map_err(|e| Error::io(path, e))
+}
+
+/// The SHA-256 of some bytes, in lower-case hex.
+pub fn hash_of(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn read_files(paths: &[PathBuf]) -> Result<HashMap<String, Stored>> {
+    let mut stored = HashMap::new();
+    for path in paths {
+        let file = MappedFile::open(path).map_err(|e| Error::io(path, e))?;
+        index_file(&path.display().to_string(), Arc::new(FileBytes::Mapped(file)), &mut stored)?;
+    }
+    Ok(stored)
+}
+
+fn index_file(what: &str, file: Arc<FileBytes>, stored: &mut HashMap<String, Stored>) -> Result<()> {
+    let bytes = file.bytes();
+    let views = SafeTensors::deserialize(bytes)
+        .map_err(|e| Error::parse(what, format!("not a safetensors file: {e:?}")))?;
+    let base = bytes.as_ptr() as usize;
+    let mut found = Vec::new();
+    for (name, view) in views.iter() {
+        let start = view.data().as_ptr() as usize - base;
+        let end = start + view.data().len();
+        found.push((name.to_string(), view.dtype(), view.shape().to_vec(), start, end));
+    }
+    for (name, dtype, shape, start, end) in found {
+        let raw = Stored::Raw { file: file.clone(), dtype, shape, start, end };
+        if stored.insert(name.clone(), raw).is_some() {
+            return Err(Error::parse(what, format!("the tensor {name} is in two files")));
+        }
+    }
+    Ok(())
+}
+
+fn files_of(dir: &Path) -> Result<Vec<PathBuf>> {
+    let single = dir.join("model.safetensors");
+    if single.is_file() {
+        return Ok(vec![single]);
+    }
+    let index = dir.join("model.safetensors.index.json");
+    if !index.is_file() {
+        let reason =
+            "expected model.safetensors or model.safetensors.index.json in this folder, found neither";
+        return Err(Error::parse(dir.display(), reason));
+    }
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let text = std::fs::read_to_string(&index).map_err(|e| Error::io(&index, e))?;
+    let parsed: Index = serde_json::from_str(&text).map_err(|e| Error::parse(index.display(), e))?;
+    let shards: BTreeSet<String> = parsed.weight_map.into_values().collect();
+    // A shard is a plain file name: an index must not reach outside its folder.
+    if let Some(bad) = shards.iter().find(|name| Path::new(name).components().count() != 1) {
+        return Err(Error::parse(index.display(), format!("shard {bad:?} is not a plain file name")));
+    }
+    Ok(shards.into_iter().map(|name| dir.join(name)).collect())
+}
