@@ -1,0 +1,205 @@
+//! Reading a dataset, ours or LeRobot's own, episode by episode.
+
+use crate::layout::{ACTION, FileId, IMAGES, Info, Layout, STATE, read_json, refuse};
+use crate::rows::{EncodedEpisode, read_pictures, read_vectors};
+use crate::{Recording, meta, table};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use vela_embodiment::{Camera, Embodiment, Error, Result};
+
+pub use crate::meta::EpisodeEntry;
+
+/// A LeRobot v3.0 dataset in image mode. Opening reads the tables; frames are read episode by episode, touching
+/// only the row groups that hold them. Numbers come as they are stored: ours are rad and m, others may be degrees.
+#[derive(Clone, Debug)]
+pub struct Dataset {
+    layout: Layout,
+    info: Info,
+    embodiment: Option<Embodiment>,
+    state_names: Vec<String>,
+    action_names: Vec<String>,
+    cameras: Vec<Camera>,
+    tasks: Vec<Arc<str>>,
+    episodes: Vec<EpisodeEntry>,
+    /// The number of each data file's first frame.
+    file_starts: BTreeMap<FileId, usize>,
+}
+
+impl Dataset {
+    /// Opens the dataset in a folder.
+    ///
+    /// # Errors
+    /// Not a v3.0 dataset, a camera that is stored as video, a missing feature, a torn table.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let layout = Layout::new(folder);
+        let info = Info::load(&layout)?;
+        let embodiment_path = layout.meta("embodiment.json");
+        let embodiment: Option<Embodiment> =
+            if embodiment_path.exists() { Some(read_json(&embodiment_path)?) } else { None };
+        let mut cameras = info.cameras()?;
+        if let Some(embodiment) = &embodiment {
+            // The embodiment's order of cameras, where there is one.
+            let place = |c: &Camera| embodiment.cameras.iter().position(|own| own.name == c.name);
+            cameras.sort_by_key(|camera| place(camera).unwrap_or(usize::MAX));
+        }
+        let episodes = meta::read_episodes(&layout)?;
+        let mut file_starts = BTreeMap::new();
+        for entry in &episodes {
+            file_starts.entry(entry.data_file).or_insert(entry.first_index);
+        }
+        Ok(Self {
+            state_names: names(info.vector(STATE)?),
+            action_names: names(info.vector(ACTION)?),
+            tasks: if episodes.is_empty() { Vec::new() } else { meta::read_tasks(&layout)? },
+            layout,
+            info,
+            embodiment,
+            cameras,
+            episodes,
+            file_starts,
+        })
+    }
+
+    /// The robot that it was recorded with; `None` when vela did not write it. Its URDF is empty.
+    pub fn embodiment(&self) -> Option<&Embodiment> {
+        self.embodiment.as_ref()
+    }
+
+    /// Refuses a dataset that was not recorded with this robot; every difference is named. A dataset that is not
+    /// ours is compared by joint names, cameras and rate.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`].
+    pub fn require_same(&self, robot: &Embodiment) -> Result<()> {
+        if let Some(own) = &self.embodiment {
+            return robot.require_same(own);
+        }
+        let mut seen = robot.clone();
+        seen.cameras.clone_from(&self.cameras);
+        seen.control_hz = self.fps();
+        let mut differences = Vec::new();
+        for (what, names) in [("state", &self.state_names), ("action", &self.action_names)] {
+            if robot.joint_names() != *names {
+                differences.push(format!("joints {:?} against {what} {names:?}", robot.joint_names()));
+            }
+        }
+        match robot.require_same(&seen) {
+            Err(Error::Mismatch(more)) => differences.extend(more),
+            other => other?,
+        }
+        if differences.is_empty() { Ok(()) } else { Err(Error::Mismatch(differences)) }
+    }
+
+    /// Frames per second.
+    pub fn fps(&self) -> f64 {
+        self.info.fps()
+    }
+
+    /// Names of the state's entries: joint names, without LeRobot's ending ".pos".
+    pub fn state_names(&self) -> &[String] {
+        &self.state_names
+    }
+
+    /// Names of the action's entries: joint names, without LeRobot's ending ".pos".
+    pub fn action_names(&self) -> &[String] {
+        &self.action_names
+    }
+
+    /// The cameras, in the order of every observation's frames.
+    pub fn cameras(&self) -> &[Camera] {
+        &self.cameras
+    }
+
+    /// The episodes, without their frames.
+    pub fn entries(&self) -> &[EpisodeEntry] {
+        &self.episodes
+    }
+
+    /// Number of episodes.
+    pub fn len(&self) -> usize {
+        self.episodes.len()
+    }
+
+    /// Whether it has no episode.
+    pub fn is_empty(&self) -> bool {
+        self.episodes.is_empty()
+    }
+
+    /// Number of frames of all episodes.
+    pub fn total_frames(&self) -> usize {
+        self.episodes.last().map_or(0, |entry| entry.first_index + entry.length)
+    }
+
+    /// `meta/stats.json`, with LeRobot's names and shapes.
+    ///
+    /// # Errors
+    /// The file is missing or not JSON.
+    pub fn stats(&self) -> Result<serde_json::Value> {
+        read_json(&self.layout.meta("stats.json"))
+    }
+
+    /// Episode `index` with its pictures decoded.
+    ///
+    /// # Errors
+    /// There is no such episode, its file is torn, or a column is missing or has the wrong shape.
+    pub fn episode(&self, index: usize) -> Result<Recording> {
+        self.encoded(index)?.decode()
+    }
+
+    /// The episodes one after another, each read when it is asked for.
+    pub fn iter(&self) -> impl Iterator<Item = Result<Recording>> + '_ {
+        (0..self.len()).map(|index| self.episode(index))
+    }
+
+    /// Episode `index` with its pictures still encoded.
+    ///
+    /// # Errors
+    /// There is no such episode, its file is torn, or a column is missing or has the wrong shape.
+    pub fn encoded(&self, index: usize) -> Result<EncodedEpisode> {
+        let entry = self.episodes.get(index).ok_or_else(|| Error::Unknown {
+            kind: "episode",
+            name: index.to_string(),
+            known: format!("{} episodes in {}", self.len(), self.layout.root().display()),
+        })?;
+        let path = &self.layout.data(entry.data_file);
+        let start = entry.first_index - self.file_starts.get(&entry.data_file).copied().unwrap_or_default();
+        let keys: Vec<String> =
+            self.cameras.iter().map(|camera| format!("{IMAGES}{}", camera.name)).collect();
+        let mut columns = vec![STATE, ACTION, "timestamp", "episode_index", "task_index"];
+        columns.extend(keys.iter().map(String::as_str));
+        let batch = table::read(path, &columns, Some(start..start + entry.length))?;
+        if let Some(other) =
+            table::integers(&batch, "episode_index", path)?.iter().find(|k| **k != index as i64)
+        {
+            return Err(refuse(
+                path,
+                format!("expected frames of episode {index} from row {start} on, got {other}"),
+            ));
+        }
+        let tasks = table::integers(&batch, "task_index", path)?
+            .iter()
+            .map(|task| {
+                let known = usize::try_from(*task).ok().and_then(|task| self.tasks.get(task));
+                known.cloned().ok_or_else(|| {
+                    refuse(path, format!("task_index {task}, but there are {} tasks", self.tasks.len()))
+                })
+            })
+            .collect::<Result<_>>()?;
+        Ok(EncodedEpisode {
+            index,
+            extra: entry.extra.clone(),
+            tasks,
+            states: read_vectors(&batch, STATE, self.state_names.len(), path)?,
+            actions: read_vectors(&batch, ACTION, self.action_names.len(), path)?,
+            timestamps_secs: read_vectors(&batch, "timestamp", 1, path)?.into_iter().flatten().collect(),
+            cameras: self.cameras.clone(),
+            pictures: keys.iter().map(|key| read_pictures(&batch, key, path)).collect::<Result<_>>()?,
+        })
+    }
+}
+
+fn names(feature: &crate::layout::Feature) -> Vec<String> {
+    let plain = |name: String| name.strip_suffix(".pos").map(str::to_owned).unwrap_or(name);
+    feature.entry_names().into_iter().map(plain).collect()
+}

@@ -1,0 +1,168 @@
+//! A robot or environment that records what passes through it. Encoding and writing happen on a thread of their
+//! own: the control loop never waits for a disk.
+
+use crate::DatasetWriter;
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use vela_embodiment::{
+    Action, Applied, Checked, Clock, Embodiment, Environment, Episode, Error, Observation, Outcome, Result,
+    Robot,
+};
+
+enum Event {
+    Frame(Observation, Action),
+    End(String, serde_json::Value),
+    Discard,
+}
+
+/// Wraps a robot (or environment) and records, for every action, the observation before it and the targets that
+/// were really sent. Episodes are committed by [`Recorder::end_episode`]; one that is not is forgotten at the next
+/// reset.
+#[derive(Debug)]
+pub struct Recorder<R> {
+    inner: R,
+    seen: Option<Observation>,
+    label: Option<Action>,
+    instruction: Option<String>,
+    events: Option<mpsc::Sender<Event>>,
+    thread: Option<JoinHandle<Result<DatasetWriter>>>,
+}
+
+impl<R: Robot> Recorder<R> {
+    /// Records into `writer`.
+    ///
+    /// # Errors
+    /// The writing thread cannot be started.
+    pub fn new(inner: R, writer: DatasetWriter) -> Result<Self> {
+        let (events, inbox) = mpsc::channel();
+        let thread = std::thread::Builder::new()
+            .name("recorder".into())
+            .spawn(move || write(writer, &inbox))
+            .map_err(|e| Error::Robot(format!("recorder thread: {e}")))?;
+        Ok(Self {
+            inner,
+            seen: None,
+            label: None,
+            instruction: None,
+            events: Some(events),
+            thread: Some(thread),
+        })
+    }
+
+    /// What is wrapped.
+    pub fn inner(&self) -> &R {
+        &self.inner
+    }
+
+    /// What is wrapped.
+    pub fn inner_mut(&mut self) -> &mut R {
+        &mut self.inner
+    }
+
+    /// The next frame is recorded with this action in place of the one that is sent: an expert's label on a state
+    /// that a policy reached.
+    pub fn label(&mut self, action: Action) {
+        self.label = Some(action);
+    }
+
+    /// Commits the episode under the instruction of its observations; `extra` is kept beside it as JSON. Does not
+    /// wait for the disk.
+    ///
+    /// # Errors
+    /// No frame was recorded, or an earlier write failed: then recording has ended and this is why.
+    pub fn end_episode(&mut self, extra: serde_json::Value) -> Result<()> {
+        let task = self.instruction.take().ok_or_else(|| Error::Shape {
+            what: "episode to commit".into(),
+            expected: "at least one frame".into(),
+            got: "none".into(),
+        })?;
+        self.seen = None;
+        self.send(Event::End(task, extra))
+    }
+
+    /// Forgets the episode that is being recorded.
+    pub fn discard_episode(&mut self) {
+        (self.seen, self.label, self.instruction) = (None, None, None);
+        // A failed writer is reported by `end_episode` and `finish`.
+        let _ = self.events.as_ref().map(|events| events.send(Event::Discard));
+    }
+
+    /// Waits until everything is on disk, and gives both parts back.
+    ///
+    /// # Errors
+    /// A write failed.
+    pub fn finish(mut self) -> Result<(R, DatasetWriter)> {
+        let writer = self.join()?;
+        Ok((self.inner, writer))
+    }
+
+    fn send(&mut self, event: Event) -> Result<()> {
+        let sent = self.events.as_ref().is_some_and(|events| events.send(event).is_ok());
+        if sent {
+            return Ok(());
+        }
+        // The thread only ends early with an error: it is the reason.
+        self.join().and(Err(Error::Robot("the recorder has ended".into())))
+    }
+
+    fn join(&mut self) -> Result<DatasetWriter> {
+        self.events = None;
+        match self.thread.take().map(JoinHandle::join) {
+            Some(Ok(result)) => result,
+            Some(Err(_)) => Err(Error::Robot("the recorder's thread died".into())),
+            None => Err(Error::Robot("the recorder has ended".into())),
+        }
+    }
+}
+
+fn write(mut writer: DatasetWriter, inbox: &mpsc::Receiver<Event>) -> Result<DatasetWriter> {
+    for event in inbox {
+        match event {
+            Event::Frame(observation, action) => writer.add_frame(&observation, &action)?,
+            Event::End(task, extra) => {
+                writer.end_episode(&task, extra)?;
+            }
+            Event::Discard => writer.discard_episode(),
+        }
+    }
+    Ok(writer)
+}
+
+impl<R: Robot> Robot for Recorder<R> {
+    fn embodiment(&self) -> &Embodiment {
+        self.inner.embodiment()
+    }
+
+    fn observe(&mut self) -> Result<Observation> {
+        let observation = self.inner.observe()?;
+        self.seen = Some(observation.clone());
+        Ok(observation)
+    }
+
+    fn apply(&mut self, action: Checked<Action>) -> Result<Applied> {
+        let applied = self.inner.apply(action)?;
+        let label = self.label.take();
+        if let Some(observation) = self.seen.take() {
+            self.instruction.get_or_insert_with(|| observation.instruction.clone());
+            let action = label.unwrap_or_else(|| Action { joint_targets: applied.joint_targets.clone() });
+            // The arm is not stopped for a full disk; `end_episode` and `finish` report it.
+            let _ = self.events.as_ref().map(|events| events.send(Event::Frame(observation, action)));
+        }
+        Ok(applied)
+    }
+
+    fn clock(&self) -> Arc<dyn Clock> {
+        self.inner.clock()
+    }
+}
+
+impl<E: Environment> Environment for Recorder<E> {
+    fn reset(&mut self, episode: &Episode) -> Result<()> {
+        self.discard_episode();
+        self.inner.reset(episode)
+    }
+
+    fn outcome(&self) -> Outcome {
+        self.inner.outcome()
+    }
+}
