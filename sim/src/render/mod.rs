@@ -1,10 +1,11 @@
 //! A small ray caster for the tabletop: deterministic pictures on the CPU, without GPU or threads.
 //!
 //! A picture is cut into tiles; a tile knows which solids may show in it; its rays go through them in batches
-//! of [`LANES`] whose loops vectorise. First one ray per pixel; then eight more in every pixel that differs
+//! of [`LANES`], eight to an instruction. First one ray per pixel; then eight more in every pixel that differs
 //! from a neighbour, so that edges are smooth and flat areas cheap. Only `+ - * /` and square roots decide a
 //! byte, so that the same drawing gives the same bytes everywhere.
 
+mod shapes;
 mod solids;
 mod srgb;
 mod stage;
@@ -16,6 +17,7 @@ use crate::camera::CameraView;
 use crate::drawing::Drawing;
 use solids::Rect;
 use stage::Stage;
+use wide::f32x8;
 
 /// In [`render_ids`]: the table or the background.
 pub const TABLE_ID: u16 = u16::MAX;
@@ -23,7 +25,9 @@ pub const TABLE_ID: u16 = u16::MAX;
 pub const MARK_ID: u16 = 0x8000;
 
 /// Rays in a batch.
-const LANES: usize = 64;
+const LANES: usize = 8 * PACKS;
+/// Packs of eight rays in a batch.
+const PACKS: usize = 8;
 /// Edge of a tile, pixels.
 const TILE: u32 = 8;
 /// Nothing nearer to the eye than this is drawn, m.
@@ -44,18 +48,42 @@ const ROOKS: [[f32; 2]; 8] = [
     [0.9375, 0.3125],
 ];
 
-type Lane = [f32; LANES];
+/// One number for each ray of a batch.
+type Lane = [f32x8; PACKS];
 
 /// Directions of a batch: `forward + u right + v down` of the eye.
 struct Rays {
     u: Lane,
     v: Lane,
+    /// How many packs are in use.
+    packs: usize,
+}
+
+impl Rays {
+    /// The packs in use.
+    #[inline(always)]
+    fn each(&self) -> std::ops::Range<usize> {
+        0..self.packs.min(PACKS)
+    }
+
+    fn set(&mut self, ray: usize, u: f32, v: f32) {
+        self.u[ray / 8].as_mut_array()[ray % 8] = u;
+        self.v[ray / 8].as_mut_array()[ray % 8] = v;
+        self.packs = ray / 8 + 1;
+    }
 }
 
 /// What a batch met: how deep, in units of the direction (infinite for nothing), and which material.
 struct Hits {
     depth: Lane,
-    material: [u32; LANES],
+    material: Lane,
+}
+
+/// Where a batch ended: points and normals in the world, linear RGB and gloss.
+struct Surface {
+    points: [Lane; 3],
+    normals: [Lane; 3],
+    paint: [Lane; 4],
 }
 
 /// The picture that a camera sees: sRGB bytes, `[height, width, 3]`, row by row from the top.
@@ -78,7 +106,8 @@ pub fn render_ids(drawing: &Drawing, view: &CameraView) -> Vec<u16> {
         &CENTRE,
         |_| true,
         |painter, pixels| {
-            for (pixel, &material) in pixels.iter().zip(&painter.hits.material) {
+            let materials = painter.hits.material.map(|pack| pack.to_array());
+            for (pixel, &material) in pixels.iter().zip(materials.as_flattened()) {
                 ids[*pixel] = painter.stage.id(material);
             }
         },
@@ -107,9 +136,9 @@ impl<'a> Painter<'a> {
             width: view.width,
             height: view.height,
             pixel: 2.0 * view.half_fov_tangent / view.height as f32,
-            rays: Rays { u: [0.0; LANES], v: [0.0; LANES] },
-            hits: Hits { depth: [0.0; LANES], material: [0; LANES] },
-            colours: [[0.0; LANES]; 3],
+            rays: Rays { u: [f32x8::ZERO; PACKS], v: [f32x8::ZERO; PACKS], packs: 0 },
+            hits: Hits { depth: [f32x8::ZERO; PACKS], material: [f32x8::ZERO; PACKS] },
+            colours: [[f32x8::ZERO; PACKS]; 3],
             solids: Vec::new(),
         }
     }
@@ -120,12 +149,10 @@ impl<'a> Painter<'a> {
         self.cast(places, chosen, |painter, pixels| {
             let Painter { stage, rays, solids, hits, colours, .. } = painter;
             stage.colours(rays, solids, hits, colours);
-            for (k, pixel) in pixels.iter().enumerate() {
-                let lanes = k * places.len()..(k + 1) * places.len();
-                for c in 0..3 {
-                    let sum: f32 =
-                        colours[c][lanes.clone()].iter().map(|&x| if x < 1.0 { x } else { 1.0 }).sum();
-                    rgb[pixel * 3 + c] = srgb::encode(sum * share);
+            for (c, colour) in colours.iter().enumerate() {
+                let colour = colour.map(|pack| pack.to_array());
+                for (pixel, seen) in pixels.iter().zip(colour.as_flattened().chunks_exact(places.len())) {
+                    rgb[pixel * 3 + c] = srgb::encode(seen.iter().sum::<f32>() * share);
                 }
             }
         });
@@ -159,9 +186,8 @@ impl<'a> Painter<'a> {
                             continue;
                         }
                         for (k, place) in places.iter().enumerate() {
-                            let lane = count * places.len() + k;
-                            self.rays.u[lane] = (x as f32 + place[0] - centre[0]) * self.pixel;
-                            self.rays.v[lane] = (y as f32 + place[1] - centre[1]) * self.pixel;
+                            let [u, v] = [x as f32 + place[0] - centre[0], y as f32 + place[1] - centre[1]];
+                            self.rays.set(count * places.len() + k, u * self.pixel, v * self.pixel);
                         }
                         pixels[count] = pixel;
                         count += 1;

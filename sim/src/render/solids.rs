@@ -1,20 +1,17 @@
 //! Solids made ready for one picture: where rays enter and leave them, their normals, the shadows they cast.
 //!
-//! Each shape says once, for one ray, over which pieces of the ray it extends ([`Spans`]); the nearest hit and
-//! the shadow test both read that. The loops over [`LANES`] rays have no branches, so that they vectorise.
+//! Each shape says once over which pieces of a ray it extends ([`Spans`]); the nearest hit and the shadow test
+//! both read that.
 
-use super::vec3::{V3, add, dot, high, low, matvec, scale, sub};
-use super::{Hits, LANES, Lane, NEAR, Rays};
+use super::shapes::{self, Spans};
+use super::vec3::{V3, add, dot, matvec, pick, scale, splat, sub};
+use super::{Hits, Lane, NEAR, Rays, Surface};
 use crate::camera::CameraView;
 use crate::drawing::{Drawn, Solid};
+use wide::f32x8;
 
 /// Shadow rays start this far above the surface, m.
 const LIFT: f32 = 2e-4;
-
-/// Two pieces of a ray, in order, each from where it enters to where it leaves; empty when the end comes first.
-type Spans = [[f32; 2]; 2];
-
-const NOTHING: [f32; 2] = [f32::INFINITY, f32::NEG_INFINITY];
 
 /// A rectangle in the picture plane or across the light.
 #[derive(Clone, Copy, Debug)]
@@ -35,17 +32,18 @@ impl Rect {
     }
 
     fn grow(&mut self, u: f32, v: f32) {
-        self.low = [low(self.low[0], u), low(self.low[1], v)];
-        self.high = [high(self.high[0], u), high(self.high[1], v)];
+        self.low = [self.low[0].min(u), self.low[1].min(v)];
+        self.high = [self.high[0].max(u), self.high[1].max(v)];
     }
 }
 
 /// The eye and the axes of the picture: a ray's direction is `forward + u right + v down`.
-pub(super) struct Eye {
-    pub at: V3,
-    pub right: V3,
-    pub down: V3,
-    pub forward: V3,
+#[derive(Clone, Copy)]
+pub(super) struct Eye<T = f32> {
+    pub at: V3<T>,
+    pub right: V3<T>,
+    pub down: V3<T>,
+    pub forward: V3<T>,
 }
 
 impl Eye {
@@ -61,8 +59,20 @@ impl Eye {
     }
 
     #[inline(always)]
-    pub fn ray(&self, u: f32, v: f32) -> V3 {
-        add(self.forward, add(scale(self.right, u), scale(self.down, v)))
+    pub fn splat(&self) -> Eye<f32x8> {
+        Eye {
+            at: splat(self.at),
+            right: splat(self.right),
+            down: splat(self.down),
+            forward: splat(self.forward),
+        }
+    }
+}
+
+impl Eye<f32x8> {
+    #[inline(always)]
+    pub fn ray(&self, rays: &Rays, i: usize) -> V3<f32x8> {
+        add(self.forward, add(scale(self.right, rays.u[i]), scale(self.down, rays.v[i])))
     }
 }
 
@@ -109,7 +119,7 @@ impl Ready {
             let offset = (0..3).fold(sub(centre, eye.at), |at, k| add(at, scale(axes[k], side(k))));
             let z = dot(offset, eye.forward);
             seen.grow(dot(offset, eye.right) / z, dot(offset, eye.down) / z);
-            depth = low(depth, z);
+            depth = depth.min(z);
         }
         if dot(sub(centre, eye.at), eye.forward) + reach(eye.forward) < NEAR {
             seen = Rect::EMPTY;
@@ -122,12 +132,12 @@ impl Ready {
             centre,
             axes,
             eye: Eye {
-                at: matvec(&axes, sub(eye.at, centre)),
-                right: matvec(&axes, eye.right),
-                down: matvec(&axes, eye.down),
-                forward: matvec(&axes, eye.forward),
+                at: matvec(axes, sub(eye.at, centre)),
+                right: matvec(axes, eye.right),
+                down: matvec(axes, eye.down),
+                forward: matvec(axes, eye.forward),
             },
-            light: matvec(&axes, light.towards),
+            light: matvec(axes, light.towards),
             seen,
             depth,
             shade: Rect { low: [a.0 - a.1, b.0 - b.1], high: [a.0 + a.1, b.0 + b.1] },
@@ -136,103 +146,86 @@ impl Ready {
     }
 
     /// Keeps this solid wherever it is nearer than what a ray has met so far.
-    pub fn meet(&self, me: u32, rays: &Rays, hits: &mut Hits) {
+    pub fn meet(&self, me: f32, rays: &Rays, hits: &mut Hits) {
         match self.shape {
-            Solid::Box(half) => self.meet_as(me, rays, hits, |o, d| [block(o, d, half.into()), NOTHING]),
-            Solid::Cylinder { radius, half_length } => self
-                .meet_as(me, rays, hits, |o, d| [tube(o, d, radius, [-half_length, half_length]), NOTHING]),
-            Solid::Sphere { radius } => self.meet_as(me, rays, hits, |o, d| [ball(o, d, radius), NOTHING]),
+            Solid::Box(half) => self.meet_as(me, rays, hits, shapes::block(half.into())),
+            Solid::Cylinder { radius, half_length } => {
+                self.meet_as(me, rays, hits, shapes::cylinder(radius, half_length));
+            }
+            Solid::Sphere { radius } => self.meet_as(me, rays, hits, shapes::ball(radius)),
             Solid::Bowl { radius, half_height, wall } => {
-                self.meet_as(me, rays, hits, |o, d| bowl(o, d, radius, half_height, wall))
+                self.meet_as(me, rays, hits, shapes::bowl(radius, half_height, wall));
             }
         }
     }
 
     #[inline(always)]
-    fn meet_as(&self, me: u32, rays: &Rays, hits: &mut Hits, spans: impl Fn(V3, V3) -> Spans) {
-        for i in 0..LANES {
-            let [first, second] = spans(self.eye.at, self.eye.ray(rays.u[i], rays.v[i]));
-            let mut depth = hits.depth[i];
-            let mut material = hits.material[i];
+    fn meet_as(&self, me: f32, rays: &Rays, hits: &mut Hits, spans: impl Fn(V3<f32x8>, V3<f32x8>) -> Spans) {
+        let (eye, me, near) = (self.eye.splat(), f32x8::splat(me), f32x8::splat(NEAR));
+        for i in rays.each() {
+            let [first, second] = spans(eye.at, eye.ray(rays, i));
             for [enter, leave] in [second, first] {
-                let nearer = (enter < leave) & (enter > NEAR) & (enter < depth);
-                depth = if nearer { enter } else { depth };
-                material = if nearer { me } else { material };
+                let nearer = enter.simd_lt(leave) & enter.simd_gt(near) & enter.simd_lt(hits.depth[i]);
+                hits.depth[i] = pick(nearer, enter, hits.depth[i]);
+                hits.material[i] = pick(nearer, me, hits.material[i]);
             }
-            hits.depth[i] = depth;
-            hits.material[i] = material;
         }
     }
 
-    /// Writes the world normals of the lanes that this solid won.
-    pub fn normals(&self, me: u32, rays: &Rays, hits: &Hits, normals: &mut [Lane; 3]) {
+    /// Writes normal and paint of the rays that this solid won.
+    pub fn surface(&self, me: f32, paint: [f32; 4], rays: &Rays, hits: &Hits, surface: &mut Surface) {
         match self.shape {
             Solid::Box(half) => {
-                let half: V3 = half.into();
-                // Edges are rounded for the eye only: the normal turns over the outermost millimetre.
-                let bevel = low(0.0015, 0.3 * low(half[0], low(half[1], half[2])));
-                let inner = sub(half, [bevel; 3]);
-                self.normals_as(me, rays, hits, normals, |p| {
-                    std::array::from_fn(|k| high(p[k].abs() - inner[k], 0.0).copysign(p[k]))
-                });
+                self.surface_as(me, paint, rays, hits, surface, shapes::block_normal(half.into()));
             }
             Solid::Cylinder { radius, half_length } => {
-                let bevel = low(0.0015, 0.3 * low(radius, half_length));
-                self.normals_as(me, rays, hits, normals, |p| {
-                    let r = (p[0] * p[0] + p[1] * p[1]).sqrt();
-                    let out = high(r - (radius - bevel), 0.0) / high(r, 1e-6);
-                    let up = high(p[2].abs() - (half_length - bevel), 0.0).copysign(p[2]);
-                    [p[0] * out, p[1] * out, up]
-                });
+                let normal = shapes::cylinder_normal(radius, half_length);
+                self.surface_as(me, paint, rays, hits, surface, normal);
             }
-            Solid::Sphere { .. } => self.normals_as(me, rays, hits, normals, |p| p),
+            Solid::Sphere { .. } => self.surface_as(me, paint, rays, hits, surface, |p| p),
             Solid::Bowl { radius, half_height, wall } => {
-                self.normals_as(me, rays, hits, normals, |p| bowl_normal(p, radius, half_height, wall));
+                let normal = shapes::bowl_normal(radius, half_height, wall);
+                self.surface_as(me, paint, rays, hits, surface, normal);
             }
         }
     }
 
     #[inline(always)]
-    fn normals_as(
+    fn surface_as(
         &self,
-        me: u32,
+        me: f32,
+        paint: [f32; 4],
         rays: &Rays,
         hits: &Hits,
-        normals: &mut [Lane; 3],
-        normal: impl Fn(V3) -> V3,
+        surface: &mut Surface,
+        normal: impl Fn(V3<f32x8>) -> V3<f32x8>,
     ) {
-        let [nx, ny, nz] = normals;
-        let [ax, ay, az] = self.axes;
-        for i in 0..LANES {
-            let ray = self.eye.ray(rays.u[i], rays.v[i]);
-            let n = normal(add(self.eye.at, scale(ray, hits.depth[i])));
-            let n = scale(n, 1.0 / dot(n, n).sqrt());
-            let world = add(scale(ax, n[0]), add(scale(ay, n[1]), scale(az, n[2])));
-            let mine = hits.material[i] == me;
-            nx[i] = if mine { world[0] } else { nx[i] };
-            ny[i] = if mine { world[1] } else { ny[i] };
-            nz[i] = if mine { world[2] } else { nz[i] };
+        let (eye, me, paint) = (self.eye.splat(), f32x8::splat(me), paint.map(f32x8::splat));
+        let axes = self.axes.map(splat);
+        for i in rays.each() {
+            let mine = hits.material[i].simd_eq(me);
+            let n = normal(add(eye.at, scale(eye.ray(rays, i), hits.depth[i])));
+            let n = scale(n, f32x8::ONE / dot(n, n).sqrt());
+            let n = add(scale(axes[0], n[0]), add(scale(axes[1], n[1]), scale(axes[2], n[2])));
+            for k in 0..3 {
+                surface.normals[k][i] = pick(mine, n[k], surface.normals[k][i]);
+            }
+            for k in 0..4 {
+                surface.paint[k][i] = pick(mine, paint[k], surface.paint[k][i]);
+            }
         }
     }
 
-    /// Puts out the light where this solid stands before it. A convex solid never shades itself.
-    pub fn shade(&self, me: u32, hits: &Hits, points: &[Lane; 3], normals: &[Lane; 3], sun: &mut Lane) {
+    /// Puts out the sun where this solid stands before it. A convex solid never shades itself.
+    pub fn shade(&self, me: f32, rays: &Rays, hits: &Hits, surface: &Surface, sun: &mut Lane) {
         match self.shape {
-            Solid::Box(half) => {
-                self.shade_as(me, hits, points, normals, sun, |o, d| [block(o, d, half.into()), NOTHING])
-            }
+            Solid::Box(half) => self.shade_as(me, rays, hits, surface, sun, shapes::block(half.into())),
             Solid::Cylinder { radius, half_length } => {
-                self.shade_as(me, hits, points, normals, sun, |o, d| {
-                    [tube(o, d, radius, [-half_length, half_length]), NOTHING]
-                });
+                self.shade_as(me, rays, hits, surface, sun, shapes::cylinder(radius, half_length));
             }
-            Solid::Sphere { radius } => {
-                self.shade_as(me, hits, points, normals, sun, |o, d| [ball(o, d, radius), NOTHING]);
-            }
+            Solid::Sphere { radius } => self.shade_as(me, rays, hits, surface, sun, shapes::ball(radius)),
             Solid::Bowl { radius, half_height, wall } => {
-                self.shade_as(u32::MAX, hits, points, normals, sun, |o, d| {
-                    bowl(o, d, radius, half_height, wall)
-                });
+                self.shade_as(-1.0, rays, hits, surface, sun, shapes::bowl(radius, half_height, wall));
             }
         }
     }
@@ -240,94 +233,22 @@ impl Ready {
     #[inline(always)]
     fn shade_as(
         &self,
-        me: u32,
+        me: f32,
+        rays: &Rays,
         hits: &Hits,
-        points: &[Lane; 3],
-        normals: &[Lane; 3],
+        surface: &Surface,
         sun: &mut Lane,
-        spans: impl Fn(V3, V3) -> Spans,
+        spans: impl Fn(V3<f32x8>, V3<f32x8>) -> Spans,
     ) {
-        for i in 0..LANES {
-            let lifted: V3 = std::array::from_fn(|k| points[k][i] + LIFT * normals[k][i]);
-            let [first, second] = spans(matvec(&self.axes, sub(lifted, self.centre)), self.light);
-            let blocked = (first[1] > high(first[0], 0.0)) | (second[1] > high(second[0], 0.0));
-            sun[i] = if blocked & (hits.material[i] != me) { 0.0 } else { sun[i] };
+        let (me, zero, lift) = (f32x8::splat(me), f32x8::ZERO, f32x8::splat(LIFT));
+        let (axes, centre, light) = (self.axes.map(splat), splat(self.centre), splat(self.light));
+        for i in rays.each() {
+            let lifted: V3<f32x8> =
+                std::array::from_fn(|k| surface.points[k][i] + lift * surface.normals[k][i]);
+            let [first, second] = spans(matvec(axes, sub(lifted, centre)), light);
+            let before = |[enter, leave]: [f32x8; 2]| leave.simd_gt(enter) & leave.simd_gt(zero);
+            let blocked = (before(first) | before(second)) & hits.material[i].simd_ne(me);
+            sun[i] = pick(blocked, zero, sun[i]);
         }
     }
-}
-
-/// Slabs of a box of half edges `half`.
-#[inline(always)]
-fn block(o: V3, d: V3, half: V3) -> [f32; 2] {
-    let mut span = [f32::NEG_INFINITY, f32::INFINITY];
-    for k in 0..3 {
-        let inverse = 1.0 / d[k];
-        let (near, far) = ((-half[k] - o[k]) * inverse, (half[k] - o[k]) * inverse);
-        span = [high(span[0], low(near, far)), low(span[1], high(near, far))];
-    }
-    span
-}
-
-/// A ball of this radius.
-#[inline(always)]
-fn ball(o: V3, d: V3, radius: f32) -> [f32; 2] {
-    let (a, b, c) = (dot(d, d), dot(o, d), dot(o, o) - radius * radius);
-    roots(a, b, c)
-}
-
-/// A round bar along z of this radius, between two heights.
-#[inline(always)]
-fn tube(o: V3, d: V3, radius: f32, heights: [f32; 2]) -> [f32; 2] {
-    // A ray along the axis has no a: a trace of it puts both roots far away instead of nowhere.
-    let a = high(d[0] * d[0] + d[1] * d[1], 1e-12);
-    let side = roots(a, o[0] * d[0] + o[1] * d[1], o[0] * o[0] + o[1] * o[1] - radius * radius);
-    let inverse = 1.0 / d[2];
-    let (near, far) = ((heights[0] - o[2]) * inverse, (heights[1] - o[2]) * inverse);
-    [high(side[0], low(near, far)), low(side[1], high(near, far))]
-}
-
-/// A bar without its hollow: the part before the hollow and the part after it.
-#[inline(always)]
-fn bowl(o: V3, d: V3, radius: f32, half_height: f32, wall: f32) -> Spans {
-    let bar = tube(o, d, radius, [-half_height, half_height]);
-    let hollow = tube(o, d, radius - wall, [wall - half_height, 3.0 * half_height]);
-    // A ray that misses the hollow keeps the bar in one piece.
-    let through = hollow[0] < hollow[1];
-    let end = if through { low(bar[1], hollow[0]) } else { bar[1] };
-    let start = if through { high(bar[0], hollow[1]) } else { f32::INFINITY };
-    [[bar[0], end], [start, bar[1]]]
-}
-
-/// The normal of the surface of a bowl that is nearest to a point.
-#[inline(always)]
-fn bowl_normal(p: V3, radius: f32, half_height: f32, wall: f32) -> V3 {
-    let r = (p[0] * p[0] + p[1] * p[1]).sqrt();
-    let (inner, floor) = (radius - wall, wall - half_height);
-    let out = [p[0] / high(r, 1e-6), p[1] / high(r, 1e-6), 0.0];
-    let mut best = (r - radius).abs();
-    let mut normal = out;
-    let mut offer = |far: f32, n: V3| {
-        let nearer = far < best;
-        best = if nearer { far } else { best };
-        for k in 0..3 {
-            normal[k] = if nearer { n[k] } else { normal[k] };
-        }
-    };
-    let inside = r < inner + 1e-4;
-    offer((p[2] - half_height).abs(), [0.0, 0.0, 1.0]);
-    offer((p[2] + half_height).abs(), [0.0, 0.0, -1.0]);
-    offer(if p[2] > floor { (r - inner).abs() } else { 1.0 }, [-out[0], -out[1], 0.0]);
-    offer(if inside { (p[2] - floor).abs() } else { 1.0 }, [0.0, 0.0, 1.0]);
-    normal
-}
-
-/// Both roots of `a t^2 + 2 b t + c`, a positive; empty when there are none.
-#[inline(always)]
-fn roots(a: f32, b: f32, c: f32) -> [f32; 2] {
-    let square = b * b - a * c;
-    let root = high(square, 0.0).sqrt();
-    let inverse = 1.0 / a;
-    let (near, far) = ((-b - root) * inverse, (root - b) * inverse);
-    let real = square > 0.0;
-    [if real { near } else { f32::INFINITY }, if real { far } else { f32::NEG_INFINITY }]
 }

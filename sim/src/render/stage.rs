@@ -1,16 +1,19 @@
 //! Everything that one picture needs, and what a batch of rays meets and looks like.
 
 use super::solids::{Eye, Light, Ready, Rect};
-use super::vec3::{V3, add, cross, dot, high, low, scale, unit};
-use super::{Hits, LANES, Lane, MARK_ID, NEAR, Rays, TABLE_ID};
+use super::vec3::{V3, add, cross, dot, high, low, pick, scale, splat, unit};
+use super::{Hits, Lane, MARK_ID, NEAR, PACKS, Rays, Surface, TABLE_ID};
 use crate::camera::CameraView;
 use crate::drawing::{Drawing, Mark};
+use wide::f32x8;
 
-/// The table ends here in the haze, m from the base (squared: near, far).
+/// The table fades into the background between these distances from the base, m, squared.
 const HAZE: [f32; 2] = [0.45, 2.5];
 /// Sunlight is a little warm, skylight a little cool; linear RGB.
-const SUN: V3 = [1.22, 1.17, 1.08];
-const SKY: V3 = [1.02, 1.08, 1.16];
+const SUN: V3 = [1.06, 1.01, 0.94];
+const SKY: V3 = [0.90, 0.94, 1.00];
+/// How much a solid, and the table, shine.
+const GLOSS: [f32; 2] = [0.20, 0.02];
 
 /// A drawing made ready for one camera. Materials are the solids in order, then background, table, marks.
 pub(super) struct Stage<'a> {
@@ -24,13 +27,14 @@ pub(super) struct Stage<'a> {
     marks: &'a [Mark],
     /// Linear RGB and gloss by material.
     palette: Vec<[f32; 4]>,
-    background: u32,
-    table: u32,
+    background: f32,
+    table: f32,
 }
 
 impl<'a> Stage<'a> {
     pub fn new(drawing: &'a Drawing, view: &CameraView) -> Self {
         let looks = &drawing.looks;
+        // Light from nowhere falls straight down.
         let towards = unit(looks.towards_light).unwrap_or([0.0, 0.0, 1.0]);
         let aside = if towards[0].abs() < 0.7 { [1.0, 0.0, 0.0] } else { [0.0, 1.0, 0.0] };
         let first = unit(cross(towards, aside)).unwrap_or([0.0, 1.0, 0.0]);
@@ -43,17 +47,17 @@ impl<'a> Stage<'a> {
         let palette = drawing
             .solids
             .iter()
-            .map(|drawn| paint(drawn.albedo, 0.22))
-            .chain([paint(looks.background, 0.0), paint(looks.table, 0.03)])
-            .chain(drawing.marks.iter().map(|mark| paint(mark.albedo, 0.03)))
+            .map(|drawn| paint(drawn.albedo, GLOSS[0]))
+            .chain([paint(looks.background, 0.0), paint(looks.table, GLOSS[1])])
+            .chain(drawing.marks.iter().map(|mark| paint(mark.albedo, GLOSS[1])))
             .collect();
         Self {
             eye,
             light,
             strength: looks.light,
             ambient: looks.ambient,
-            background: solids.len() as u32,
-            table: solids.len() as u32 + 1,
+            background: solids.len() as f32,
+            table: solids.len() as f32 + 1.0,
             solids,
             order,
             marks: &drawing.marks,
@@ -68,123 +72,144 @@ impl<'a> Stage<'a> {
     }
 
     /// The public id of a material.
-    pub fn id(&self, material: u32) -> u16 {
-        match material.checked_sub(self.table + 1) {
-            Some(mark) => MARK_ID + mark as u16,
-            None if material < self.background => material as u16,
-            None => TABLE_ID,
+    pub fn id(&self, material: f32) -> u16 {
+        if material < self.background {
+            material as u16
+        } else if material > self.table {
+            MARK_ID + (material - self.table) as u16 - 1
+        } else {
+            TABLE_ID
         }
     }
 
     /// What each ray meets first, of the table, the marks and these solids.
     pub fn meet(&self, rays: &Rays, solids: &[usize], hits: &mut Hits) {
-        for i in 0..LANES {
-            let depth = -self.eye.at[2] / self.eye.ray(rays.u[i], rays.v[i])[2];
-            let below = (depth > NEAR) & (depth < 50.0);
-            hits.depth[i] = if below { depth } else { f32::INFINITY };
-            hits.material[i] = if below { self.table } else { self.background };
+        let eye = self.eye.splat();
+        let [near, horizon, nowhere] = [NEAR, 50.0, f32::INFINITY].map(f32x8::splat);
+        let (table, background) = (f32x8::splat(self.table), f32x8::splat(self.background));
+        for i in rays.each() {
+            let depth = -eye.at[2] / eye.ray(rays, i)[2];
+            let below = depth.simd_gt(near) & depth.simd_lt(horizon);
+            hits.depth[i] = pick(below, depth, nowhere);
+            hits.material[i] = pick(below, table, background);
         }
         for (k, mark) in self.marks.iter().enumerate() {
-            let me = self.table + 1 + k as u32;
-            for i in 0..LANES {
-                let ray = self.eye.ray(rays.u[i], rays.v[i]);
-                let x = self.eye.at[0] + hits.depth[i] * ray[0] - mark.xy_m[0];
-                let y = self.eye.at[1] + hits.depth[i] * ray[1] - mark.xy_m[1];
-                let inside = (x.abs() < mark.half_m) & (y.abs() < mark.half_m);
-                hits.material[i] = if inside { me } else { hits.material[i] };
+            let me = f32x8::splat(self.table + 1.0 + k as f32);
+            let [x, y, half] = [mark.xy_m[0], mark.xy_m[1], mark.half_m].map(f32x8::splat);
+            for i in rays.each() {
+                let ray = eye.ray(rays, i);
+                let dx = (eye.at[0] + hits.depth[i] * ray[0] - x).abs();
+                let dy = (eye.at[1] + hits.depth[i] * ray[1] - y).abs();
+                let inside = dx.simd_lt(half) & dy.simd_lt(half);
+                hits.material[i] = pick(inside, me, hits.material[i]);
             }
         }
         for &k in solids {
-            self.solids[k].meet(k as u32, rays, hits);
+            self.solids[k].meet(k as f32, rays, hits);
         }
     }
 
     /// The linear RGB that each ray sees.
     pub fn colours(&self, rays: &Rays, solids: &[usize], hits: &Hits, rgb: &mut [Lane; 3]) {
-        let mut points = [[0.0; LANES]; 3];
-        for i in 0..LANES {
-            let ray = self.eye.ray(rays.u[i], rays.v[i]);
-            let depth = if hits.depth[i] < f32::INFINITY { hits.depth[i] } else { 0.0 };
-            for k in 0..3 {
-                points[k][i] = self.eye.at[k] + depth * ray[k];
-            }
-        }
-        let mut normals = [[0.0; LANES], [0.0; LANES], [1.0; LANES]];
-        for &k in solids {
-            if hits.material.iter().fold(false, |any, &m| any | (m == k as u32)) {
-                self.solids[k].normals(k as u32, rays, hits, &mut normals);
-            }
-        }
-        let sun = self.sun(hits, &points, &normals);
-        let mut paint = [[0.0; LANES]; 4];
-        for i in 0..LANES {
-            let colour = self.palette.get(hits.material[i] as usize).copied().unwrap_or_default();
-            for k in 0..4 {
-                paint[k][i] = colour[k];
-            }
-        }
-        let background = self.palette[self.background as usize];
-        let [nx, ny, nz] = &normals;
-        for i in 0..LANES {
-            let ray = self.eye.ray(rays.u[i], rays.v[i]);
-            let towards_eye = scale(ray, -1.0 / dot(ray, ray).sqrt());
-            // Blinn: the highlight of the direction half way between light and eye, to the 32nd power.
-            let half = add(self.light.towards, towards_eye);
-            let aligned = nx[i] * half[0] + ny[i] * half[1] + nz[i] * half[2];
-            let aligned = high(aligned, 0.0) / high(dot(half, half).sqrt(), 1e-6);
-            let a2 = aligned * aligned;
-            let a4 = a2 * a2;
-            let a8 = a4 * a4;
-            let a32 = a8 * a8 * a8 * a8;
-            let lit = if sun[i] > 0.0 { 1.0 } else { 0.0 };
-            let shine = self.strength * paint[3][i] * a32 * lit;
+        let surface = self.surface(rays, solids, hits);
+        let sun = self.sun(rays, hits, &surface);
+        let (eye, towards) = (self.eye.splat(), splat(self.light.towards));
+        let [zero, one] = [f32x8::ZERO, f32x8::ONE];
+        let [strength, ambient] = [self.strength, self.ambient].map(f32x8::splat);
+        let haze_scale = f32x8::splat(1.0 / (HAZE[1] - HAZE[0]));
+        let (table, background) = (f32x8::splat(self.table), f32x8::splat(self.background));
+        let [sky_rgb, sun_rgb] = [SKY, SUN].map(|colour| splat(scale(colour, self.strength)));
+        let background_paint = self.palette[self.background as usize].map(f32x8::splat);
+        for i in rays.each() {
+            // Blinn 1977: the highlight where the normal halves the angle of light and eye; to the 32nd power.
+            let ray = eye.ray(rays, i);
+            let half = add(towards, scale(ray, -one / dot(ray, ray).sqrt()));
+            let normal = surface.normals.map(|n| n[i]);
+            let aligned = dot(normal, half) / high(dot(half, half).sqrt(), f32x8::splat(1e-6));
+            // Not lower, because numbers next to zero are slow.
+            let a2 = high(aligned, f32x8::splat(0.15));
+            let a2 = a2 * a2;
+            let a8 = a2 * a2 * (a2 * a2);
+            let a16 = a8 * a8;
+            let shine = pick(sun[i].simd_gt(zero), strength * surface.paint[3][i] * (a16 * a16), zero);
             // Less sky reaches what faces down.
-            let open = self.ambient * (0.72 + 0.28 * nz[i]);
-            let direct = (1.0 - self.ambient) * sun[i];
-            let far = points[0][i] * points[0][i] + points[1][i] * points[1][i];
-            let haze = low(high((far - HAZE[0]) / (HAZE[1] - HAZE[0]), 0.0), 1.0);
-            let flat = hits.material[i] >= self.table;
-            let nothing = hits.material[i] == self.background;
-            let haze = if nothing {
-                1.0
-            } else if flat {
-                haze
-            } else {
-                0.0
-            };
+            let open = ambient * (f32x8::splat(0.72) + f32x8::splat(0.28) * normal[2]);
+            let direct = (one - ambient) * sun[i];
+            let far =
+                surface.points[0][i] * surface.points[0][i] + surface.points[1][i] * surface.points[1][i];
+            let haze = low(high((far - f32x8::splat(HAZE[0])) * haze_scale, zero), one);
+            let haze = pick(hits.material[i].simd_ge(table), haze, zero);
+            let haze = pick(hits.material[i].simd_eq(background), one, haze);
             for k in 0..3 {
-                let light = self.strength * (open * SKY[k] + direct * SUN[k]);
-                let surface = paint[k][i] * light + shine;
-                rgb[k][i] = surface + haze * (background[k] - surface);
+                let lit = surface.paint[k][i] * (open * sky_rgb[k] + direct * sun_rgb[k]) + shine;
+                rgb[k][i] = low(lit + haze * (background_paint[k] - lit), one);
             }
         }
     }
 
-    /// Cosine between normal and light, zero in the shadow.
-    fn sun(&self, hits: &Hits, points: &[Lane; 3], normals: &[Lane; 3]) -> Lane {
-        let towards = self.light.towards;
-        let mut sun = [0.0; LANES];
-        // Bounds across the light of what is to be lit, eight running minima at a time.
-        let mut least = [[f32::INFINITY; 8]; 5];
-        for c in 0..LANES / 8 {
-            for j in 0..8 {
-                let i = c * 8 + j;
-                let facing = dot([normals[0][i], normals[1][i], normals[2][i]], towards);
-                let lit = (facing > 0.0) & (hits.depth[i] < f32::INFINITY);
-                sun[i] = if lit { facing } else { 0.0 };
-                let p = [points[0][i], points[1][i], points[2][i]];
-                let [a, b] = [dot(p, self.light.across[0]), dot(p, self.light.across[1])];
-                for (k, x) in [a, b, -a, -b, dot(p, towards)].into_iter().enumerate() {
-                    let x = if lit { x } else { f32::INFINITY };
-                    least[k][j] = low(least[k][j], x);
+    /// Where each ray ends, on what.
+    fn surface(&self, rays: &Rays, solids: &[usize], hits: &Hits) -> Surface {
+        let (eye, nowhere) = (self.eye.splat(), f32x8::splat(f32::INFINITY));
+        let table = self.palette[self.table as usize];
+        let mut surface = Surface {
+            points: [[f32x8::ZERO; PACKS]; 3],
+            normals: [[f32x8::ZERO; PACKS], [f32x8::ZERO; PACKS], [f32x8::ONE; PACKS]],
+            paint: table.map(|x| [f32x8::splat(x); PACKS]),
+        };
+        for i in rays.each() {
+            let depth = pick(hits.depth[i].simd_lt(nowhere), hits.depth[i], f32x8::ZERO);
+            let point = add(eye.at, scale(eye.ray(rays, i), depth));
+            for k in 0..3 {
+                surface.points[k][i] = point[k];
+            }
+        }
+        let shows = |material: f32| {
+            let me = f32x8::splat(material);
+            hits.material.iter().fold(f32x8::ZERO, |any, m| any | m.simd_eq(me)).any()
+        };
+        for k in 0..self.marks.len() {
+            let material = self.table + 1.0 + k as f32;
+            if shows(material) {
+                for (c, x) in self.palette[material as usize].into_iter().enumerate() {
+                    for i in rays.each() {
+                        let mine = hits.material[i].simd_eq(f32x8::splat(material));
+                        surface.paint[c][i] = pick(mine, f32x8::splat(x), surface.paint[c][i]);
+                    }
                 }
             }
         }
-        let [a, b, c, d, lowest] = least.map(|eight| eight.into_iter().fold(f32::INFINITY, low));
+        for &k in solids {
+            if shows(k as f32) {
+                self.solids[k].surface(k as f32, self.palette[k], rays, hits, &mut surface);
+            }
+        }
+        surface
+    }
+
+    /// Cosine between normal and light, zero in the shadow.
+    fn sun(&self, rays: &Rays, hits: &Hits, surface: &Surface) -> Lane {
+        let nowhere = f32x8::splat(f32::INFINITY);
+        let [a, b] = self.light.across.map(splat);
+        let towards = splat(self.light.towards);
+        let mut sun = [f32x8::ZERO; PACKS];
+        // Bounds across the light of what is to be lit.
+        let mut least = [nowhere; 5];
+        for i in rays.each() {
+            let facing = dot(surface.normals.map(|n| n[i]), towards);
+            let lit = facing.simd_gt(f32x8::ZERO) & hits.depth[i].simd_lt(nowhere);
+            sun[i] = pick(lit, facing, f32x8::ZERO);
+            let point = surface.points.map(|p| p[i]);
+            let (across, along) = (dot(point, a), dot(point, b));
+            for (least, x) in least.iter_mut().zip([across, along, -across, -along, dot(point, towards)]) {
+                *least = low(*least, pick(lit, x, nowhere));
+            }
+        }
+        let [a, b, c, d, lowest] =
+            least.map(|eight| eight.to_array().into_iter().fold(f32::INFINITY, f32::min));
         let area = Rect { low: [a, b], high: [-c, -d] };
         for (k, solid) in self.solids.iter().enumerate() {
             if solid.top > lowest && solid.shade.meets(&area) {
-                solid.shade(k as u32, hits, points, normals, &mut sun);
+                solid.shade(k as f32, rays, hits, surface, &mut sun);
             }
         }
         sun
