@@ -35,9 +35,8 @@ fn asked() -> Result<Asked> {
     let mut asked = Asked { episodes: 200, ..Asked::default() };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
-        let mut value = || {
-            words.next().ok_or_else(|| Error::Parse { what: word.clone(), why: "needs a value".into() })
-        };
+        let mut value =
+            || words.next().ok_or_else(|| Error::Parse { what: word.clone(), why: "needs a value".into() });
         let number = |text: String| {
             text.parse::<u64>().map_err(|e| Error::Parse { what: text.clone(), why: e.to_string() })
         };
@@ -110,7 +109,9 @@ fn play(so101: &Embodiment, asked: &Asked, kind: TaskKind, seed: u64) -> Result<
 fn main() -> Result<()> {
     let asked = asked()?;
     let so101 = Embodiment::so101()?;
-    println!("task    episodes  success  rate %  mean s  longest s  ticks tripped %  held  us/tick  failed seeds");
+    println!(
+        "task    episodes  success  rate %  mean s  longest s  ticks tripped %  held  us/tick  failed seeds"
+    );
     for kind in TaskKind::ALL.into_iter().filter(|kind| asked.task.is_none_or(|only| only == *kind)) {
         let begun = Instant::now();
         let seeds: Vec<u64> = (asked.seed..asked.seed + asked.episodes).collect();

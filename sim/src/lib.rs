@@ -7,9 +7,15 @@ mod bodies;
 pub mod camera;
 pub mod drawing;
 mod physics;
+mod pointing;
 pub mod render;
 pub mod scene;
 pub mod state;
+pub mod expert;
+pub mod language;
+pub mod studio;
+pub mod tabletop;
+pub mod tasks;
 pub mod world;
 
 pub use world::World;
