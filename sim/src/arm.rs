@@ -8,8 +8,9 @@ use rapier3d::math::{Matrix, Pose};
 use rapier3d::prelude::*;
 use vela_embodiment::{Embodiment, Error, Geometry, JointKind, Kinematics, Link, Result, RobotModel, Shape};
 
-/// The position error at which a motor gives all its effort, rad or m.
-const FULL_EFFORT_ERROR: f64 = 0.05;
+/// The position error at which a turning motor gives all its effort, rad, and a sliding one, m.
+const FULL_EFFORT_ERROR_RAD: f64 = 0.05;
+const FULL_EFFORT_ERROR_M: f64 = 0.005;
 /// Damping over stiffness, s.
 const DAMPING_SECS: f64 = 0.05;
 /// A rotor's inertia as felt behind the gears, per unit of effort, kg m^2 / (N m).
@@ -94,12 +95,14 @@ impl Arm {
         let mut motors: Vec<Option<Motor>> = vec![None; names.len()];
         for joint in &model.joints {
             let Some(k) = driven(&joint.name) else { continue };
-            let (axis, locked) = match joint.kind {
-                Some(JointKind::Prismatic) => (JointAxis::LinX, JointAxesMask::LOCKED_PRISMATIC_AXES),
-                _ => (JointAxis::AngX, JointAxesMask::LOCKED_REVOLUTE_AXES),
+            let (axis, locked, full_error) = match joint.kind {
+                Some(JointKind::Prismatic) => {
+                    (JointAxis::LinX, JointAxesMask::LOCKED_PRISMATIC_AXES, FULL_EFFORT_ERROR_M)
+                }
+                _ => (JointAxis::AngX, JointAxesMask::LOCKED_REVOLUTE_AXES, FULL_EFFORT_ERROR_RAD),
             };
             let is_gripper = embodiment.gripper.as_ref().is_some_and(|gripper| gripper.joint == joint.name);
-            let stiffness = joint.effort / FULL_EFFORT_ERROR;
+            let stiffness = joint.effort / full_error;
             let damping = stiffness * DAMPING_SECS;
             let max_force = if is_gripper { joint.effort * GRIP_SHARE } else { joint.effort };
             // Rapier's joints turn about and slide along their frames' x axis.

@@ -40,7 +40,7 @@ pub fn crowd() -> Scene {
 }
 
 /// Joints that hold the jaws upright around a point, closing along a direction of the table; the least rolled of
-/// the ways that a square can be held.
+/// the ways that a square can be held. Where upright is out of reach, any way that keeps the roll.
 pub fn over(
     kinematics: &Kinematics,
     centre: Vector3<f64>,
@@ -61,42 +61,56 @@ pub fn over(
         };
         kinematics.solve_ik(&goal, seed, &IkOptions::default())
     });
-    ways.min_by(|a, b| a[4].abs().total_cmp(&b[4].abs()))
+    ways.min_by(|a, b| a[4].abs().total_cmp(&b[4].abs())).or_else(|| {
+        let goal = IkGoal { position: Point3::from(centre), approach: None, rotation: None };
+        kinematics.solve_ik(&goal, seed, &IkOptions::default())
+    })
+}
+
+/// How wrong the scripted grasp is on purpose.
+#[derive(Clone, Copy, Default)]
+pub struct Wrong {
+    pub xy_m: [f64; 2],
+    pub yaw_rad: f64,
 }
 
 /// How a grasp went.
 pub struct Grasped {
     pub lifted_m: f64,
+    /// How far the object crept in the gripper between closing and the end.
+    pub slip_m: f64,
     pub last: ObjectState,
+    pub jaw_rad: f64,
+}
+
+fn gripper_from_object(world: &World) -> Vector3<f64> {
+    let object = world.state().objects[0].base_from_object.translation.vector;
+    let gripper = world.drawing().world_from_gripper.cast::<f64>();
+    gripper.inverse_transform_point(&Point3::from(object)).coords
 }
 
 /// Opens, goes over the first object, descends, closes, lifts by 8 cm and holds for a second. `None` when the
 /// place is out of reach.
-pub fn grasp(world: &mut World, yaw_rad: f64) -> Result<Option<Grasped>> {
+pub fn grasp(world: &mut World, wrong: Wrong) -> Result<Option<Grasped>> {
     let (open, closed) = (0.7, -0.17);
     let kinematics = world.kinematics().clone();
-    let from = world.state().objects[0].base_from_object.translation.vector;
-    let mut now = world.state().joint_targets;
-    let place = |height: f64| Vector3::new(from.x, from.y, height);
-    let Some(above) = over(&kinematics, place(0.09), yaw_rad, 0.005, &now) else { return Ok(None) };
-    let mut heights: Vec<f64> = (0..=7).map(|k| 0.09 - 0.0105 * f64::from(k)).collect();
-    let mut path = vec![(above, open, 30)];
-    heights.remove(0);
-    let mut seed = path[0].0.clone();
+    let object = &world.scene().objects[0];
+    let yaw = object.yaw_rad + wrong.yaw_rad;
+    let (x, y) = (object.xy_m[0] + wrong.xy_m[0], object.xy_m[1] + wrong.xy_m[1]);
+    let from_height = object.kind.rest_height_m();
+    let heights: Vec<f64> = (0..=7).map(|k| 0.09 - 0.0105 * f64::from(k)).collect();
+    let mut seed = world.state().joint_targets;
+    let mut down = Vec::new();
     for height in &heights {
-        let Some(next) = over(&kinematics, place(*height), yaw_rad, 0.005, &seed) else { return Ok(None) };
+        let Some(next) = over(&kinematics, Vector3::new(x, y, *height), yaw, 0.005, &seed) else {
+            return Ok(None);
+        };
         seed = next.clone();
-        path.push((next, open, 3));
+        down.push(next);
     }
-    path.push((seed.clone(), closed, 20));
-    path.push((seed.clone(), closed, 5));
-    for height in heights.iter().rev().skip(1).chain([&0.09, &0.1]) {
-        let Some(next) = over(&kinematics, place(*height), yaw_rad, 0.005, &seed) else { return Ok(None) };
-        seed = next.clone();
-        path.push((next, closed, 3));
-    }
-    path.push((seed, closed, 30));
-    for (mut joints, jaw, ticks) in path {
+    let mut now = world.state().joint_targets;
+    let mut go = |world: &mut World, joints: &[f64], jaw: f64, ticks: i32| -> Result<()> {
+        let mut joints = joints.to_vec();
         joints[5] = jaw;
         for tick in 1..=ticks {
             let share = f64::from(tick) / f64::from(ticks);
@@ -104,7 +118,29 @@ pub fn grasp(world: &mut World, yaw_rad: f64) -> Result<Option<Grasped>> {
             world.step(&targets)?;
         }
         now = joints;
+        Ok(())
+    };
+    go(world, &down[0], open, 30)?;
+    for joints in &down[1..] {
+        go(world, joints, open, 3)?;
     }
-    let last = world.state().objects[0].clone();
-    Ok(Some(Grasped { lifted_m: last.base_from_object.translation.z - from.z, last }))
+    go(world, &seed, closed, 15)?;
+    go(world, &seed, closed, 5)?;
+    let gripped = gripper_from_object(world);
+    for joints in down.iter().rev().skip(1) {
+        go(world, joints, closed, 3)?;
+    }
+    let top = Vector3::new(x, y, 0.1);
+    if let Some(joints) = over(&kinematics, top, yaw, 0.005, &down[0]) {
+        go(world, &joints, closed, 5)?;
+    }
+    go(world, &down[0].clone(), closed, 30)?;
+    let state = world.state();
+    let last = state.objects[0].clone();
+    Ok(Some(Grasped {
+        lifted_m: last.base_from_object.translation.z - from_height,
+        slip_m: (gripper_from_object(world) - gripped).norm(),
+        last,
+        jaw_rad: state.joint_positions[5],
+    }))
 }
