@@ -27,9 +27,12 @@ const LOWEST_M: f64 = 0.017;
 const CARRY_M: f64 = 0.08;
 /// Height of the centre at which an object is let go over a bowl, m.
 const DROP_M: f64 = 0.046;
-const SPEED: f64 = 0.25;
-const CARRY_SPEED: f64 = 0.2;
-const PUSH_SPEED: f64 = 0.13;
+const SPEED: f64 = 0.22;
+const CARRY_SPEED: f64 = 0.18;
+const LOWER_SPEED: f64 = 0.07;
+const PUSH_SPEED: f64 = 0.12;
+/// The commanded tip this far below the measured one means that what it holds stands on something, m.
+const BLOCKED_M: f64 = 0.004;
 
 /// The expert of all five tasks for an arm with the SO-101's gripper. It keeps nothing between ticks.
 #[derive(Clone, Debug)]
@@ -63,7 +66,7 @@ impl ScriptedExpert {
             (TaskKind::Stack, Destination::Object(base)) => {
                 let base = state.objects.get(base)?;
                 let at = base.base_from_object.translation.vector;
-                let height = at.z + stack_height_m(object.kind, base.kind) + 0.0015;
+                let height = at.z + stack_height_m(object.kind, base.kind);
                 let over = Over { place: Vector3::new(at.x, at.y, height), sink_m: 0.003, open_m: 0.006 };
                 Some(self.put(state, &tip, object, rests_on(object, base), &over))
             }
@@ -110,24 +113,32 @@ impl ScriptedExpert {
         let here = tip.pose.translation.vector;
         let way = over.place - at;
         let off = way.xy().norm();
+        let blocked = state.base_from_tip.translation.vector.z - here.z > BLOCKED_M;
         match object.pinched {
-            true if off < over.open_m && at.z < over.place.z + 0.006 => stay(tip, OPEN),
+            true if off < over.open_m
+                && (at.z < over.place.z + 0.002 || (blocked && at.z < over.place.z + 0.01)) =>
+            {
+                stay(tip, OPEN)
+            }
             true if !firm(tip) => stay(tip, GRIP),
             true => {
                 let height = funnel(over.place.z, off, over.sink_m, CARRY_M);
                 // Measured, not commanded: the object hangs on the real tip.
                 let tip_above = state.base_from_tip.translation.vector.z - at.z;
                 let xy = here.xy() + way.xy();
-                steer(tip, xy, height + tip_above, tip.yaw, GRIP, CARRY_SPEED)
+                let near = at.z - over.place.z < 0.012 && off < 0.02;
+                let speed = if near { LOWER_SPEED } else { CARRY_SPEED };
+                steer(tip, xy, height + tip_above, tip.yaw, GRIP, speed)
             }
-            false if done && tip.grip < 0.5 => {
-                // The opening jaws stay centred on what they let go of, so that neither drags it along.
-                let xy = at.xy() - direction(tip.yaw) * middle_m(tip.grip);
+            false if done && tip.grip < 0.45 => stay(tip, OPEN),
+            false if done && object.touched && here.z < at.z + 0.03 => {
+                // Still against the fixed jaw: away from it sideways, so that rising does not drag it along.
+                let xy = here.xy() - direction(tip.yaw) * 0.004;
                 let position = Vector3::new(xy.x, xy.y, here.z);
-                TipGoal { position, yaw: tip.yaw, gripper: OPEN, speed: 0.05 }
+                TipGoal { position, yaw: tip.yaw, gripper: OPEN, speed: 0.03 }
             }
             false if done => {
-                let position = Vector3::new(here.x, here.y, at.z + 0.075);
+                let position = Vector3::new(here.x, here.y, at.z + 0.055);
                 TipGoal { position, yaw: tip.yaw, gripper: OPEN, speed: CARRY_SPEED }
             }
             false => self.approach(state, tip, object, true),

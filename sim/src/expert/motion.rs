@@ -6,15 +6,15 @@ use nalgebra::{Isometry3, Vector3};
 use vela_embodiment::{Embodiment, Result};
 
 /// Fastest turn about the vertical, rad/s.
-const TURN_SPEED: f64 = 3.0;
+const TURN_SPEED: f64 = 2.5;
 /// Fastest motion of the gripper's joint, rad/s.
 const GRIP_SPEED: f64 = 2.0;
 /// Fastest motion of any other joint, rad/s.
 const JOINT_SPEED: f64 = 2.7;
 /// How fast the tip may gain speed, m/s^2.
-const TIP_ACCELERATION: f64 = 2.5;
+const TIP_ACCELERATION: f64 = 2.0;
 /// Share of the rest of the way that one tick may cover: the tip slows down before it arrives.
-const EASE: f64 = 0.4;
+const EASE: f64 = 0.33;
 /// A commanded joint may lead the measured one by this much, rad; more means that something is in the way.
 const LEAD: f64 = 0.12;
 
@@ -83,7 +83,7 @@ impl Reacher {
         let way = goal.position - here;
         let speed = goal.speed.min(self.tip_speed(state) + TIP_ACCELERATION * dt);
         let reach = (speed * dt).min(way.norm() * EASE);
-        let turn = wrap(goal.yaw - tip.yaw).clamp(-TURN_SPEED * dt, TURN_SPEED * dt);
+        let turn = (EASE * wrap(goal.yaw - tip.yaw)).clamp(-TURN_SPEED * dt, TURN_SPEED * dt);
         let position = here + way * (reach / way.norm().max(1e-9));
         let wanted = self
             .pointing
