@@ -1,2 +1,59 @@
-//! The `vela` command line.
-fn main() {}
+//! The `vela` command line: one file per verb. Only here is anything printed or a device picked.
+//!
+//! Exit status: 0 done, 1 failed (one sentence on stderr), 2 wrong usage.
+
+mod act;
+mod builtin;
+mod chooser;
+mod demo;
+mod eval;
+mod record;
+mod replay;
+mod sim;
+mod stats;
+mod teacher;
+mod train;
+mod verify;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// A VLM and VLA robotics runtime: it sees, reads an instruction and moves an arm.
+#[derive(Parser)]
+#[command(name = "vela", version, about, long_about = None)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    Demo(demo::Args),
+    Eval(eval::Args),
+    Sim(sim::Args),
+    Act(act::Args),
+    Record(record::Args),
+    Replay(replay::Args),
+    Train(train::Args),
+    Verify(verify::Args),
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().verb {
+        Verb::Demo(args) => demo::run(&args),
+        Verb::Eval(args) => eval::run(&args),
+        Verb::Sim(args) => sim::run(&args),
+        Verb::Act(args) => act::run(&args),
+        Verb::Record(args) => record::run(&args),
+        Verb::Replay(args) => replay::run(&args),
+        Verb::Train(args) => train::run(&args),
+        Verb::Verify(args) => verify::run(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("vela: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! `vela eval`: success rates in lockstep, as fast as it goes.
+
+use crate::chooser::{Chosen, choose};
+use crate::stats::{quantile, wilson95};
+use anyhow::{Result, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+use rayon::prelude::*;
+use serde_json::json;
+use vela_embodiment::{Embodiment, Episode};
+use vela_robots::{Rollout, RolloutOptions, rollout, rollout_expert};
+use vela_sim::expert::ScriptedExpert;
+use vela_sim::tabletop::Tabletop;
+use vela_sim::tasks::{Split, TaskKind};
+
+/// Play a suite of episodes in lockstep and count the successes.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Which suite.
+    #[arg(long, default_value = "tabletop")]
+    suite: String,
+    /// One task only: reach, push, pick, place or stack.
+    #[arg(long)]
+    task: Option<String>,
+    /// Episodes per task.
+    #[arg(long, default_value_t = 100)]
+    episodes: usize,
+    /// Seed of the first episode; the others follow it.
+    #[arg(long, default_value_t = 1_000_000)]
+    seed: u64,
+    /// Who drives: builtin, expert, or a policy folder.
+    #[arg(long, default_value = "builtin")]
+    policy: String,
+    /// Domain randomisation: light, colours, cameras, friction, mass, more distractors.
+    #[arg(long)]
+    randomise: bool,
+    /// Which episodes: test, held_out_phrasing, held_out_pair, swap (a test scene, another object named) or train.
+    #[arg(long, default_value = "test")]
+    split: String,
+    /// Carry out this many ticks of each chunk instead of the policy's own number.
+    #[arg(long)]
+    execute: Option<usize>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the verb.
+pub fn run(args: &Args) -> Result<()> {
+    if args.suite != "tabletop" {
+        bail!("unknown suite '{}'; known: tabletop", args.suite);
+    }
+    let tasks = match &args.task {
+        Some(name) => vec![TaskKind::from_name(name)?],
+        None => TaskKind::ALL.to_vec(),
+    };
+    let split = Split::from_name(&args.split)?;
+    choose(&args.policy)?;
+    let bar = ProgressBar::new((tasks.len() * args.episodes) as u64)
+        .with_style(ProgressStyle::with_template("{wide_bar} {pos}/{len} episodes, {eta} left")?);
+    let mut rows = Vec::new();
+    let mut infer_secs = Vec::new();
+    for task in tasks {
+        let played: Vec<Rollout> = (0..args.episodes as u64)
+            .into_par_iter()
+            .map_init(
+                || Player::new(args, split),
+                |player, k| {
+                    let player = player.as_mut().map_err(|e| anyhow::anyhow!("{e:#}"))?;
+                    let rollout = vela_nn::threads::with_threads(1, || player.play(args, task, args.seed + k))?;
+                    bar.inc(1);
+                    Ok(rollout)
+                },
+            )
+            .collect::<Result<_>>()?;
+        let successes = played.iter().filter(|r| r.outcome.success).count();
+        let seconds: Vec<f64> =
+            played.iter().filter(|r| r.outcome.success).map(|r| r.outcome.seconds).collect();
+        infer_secs.extend(played.iter().flat_map(|r| r.infer_secs.iter().copied()));
+        rows.push((task, played.len(), successes, quantile(&seconds, 0.5)));
+    }
+    bar.finish_and_clear();
+    let ms = |q| quantile(&infer_secs, q) * 1e3;
+    let episodes: usize = rows.iter().map(|row| row.1).sum();
+    let successes: usize = rows.iter().map(|row| row.2).sum();
+    let rate = |successes: usize, episodes: usize| successes as f64 / episodes.max(1) as f64;
+    if args.json {
+        let tasks: Vec<_> = rows
+            .iter()
+            .map(|(task, n, k, seconds)| {
+                json!({"task": task.name(), "episodes": n, "successes": k, "rate": rate(*k, *n),
+                    "ci95": wilson95(*k, *n), "median_success_secs": seconds})
+            })
+            .collect();
+        let report = json!({"suite": args.suite, "split": args.split, "policy": args.policy,
+            "randomise": args.randomise, "tasks": tasks, "rate": rate(successes, episodes),
+            "policy_ms": {"p50": ms(0.5), "p99": ms(0.99)}});
+        println!("{report}");
+        return Ok(());
+    }
+    println!("{:<8} {:>9} {:>9} {:>7}   {:<15} {:>9}", "task", "episodes", "successes", "rate", "95 % interval", "seconds");
+    for (task, n, k, seconds) in &rows {
+        let [low, high] = wilson95(*k, *n);
+        let interval = format!("{:.1} - {:.1} %", low * 1e2, high * 1e2);
+        println!("{:<8} {n:>9} {k:>9} {:>5.1} %   {interval:<15} {seconds:>9.1}", task.name(), rate(*k, *n) * 1e2);
+    }
+    println!("policy latency per chunk, one thread: p50 {:.1} ms, p99 {:.1} ms", ms(0.5), ms(0.99));
+    Ok(())
+}
+
+/// A table and someone who plays at it.
+struct Player {
+    table: Tabletop,
+    chosen: Chosen,
+    expert: ScriptedExpert,
+}
+
+impl Player {
+    fn new(args: &Args, split: Split) -> Result<Self> {
+        let embodiment = Embodiment::so101()?;
+        let chosen = choose(&args.policy)?;
+        let table = match chosen {
+            Chosen::Expert => Tabletop::blind(&embodiment, split)?,
+            Chosen::Policy(_) => Tabletop::lockstep(&embodiment, split)?,
+        };
+        Ok(Self { table, chosen, expert: ScriptedExpert::new(&embodiment)? })
+    }
+
+    fn play(&mut self, args: &Args, task: TaskKind, seed: u64) -> Result<Rollout> {
+        let episode = Episode { task: task.name().into(), seed, randomise: args.randomise };
+        let options = RolloutOptions { seed, execute: args.execute, ..RolloutOptions::default() };
+        let watch = &mut |_: &Tabletop, _: vela_robots::RolloutEvent<'_>| {};
+        Ok(match &mut self.chosen {
+            Chosen::Expert => rollout_expert(&mut self.table, &mut self.expert, &episode, &options, watch)?,
+            Chosen::Policy(policy) => rollout(&mut self.table, policy.as_mut(), &episode, &options, watch)?,
+        })
+    }
+}

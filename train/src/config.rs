@@ -1,0 +1,79 @@
+//! A training run as a file.
+
+use crate::error::{Error, Result, at};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// One training run. Same file, same build: same bytes, at any thread count.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Decides the initial weights, the lessons, the batches and the noise.
+    pub seed: u64,
+    /// Episodes that the expert plays before the first step.
+    pub expert_lessons: usize,
+    /// Rounds of DAgger after the first run of steps.
+    pub dagger_rounds: usize,
+    /// Episodes that the learner plays in each round.
+    pub dagger_lessons: usize,
+    /// Steps before the first round.
+    pub first_steps: usize,
+    /// Steps after each round.
+    pub round_steps: usize,
+    /// Examples per step.
+    pub batch: usize,
+    /// Pieces that a batch is cut into, each for one thread; part of the result, not of the machine.
+    pub shards: usize,
+    /// Flow times drawn per encoded prefix.
+    pub flow_draws: usize,
+    /// Highest learning rate.
+    pub learning_rate: f64,
+    /// Steps of linear warm-up; a cosine leads from there down to a twentieth of the highest rate.
+    pub warmup_steps: usize,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Largest gradient norm.
+    pub clip_norm: f64,
+    /// Decay of the averaged weights, which are the ones that are saved.
+    pub ema: f64,
+    /// Weight of the auxiliary loss: what each patch shows.
+    pub patch_weight: f64,
+    /// Weight of the auxiliary loss: which image tokens show what the sentence names.
+    pub grounding_weight: f64,
+    /// Weight of the auxiliary loss: where those things are.
+    pub position_weight: f64,
+    /// Steps between two checkpoints.
+    pub checkpoint_every: usize,
+}
+
+impl TrainConfig {
+    /// Reads a TOML file; unknown keys are refused.
+    pub fn load(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(at(path))?;
+        let refuse = |why: String| Error::Parse { what: path.display().to_string(), why };
+        let config: Self = toml::from_str(&text).map_err(|e| refuse(e.to_string()))?;
+        if config.shards == 0 || config.batch == 0 || config.batch % config.shards != 0 {
+            return Err(refuse(format!("batch {} must divide into {} shards", config.batch, config.shards)));
+        }
+        if config.flow_draws == 0 || config.checkpoint_every == 0 {
+            return Err(refuse("flow_draws and checkpoint_every must be at least 1".into()));
+        }
+        Ok(config)
+    }
+
+    /// All steps of the run.
+    pub fn total_steps(&self) -> usize {
+        self.first_steps + self.dagger_rounds * self.round_steps
+    }
+
+    /// The learning rate at a step.
+    pub fn rate_at(&self, step: usize) -> f64 {
+        if step < self.warmup_steps {
+            return self.learning_rate * (step + 1) as f64 / self.warmup_steps as f64;
+        }
+        let span = self.total_steps().saturating_sub(self.warmup_steps).max(1) as f64;
+        let along = ((step - self.warmup_steps) as f64 / span).min(1.0);
+        let floor = 0.05;
+        self.learning_rate * (floor + (1.0 - floor) * 0.5 * (1.0 + (std::f64::consts::PI * along).cos()))
+    }
+}

@@ -1,0 +1,168 @@
+//! Examples to batches: which moments a step sees, and the labels of the auxiliary losses.
+
+use crate::error::Result;
+use crate::lesson::{Example, Lesson};
+use rand::Rng;
+
+/// All lessons so far, in a fixed order.
+#[derive(Default)]
+pub struct Library {
+    lessons: Vec<Lesson>,
+    /// Lesson and example of every moment.
+    index: Vec<(usize, usize)>,
+}
+
+impl Library {
+    /// Adds one lesson.
+    pub fn add(&mut self, lesson: Lesson) {
+        let k = self.lessons.len();
+        self.index.extend((0..lesson.examples.len()).map(|example| (k, example)));
+        self.lessons.push(lesson);
+    }
+
+    /// Moments in all lessons.
+    pub fn len(&self) -> usize {
+        self.index.len()
+    }
+
+    /// Whether there is nothing to learn from.
+    pub fn is_empty(&self) -> bool {
+        self.index.is_empty()
+    }
+
+    /// Every lesson.
+    pub fn lessons(&self) -> &[Lesson] {
+        &self.lessons
+    }
+
+    /// The moments of a step, with their sentences; the same for the same seed, step and lessons.
+    pub fn draw(&self, seed: u64, step: usize, count: usize) -> Vec<(&str, &Example)> {
+        let mut rng = vela_embodiment::stream(seed ^ (step as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15), "batch");
+        (0..count)
+            .filter(|_| !self.index.is_empty())
+            .map(|_| {
+                let (lesson, example) = self.index[rng.random_range(0..self.index.len())];
+                (self.lessons[lesson].instruction.as_str(), &self.lessons[lesson].examples[example])
+            })
+            .collect()
+    }
+}
+
+/// Mean and standard deviation per dimension.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Spread {
+    /// Mean.
+    pub mean: Vec<f32>,
+    /// Standard deviation, at least `1e-3`.
+    pub std: Vec<f32>,
+}
+
+/// Spread of equally long rows.
+pub fn spread<'a>(rows: impl Iterator<Item = Vec<f32>> + 'a) -> Spread {
+    let (mut n, mut sum, mut square) = (0f64, Vec::<f64>::new(), Vec::<f64>::new());
+    for row in rows {
+        sum.resize(row.len(), 0.0);
+        square.resize(row.len(), 0.0);
+        for (k, x) in row.iter().enumerate() {
+            sum[k] += f64::from(*x);
+            square[k] += f64::from(*x) * f64::from(*x);
+        }
+        n += 1.0;
+    }
+    let n = n.max(1.0);
+    let mean: Vec<f64> = sum.iter().map(|s| s / n).collect();
+    let std = mean.iter().zip(&square).map(|(m, s)| ((s / n - m * m).max(0.0).sqrt() as f32).max(1e-3));
+    Spread { std: std.collect(), mean: mean.iter().map(|m| *m as f32).collect() }
+}
+
+/// What each patch mostly shows: `[cameras * patches]` classes from per-pixel labels `[cameras, size, size]`.
+/// A class other than the background (0) wins when it covers a tenth of the patch.
+pub fn patch_classes(labels: &[u8], size: usize, patch: usize) -> Vec<u32> {
+    cells(labels, size, patch, |cell| {
+        let mut counts = [0u32; 32];
+        for label in cell {
+            counts[usize::from(label & 31)] += 1;
+        }
+        let area = (patch * patch) as u32;
+        let best = (1..32).max_by_key(|&class| counts[class]).unwrap_or(0);
+        if counts[best] * 10 >= area { best as u32 } else { 0 }
+    })
+}
+
+/// Which cells show the thing named first and which its destination: two `[cameras * cells]` rows of 0 or 1.
+pub fn grounding(labels: &[u8], size: usize, cell: usize) -> [Vec<f32>; 2] {
+    let role = |role: u8| {
+        cells(labels, size, cell, |pixels| {
+            let shown = pixels.filter(|label| label >> 5 == role).count();
+            if shown >= 6 { 1.0 } else { 0.0 }
+        })
+    };
+    [role(1), role(2)]
+}
+
+/// Applies `f` to the labels of each `cell x cell` square, camera by camera, row by row.
+fn cells<T>(labels: &[u8], size: usize, cell: usize, f: impl Fn(&mut dyn Iterator<Item = u8>) -> T) -> Vec<T> {
+    let grid = size / cell;
+    let mut out = Vec::with_capacity(labels.len() / (cell * cell));
+    for picture in labels.chunks_exact(size * size) {
+        for (row, column) in (0..grid * grid).map(|k| (k / grid, k % grid)) {
+            let mut pixels = (0..cell * cell)
+                .map(|k| picture[(row * cell + k / cell) * size + column * cell + k % cell]);
+            out.push(f(&mut pixels));
+        }
+    }
+    out
+}
+
+/// Bytes `[n, height, width, 3]` to `[n, 3, height, width]` in [-1, 1]: `x / 127.5 - 1`.
+pub fn pixels(frames: &[u8], height: usize, width: usize) -> Result<Vec<f32>> {
+    let area = height * width;
+    let mut out = Vec::with_capacity(frames.len());
+    for picture in frames.chunks_exact(area * 3) {
+        for channel in 0..3 {
+            out.extend((0..area).map(|k| f32::from(picture[3 * k + channel]) / 127.5 - 1.0));
+        }
+    }
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_become_patches_and_cells() {
+        let mut labels = vec![0u8; 64];
+        for k in [0, 1, 8, 9, 2, 10] {
+            labels[k] = 5 | (1 << 5);
+        }
+        assert_eq!(patch_classes(&labels, 8, 4), [5, 0, 0, 0]);
+        let [first, second] = grounding(&labels, 8, 4);
+        assert_eq!(first, [1.0, 0.0, 0.0, 0.0]);
+        assert_eq!(second, [0.0; 4]);
+    }
+
+    #[test]
+    fn a_spread_is_mean_and_deviation() {
+        let s = spread([vec![1.0, 0.0], vec![3.0, 0.0]].into_iter());
+        assert_eq!((s.mean, s.std), (vec![2.0, 0.0], vec![1.0, 1e-3]));
+    }
+
+    #[test]
+    fn draws_repeat() {
+        let mut library = Library::default();
+        for k in 0..5 {
+            let example = Example {
+                frames: vec![],
+                state: vec![k as f32],
+                actions: vec![],
+                labels: vec![],
+                truth: [0.0; 7],
+            };
+            library.add(Lesson { instruction: k.to_string(), examples: vec![example; 3], success: true });
+        }
+        let states = |step| library.draw(1, step, 8).iter().map(|(_, e)| e.state[0]).collect::<Vec<_>>();
+        assert_eq!(states(3), states(3));
+        assert_ne!(states(3), states(4));
+    }
+}

@@ -1,0 +1,210 @@
+//! The training loop of the tabletop policy: steps, averaged weights, checkpoints that resume bit for bit.
+
+use crate::auxiliary::Auxiliary;
+use crate::batch::{Lot, lot};
+use crate::config::TrainConfig;
+use crate::data::Library;
+use crate::error::{Error, Result, at};
+use std::collections::HashMap;
+use std::path::Path;
+use vela_nn::{AdamW, AdamWConfig, Device, Tensor, Var, Weights, random, shard_gradients_with};
+use vela_policy::{Vla, VlaConfig};
+
+/// What one step showed.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Report {
+    /// Steps so far.
+    pub step: usize,
+    /// Everything that was minimised.
+    pub loss: f32,
+    /// Squared error of the flow's velocity.
+    pub flow: f32,
+    /// Cross-entropy of the patches.
+    pub patch: f32,
+    /// Binary cross-entropy of the named parts.
+    pub grounding: f32,
+    /// Squared error of the positions, square decimetres.
+    pub position: f32,
+    /// Norm of the gradient before clipping.
+    pub gradient_norm: f32,
+    /// Learning rate.
+    pub learning_rate: f64,
+}
+
+/// A policy in training.
+pub struct Trainer {
+    config: TrainConfig,
+    vla: Vla,
+    auxiliary: Auxiliary,
+    vars: Vec<(String, Var)>,
+    optimizer: AdamW,
+    /// Averaged weights, in the order of `vars`.
+    average: Vec<Vec<f32>>,
+    step: usize,
+}
+
+impl Trainer {
+    /// A fresh policy.
+    pub fn new(config: &TrainConfig, vla: &VlaConfig) -> Result<Self> {
+        Self::from_weights(config, vla, &Weights::fresh(config.seed))
+    }
+
+    fn from_weights(config: &TrainConfig, vla_config: &VlaConfig, weights: &Weights) -> Result<Self> {
+        let vla = Vla::new(vla_config, &weights.pp("policy"))?;
+        let auxiliary =
+            Auxiliary::new(&weights.pp("auxiliary"), vla_config.vision_width(), vla_config.prefix_width())?;
+        weights.finish()?;
+        let vars = weights.trainable();
+        let average = vars.iter().map(|(_, var)| flat(var.as_tensor())).collect::<Result<_>>()?;
+        let adamw = AdamWConfig {
+            weight_decay: config.weight_decay as f32,
+            clip_norm: config.clip_norm as f32,
+            ..AdamWConfig::default()
+        };
+        let optimizer = AdamW::new(vars.clone(), adamw);
+        Ok(Self { config: config.clone(), vla, auxiliary, vars, optimizer, average, step: 0 })
+    }
+
+    /// Steps so far.
+    pub fn steps(&self) -> usize {
+        self.step
+    }
+
+    /// Trainable numbers of the policy, the auxiliary heads left out.
+    pub fn parameters(&self) -> usize {
+        let policy = self.vars.iter().filter(|(name, _)| name.starts_with("policy."));
+        policy.map(|(_, var)| var.as_tensor().elem_count()).sum()
+    }
+
+    /// One step on moments drawn from the library.
+    ///
+    /// # Errors
+    /// An empty library; a loss that is not finite.
+    pub fn step(&mut self, library: &Library) -> Result<Report> {
+        let (config, step) = (&self.config, self.step);
+        let drawn = library.draw(config.seed, step, config.batch);
+        if drawn.len() != config.batch {
+            return Err(Error::Parse { what: "training".into(), why: "there are no lessons".into() });
+        }
+        let per_shard = config.batch / config.shards;
+        let lots: Vec<Lot> = drawn
+            .chunks(per_shard)
+            .enumerate()
+            .map(|(shard, moments)| {
+                let mut rng = random::stream(config.seed ^ step as u64, &format!("flow {shard}"));
+                lot(&self.vla, moments, config.flow_draws, &mut rng)
+            })
+            .collect::<Result<_>>()?;
+        let (gradients, parts) =
+            shard_gradients_with(&self.vars, config.shards, |shard| self.loss(&lots[shard]))?;
+        if !gradients.loss.is_finite() {
+            return Err(Error::Diverged(step));
+        }
+        let learning_rate = config.rate_at(step);
+        let gradient_norm = self.optimizer.step(&gradients, learning_rate as f32)?;
+        self.step += 1;
+        // The average starts short, so that it forgets the random beginning.
+        let decay = self.config.ema.min((1.0 + self.step as f64) / (10.0 + self.step as f64)) as f32;
+        for (average, (_, var)) in self.average.iter_mut().zip(&self.vars) {
+            for (a, x) in average.iter_mut().zip(flat(var.as_tensor())?) {
+                *a += (1.0 - decay) * (x - *a);
+            }
+        }
+        let mean = |k: usize| parts.iter().map(|p: &[f32; 4]| p[k]).sum::<f32>() / parts.len() as f32;
+        Ok(Report {
+            step: self.step,
+            loss: gradients.loss,
+            flow: mean(0),
+            patch: mean(1),
+            grounding: mean(2),
+            position: mean(3),
+            gradient_norm,
+            learning_rate,
+        })
+    }
+
+    /// Loss of one shard, and its four parts.
+    fn loss(&self, lot: &Lot) -> vela_nn::Result<(Tensor, [f32; 4])> {
+        let prefix = self.vla.prefix(&lot.batch)?;
+        let flow = self.vla.flow_loss(&prefix, &lot.batch, &lot.noise, &lot.times)?;
+        let c = &self.config;
+        let hidden = prefix.hidden();
+        let patch = self.auxiliary.patch_loss(prefix.patch_tokens(), &lot.labels)?;
+        let grounding = self.auxiliary.grounding_loss(&prefix.image_hidden()?, &lot.labels)?;
+        let position = self.auxiliary.position_loss(&prefix.state_hidden()?, &lot.labels)?;
+        let _ = hidden;
+        let parts = [&flow, &patch, &grounding, &position]
+            .map(|loss| loss.to_scalar::<f32>().unwrap_or(f32::NAN));
+        let sum = (((&flow + (patch * c.patch_weight)?)? + (grounding * c.grounding_weight)?)?
+            + (position * c.position_weight)?)?;
+        Ok((sum, parts))
+    }
+
+    /// Writes everything that resuming needs: one file, whole or not at all.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let mut tensors = Vec::new();
+        for ((name, var), average) in self.vars.iter().zip(&self.average) {
+            let shape = var.as_tensor().shape();
+            tensors.push((format!("weight.{name}"), var.as_tensor().clone()));
+            let average = Tensor::from_vec(average.clone(), shape, &Device::Cpu)?;
+            tensors.push((format!("average.{name}"), average));
+        }
+        for (name, tensor) in self.optimizer.state()? {
+            tensors.push((format!("optimizer.{name}"), tensor));
+        }
+        tensors.push(("step".into(), Tensor::new(&[self.step as u32], &Device::Cpu)?));
+        Ok(vela_nn::save(path, &tensors)?)
+    }
+
+    /// Takes up training where [`Self::save`] left it.
+    ///
+    /// # Errors
+    /// A torn file, or one of another model.
+    pub fn resume(&mut self, path: &Path) -> Result<()> {
+        let tensors = candle_core::safetensors::load(path, &Device::Cpu)?;
+        let missing = |name: &str| Error::Parse {
+            what: path.display().to_string(),
+            why: format!("tensor '{name}' is missing or has another shape"),
+        };
+        let get = |name: String, like: &Tensor| -> Result<Tensor> {
+            let found = tensors.get(&name).filter(|t| t.shape() == like.shape());
+            found.cloned().ok_or_else(|| missing(&name))
+        };
+        let mut average = Vec::with_capacity(self.vars.len());
+        for (name, var) in &self.vars {
+            var.set(&get(format!("weight.{name}"), var.as_tensor())?)?;
+            average.push(flat(&get(format!("average.{name}"), var.as_tensor())?)?);
+        }
+        let state: HashMap<String, Tensor> = tensors
+            .iter()
+            .filter_map(|(name, t)| Some((name.strip_prefix("optimizer.")?.to_owned(), t.clone())))
+            .collect();
+        self.optimizer.load_state(&state)?;
+        self.average = average;
+        let step = tensors.get("step").ok_or_else(|| missing("step"))?.to_vec1::<u32>()?;
+        self.step = step.first().copied().ok_or_else(|| missing("step"))? as usize;
+        Ok(())
+    }
+
+    /// The averaged weights of the policy, by the names of its checkpoint.
+    pub fn averaged(&self) -> Result<Vec<(String, Tensor)>> {
+        let mut tensors = Vec::new();
+        for ((name, var), average) in self.vars.iter().zip(&self.average) {
+            if let Some(name) = name.strip_prefix("policy.") {
+                let shape = var.as_tensor().shape();
+                tensors.push((name.to_owned(), Tensor::from_vec(average.clone(), shape, &Device::Cpu)?));
+            }
+        }
+        Ok(tensors)
+    }
+
+    /// Writes the averaged policy as a policy folder.
+    pub fn export(&self, dir: &Path) -> Result<()> {
+        std::fs::create_dir_all(dir).map_err(at(dir))?;
+        Ok(self.vla.config().save(dir, &self.averaged()?)?)
+    }
+}
+
+fn flat(tensor: &Tensor) -> Result<Vec<f32>> {
+    Ok(tensor.flatten_all()?.to_vec1()?)
+}
