@@ -64,14 +64,14 @@ pub fn view(name: &str, drawing: &Drawing, width: u32, height: u32) -> Result<Ca
 /// Faces the arm from the far side of the workspace, high, looking back and down: the world's y runs to the
 /// right of the picture. Far away through a long lens, so that a cube is nearly as large at the back as in front.
 pub fn front(drawing: &Drawing, width: u32, height: u32) -> CameraView {
-    let world_from_camera = look([0.86, 0.0, 0.80], [0.185, 0.0, 0.036], Vector3::z());
-    displaced(world_from_camera, 0.185, drawing, width, height)
+    let world_from_camera = look([0.885, 0.0, 0.898], [0.178, 0.0, 0.055], Vector3::z());
+    displaced(world_from_camera, 0.157, drawing, width, height)
 }
 
 /// Rides beside the gripper and looks along the fingers: the moving jaw is at the top of the picture, the
 /// fixed one below it, and what they hold between them.
 pub fn wrist(drawing: &Drawing, width: u32, height: u32) -> CameraView {
-    let gripper_from_camera = look([0.000, 0.060, 0.012], [0.104, 0.0, 0.012], Vector3::z());
+    let gripper_from_camera = look([0.022, 0.066, 0.014], [0.094, 0.0, 0.014], Vector3::z());
     displaced(drawing.world_from_gripper * gripper_from_camera, 0.70, drawing, width, height)
 }
 
@@ -124,8 +124,8 @@ mod tests {
     fn the_front_camera_sees_the_whole_workspace_with_cubes_of_seven_pixels() -> Result<()> {
         let view = view("front", &bare(), 96, 96)?;
         for x in [0.14, 0.28] {
-            for y in [-0.16, 0.16] {
-                for z in [0.0, 0.15] {
+            for y in [-0.15, 0.15] {
+                for z in [0.0, 0.12] {
                     let [u, v] = view.project([x, y, z]).unwrap_or([-1.0; 2]);
                     assert!(u > 1.0 && u < 95.0 && v > 1.0 && v < 95.0, "{x} {y} {z} lands at {u} {v}");
                 }

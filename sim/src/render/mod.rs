@@ -51,6 +51,12 @@ const ROOKS: [[f32; 2]; 8] = [
 /// One number for each ray of a batch.
 type Lane = [f32x8; PACKS];
 
+/// One pack of three lanes.
+#[inline(always)]
+fn pack(lanes: &[Lane; 3], i: usize) -> vec3::V3<f32x8> {
+    [lanes[0][i], lanes[1][i], lanes[2][i]]
+}
+
 /// Directions of a batch: `forward + u right + v down` of the eye.
 struct Rays {
     u: Lane,
@@ -124,6 +130,7 @@ struct Painter<'a> {
     pixel: f32,
     rays: Rays,
     hits: Hits,
+    surface: Surface,
     colours: [Lane; 3],
     /// The solids of this tile.
     solids: Vec<usize>,
@@ -131,6 +138,7 @@ struct Painter<'a> {
 
 impl<'a> Painter<'a> {
     fn new(stage: &'a Stage<'a>, view: &CameraView) -> Self {
+        let nothing = [[f32x8::ZERO; PACKS]; 3];
         Self {
             stage,
             width: view.width,
@@ -138,7 +146,8 @@ impl<'a> Painter<'a> {
             pixel: 2.0 * view.half_fov_tangent / view.height as f32,
             rays: Rays { u: [f32x8::ZERO; PACKS], v: [f32x8::ZERO; PACKS], packs: 0 },
             hits: Hits { depth: [f32x8::ZERO; PACKS], material: [f32x8::ZERO; PACKS] },
-            colours: [[f32x8::ZERO; PACKS]; 3],
+            surface: Surface { points: nothing, normals: nothing, paint: [[f32x8::ZERO; PACKS]; 4] },
+            colours: nothing,
             solids: Vec::new(),
         }
     }
@@ -147,11 +156,14 @@ impl<'a> Painter<'a> {
     fn paint(&mut self, places: &[[f32; 2]], chosen: impl Fn(usize) -> bool, rgb: &mut [u8]) {
         let share = 1.0 / places.len() as f32;
         self.cast(places, chosen, |painter, pixels| {
-            let Painter { stage, rays, solids, hits, colours, .. } = painter;
-            stage.colours(rays, solids, hits, colours);
+            let Painter { stage, rays, solids, hits, surface, colours, .. } = painter;
+            stage.colours(rays, solids, hits, surface, colours);
             for (c, colour) in colours.iter().enumerate() {
-                let colour = colour.map(|pack| pack.to_array());
-                for (pixel, seen) in pixels.iter().zip(colour.as_flattened().chunks_exact(places.len())) {
+                let mut seen = [[0.0; 8]; PACKS];
+                for (seen, pack) in seen.iter_mut().zip(colour) {
+                    *seen = pack.to_array();
+                }
+                for (pixel, seen) in pixels.iter().zip(seen.as_flattened().chunks_exact(places.len())) {
                     rgb[pixel * 3 + c] = srgb::encode(seen.iter().sum::<f32>() * share);
                 }
             }

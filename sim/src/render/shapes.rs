@@ -24,8 +24,8 @@ fn nothing() -> Span {
 #[inline(always)]
 pub(super) fn block(half: V3) -> impl Fn(V3<f32x8>, V3<f32x8>) -> Spans {
     move |o, d| {
-        let [x, y, z] = [0, 1, 2].map(|k| slab(o[k], d[k], [-half[k], half[k]]));
-        [overlap(x, overlap(y, z)), nothing()]
+        let side = |k: usize| slab(o[k], d[k], [-half[k], half[k]]);
+        [overlap(side(0), overlap(side(1), side(2))), nothing()]
     }
 }
 
@@ -63,7 +63,7 @@ pub(super) fn bowl(radius: f32, half_height: f32, wall: f32) -> impl Fn(V3<f32x8
 pub(super) fn block_normal(half: V3) -> impl Fn(V3<f32x8>) -> V3<f32x8> {
     let bevel = BEVEL.min(0.3 * half[0].min(half[1]).min(half[2]));
     let inner = sub(half, [bevel; 3]);
-    move |p| std::array::from_fn(|k| beyond(p[k], inner[k]))
+    move |p| [beyond(p[0], inner[0]), beyond(p[1], inner[1]), beyond(p[2], inner[2])]
 }
 
 /// Of any length, at a point of the surface.
@@ -91,7 +91,9 @@ pub(super) fn bowl_normal(radius: f32, half_height: f32, wall: f32) -> impl Fn(V
         let mut offer = |distance: f32x8, n: V3<f32x8>| {
             let nearer = distance.simd_lt(best);
             best = pick(nearer, distance, best);
-            normal = std::array::from_fn(|k| pick(nearer, n[k], normal[k]));
+            for k in 0..3 {
+                normal[k] = pick(nearer, n[k], normal[k]);
+            }
         };
         let inside = r.simd_lt(inner + f32x8::splat(1e-4));
         offer((p[2] - rim).abs(), [zero, zero, one]);
@@ -123,7 +125,8 @@ fn bar(o: V3<f32x8>, d: V3<f32x8>, radius: f32, heights: [f32; 2]) -> Span {
 #[inline(always)]
 fn slab(o: f32x8, d: f32x8, planes: [f32; 2]) -> Span {
     let inverse = f32x8::ONE / d;
-    let [a, b] = planes.map(|plane| (f32x8::splat(plane) - o) * inverse);
+    let a = (f32x8::splat(planes[0]) - o) * inverse;
+    let b = (f32x8::splat(planes[1]) - o) * inverse;
     [low(a, b), high(a, b)]
 }
 

@@ -5,7 +5,7 @@
 
 use super::shapes::{self, Spans};
 use super::vec3::{V3, add, dot, matvec, pick, scale, splat, sub};
-use super::{Hits, Lane, NEAR, Rays, Surface};
+use super::{Hits, Lane, NEAR, Rays, Surface, pack};
 use crate::camera::CameraView;
 use crate::drawing::{Drawn, Solid};
 use wide::f32x8;
@@ -243,8 +243,7 @@ impl Ready {
         let (me, zero, lift) = (f32x8::splat(me), f32x8::ZERO, f32x8::splat(LIFT));
         let (axes, centre, light) = (self.axes.map(splat), splat(self.centre), splat(self.light));
         for i in rays.each() {
-            let lifted: V3<f32x8> =
-                std::array::from_fn(|k| surface.points[k][i] + lift * surface.normals[k][i]);
+            let lifted = add(pack(&surface.points, i), scale(pack(&surface.normals, i), lift));
             let [first, second] = spans(matvec(axes, sub(lifted, centre)), light);
             let before = |[enter, leave]: [f32x8; 2]| leave.simd_gt(enter) & leave.simd_gt(zero);
             let blocked = (before(first) | before(second)) & hits.material[i].simd_ne(me);

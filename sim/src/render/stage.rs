@@ -2,7 +2,7 @@
 
 use super::solids::{Eye, Light, Ready, Rect};
 use super::vec3::{V3, add, cross, dot, high, low, pick, scale, splat, unit};
-use super::{Hits, Lane, MARK_ID, NEAR, PACKS, Rays, Surface, TABLE_ID};
+use super::{Hits, Lane, MARK_ID, NEAR, PACKS, Rays, Surface, TABLE_ID, pack};
 use crate::camera::CameraView;
 use crate::drawing::{Drawing, Mark};
 use wide::f32x8;
@@ -110,9 +110,16 @@ impl<'a> Stage<'a> {
     }
 
     /// The linear RGB that each ray sees.
-    pub fn colours(&self, rays: &Rays, solids: &[usize], hits: &Hits, rgb: &mut [Lane; 3]) {
-        let surface = self.surface(rays, solids, hits);
-        let sun = self.sun(rays, hits, &surface);
+    pub fn colours(
+        &self,
+        rays: &Rays,
+        solids: &[usize],
+        hits: &Hits,
+        surface: &mut Surface,
+        rgb: &mut [Lane; 3],
+    ) {
+        self.surface(rays, solids, hits, surface);
+        let sun = self.sun(rays, hits, surface);
         let (eye, towards) = (self.eye.splat(), splat(self.light.towards));
         let [zero, one] = [f32x8::ZERO, f32x8::ONE];
         let [strength, ambient] = [self.strength, self.ambient].map(f32x8::splat);
@@ -124,7 +131,7 @@ impl<'a> Stage<'a> {
             // Blinn 1977: the highlight where the normal halves the angle of light and eye; to the 32nd power.
             let ray = eye.ray(rays, i);
             let half = add(towards, scale(ray, -one / dot(ray, ray).sqrt()));
-            let normal = surface.normals.map(|n| n[i]);
+            let normal = pack(&surface.normals, i);
             let aligned = dot(normal, half) / high(dot(half, half).sqrt(), f32x8::splat(1e-6));
             // Not lower, because numbers next to zero are slow.
             let a2 = high(aligned, f32x8::splat(0.15));
@@ -148,19 +155,18 @@ impl<'a> Stage<'a> {
     }
 
     /// Where each ray ends, on what.
-    fn surface(&self, rays: &Rays, solids: &[usize], hits: &Hits) -> Surface {
+    fn surface(&self, rays: &Rays, solids: &[usize], hits: &Hits, surface: &mut Surface) {
         let (eye, nowhere) = (self.eye.splat(), f32x8::splat(f32::INFINITY));
-        let table = self.palette[self.table as usize];
-        let mut surface = Surface {
-            points: [[f32x8::ZERO; PACKS]; 3],
-            normals: [[f32x8::ZERO; PACKS], [f32x8::ZERO; PACKS], [f32x8::ONE; PACKS]],
-            paint: table.map(|x| [f32x8::splat(x); PACKS]),
-        };
+        let table = self.palette[self.table as usize].map(f32x8::splat);
         for i in rays.each() {
             let depth = pick(hits.depth[i].simd_lt(nowhere), hits.depth[i], f32x8::ZERO);
             let point = add(eye.at, scale(eye.ray(rays, i), depth));
             for k in 0..3 {
                 surface.points[k][i] = point[k];
+                surface.normals[k][i] = if k == 2 { f32x8::ONE } else { f32x8::ZERO };
+            }
+            for k in 0..4 {
+                surface.paint[k][i] = table[k];
             }
         }
         let shows = |material: f32| {
@@ -180,10 +186,9 @@ impl<'a> Stage<'a> {
         }
         for &k in solids {
             if shows(k as f32) {
-                self.solids[k].surface(k as f32, self.palette[k], rays, hits, &mut surface);
+                self.solids[k].surface(k as f32, self.palette[k], rays, hits, surface);
             }
         }
-        surface
     }
 
     /// Cosine between normal and light, zero in the shadow.
@@ -195,13 +200,14 @@ impl<'a> Stage<'a> {
         // Bounds across the light of what is to be lit.
         let mut least = [nowhere; 5];
         for i in rays.each() {
-            let facing = dot(surface.normals.map(|n| n[i]), towards);
+            let facing = dot(pack(&surface.normals, i), towards);
             let lit = facing.simd_gt(f32x8::ZERO) & hits.depth[i].simd_lt(nowhere);
             sun[i] = pick(lit, facing, f32x8::ZERO);
-            let point = surface.points.map(|p| p[i]);
+            let point = pack(&surface.points, i);
             let (across, along) = (dot(point, a), dot(point, b));
-            for (least, x) in least.iter_mut().zip([across, along, -across, -along, dot(point, towards)]) {
-                *least = low(*least, pick(lit, x, nowhere));
+            let bounds = [across, along, -across, -along, dot(point, towards)];
+            for k in 0..5 {
+                least[k] = low(least[k], pick(lit, bounds[k], nowhere));
             }
         }
         let [a, b, c, d, lowest] =
