@@ -7,6 +7,7 @@ use crate::table;
 use arrow::array::{Array, ArrayRef, AsArray, Float64Array, Int64Array, ListArray, RecordBatch, StringArray};
 use arrow::buffer::OffsetBuffer;
 use arrow::datatypes::{DataType, Field};
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use vela_embodiment::Result;
@@ -220,6 +221,9 @@ pub(crate) fn write_tasks(layout: &Layout, tasks: &[String]) -> Result<()> {
         "creator": { "library": "vela", "version": env!("CARGO_PKG_VERSION") },
         "pandas_version": "2.2.0"
     });
-    table::append(&layout.meta("tasks.parquet"), 0, &batch, Some(pandas.to_string()))?;
-    Ok(())
+    let notes = HashMap::from([("pandas".to_owned(), pandas.to_string())]);
+    let schema = batch.schema().as_ref().clone().with_metadata(notes);
+    let path = layout.meta("tasks.parquet");
+    let batch = batch.with_schema(Arc::new(schema)).map_err(|e| refuse(&path, e.to_string()))?;
+    table::append(&path, 0, &batch)
 }

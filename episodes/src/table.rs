@@ -19,16 +19,19 @@ use std::path::Path;
 use vela_embodiment::{Error, Result};
 
 /// Writes `path` anew: its first `keep` row groups as they are, then `batch` as one row group more. The old file
-/// stays until the new one is complete. Returns the file's size in bytes.
-pub(crate) fn append(path: &Path, keep: usize, batch: &RecordBatch, pandas: Option<String>) -> Result<u64> {
+/// stays until the new one is complete.
+pub(crate) fn append(path: &Path, keep: usize, batch: &RecordBatch) -> Result<()> {
     let old = if keep > 0 { Some(open(path)?) } else { None };
-    let metadata = pandas.map(|text| vec![KeyValue::new("pandas".to_owned(), text)]);
+    // pandas finds its notes only when they are in the Arrow schema and in the file's own metadata.
+    let schema = batch.schema();
+    let notes = schema.metadata().iter().map(|(key, text)| KeyValue::new(key.clone(), text.clone()));
+    let notes: Vec<KeyValue> = notes.collect();
     let properties = WriterProperties::builder()
         .set_compression(Compression::SNAPPY)
         .set_dictionary_enabled(false)
         .set_statistics_enabled(EnabledStatistics::None)
         .set_offset_index_disabled(true)
-        .set_key_value_metadata(metadata)
+        .set_key_value_metadata((!notes.is_empty()).then_some(notes))
         .build();
     write_whole(path, |file| {
         let write = |file: &mut File| -> parquet::errors::Result<()> {
@@ -42,8 +45,7 @@ pub(crate) fn append(path: &Path, keep: usize, batch: &RecordBatch, pandas: Opti
             Ok(())
         };
         write(file).map_err(|e| refuse(path, e.to_string()))
-    })?;
-    Ok(std::fs::metadata(path).map_err(io(path))?.len())
+    })
 }
 
 /// Copies row groups byte by byte, without decoding them.

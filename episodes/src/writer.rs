@@ -143,7 +143,7 @@ impl DatasetWriter {
         let rows = self.pending.batch(cameras, &place, self.format.extension())?;
         let data_path = self.layout.data(data_file);
         let groups = table::groups_of_rows(&data_path, kept_rows)?;
-        table::append(&data_path, groups, &rows, None)?;
+        table::append(&data_path, groups, &rows)?;
 
         let (meta_file, kept_entries) = self.meta_target();
         let entry = EpisodeEntry {
@@ -158,7 +158,7 @@ impl DatasetWriter {
         let stats = self.pending.stats(cameras, &place);
         let meta_path = self.layout.episodes(meta_file);
         let groups = table::groups_of_rows(&meta_path, kept_entries)?;
-        table::append(&meta_path, groups, &meta::episode_batch(&entry, &stats)?, None)?;
+        table::append(&meta_path, groups, &meta::episode_batch(&entry, &stats)?)?;
 
         // Committed. What follows can be made again from the tables.
         self.rows_in_data_file = kept_rows + entry.length;
