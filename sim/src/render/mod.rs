@@ -5,6 +5,9 @@
 //! from a neighbour, so that edges are smooth and flat areas cheap. Only `+ - * /` and square roots decide a
 //! byte, so that the same drawing gives the same bytes everywhere.
 
+// Several arrays are walked side by side; one index says that best.
+#![allow(clippy::needless_range_loop)]
+
 mod shapes;
 mod solids;
 mod srgb;

@@ -1,5 +1,6 @@
-#![allow(clippy::unwrap_used)]
 //! Pictures against known geometry, a golden hash, and the same bytes from any number of threads.
+
+#![allow(clippy::unwrap_used)]
 
 use super::{MARK_ID, TABLE_ID, render, render_ids};
 use crate::camera::{CameraView, view};
