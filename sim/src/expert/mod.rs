@@ -217,7 +217,7 @@ fn stay(tip: &Tip, gripper: f64) -> TipGoal {
 
 /// The motor presses the jaws together: what is between them does not slip.
 fn firm(tip: &Tip) -> bool {
-    tip.grip - tip.grip_target > 0.06
+    tip.grip - tip.grip_target > 0.06 || tip.grip_target < GRIP + 0.005
 }
 
 impl Expert<Tabletop> for ScriptedExpert {
