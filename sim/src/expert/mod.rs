@@ -60,14 +60,26 @@ impl ScriptedExpert {
                 let at = bowl.base_from_object.translation.vector;
                 let off = object.base_from_object.translation.vector - at;
                 let inside = off.xy().norm() < BOWL_INSIDE_M - 0.002 && off.z < 0.045;
-                let over = Over { place: Vector3::new(at.x, at.y, DROP_M), sink_m: 0.012, open_m: 0.018 };
+                let over = Over {
+                    place: Vector3::new(at.x, at.y, DROP_M),
+                    sink_m: 0.012,
+                    open_m: 0.018,
+                    near_m: 0.002,
+                    press_m: 0.0,
+                };
                 Some(self.put(state, &tip, object, inside, &over))
             }
             (TaskKind::Stack, Destination::Object(base)) => {
                 let base = state.objects.get(base)?;
                 let at = base.base_from_object.translation.vector;
                 let height = at.z + stack_height_m(object.kind, base.kind);
-                let over = Over { place: Vector3::new(at.x, at.y, height), sink_m: 0.003, open_m: 0.006 };
+                let over = Over {
+                    place: Vector3::new(at.x, at.y, height),
+                    sink_m: 0.003,
+                    open_m: 0.006,
+                    near_m: -0.0005,
+                    press_m: 0.012,
+                };
                 Some(self.put(state, &tip, object, rests_on(object, base), &over))
             }
             _ => None,
@@ -85,8 +97,10 @@ impl ScriptedExpert {
         let here = tip.pose.translation.vector;
         let turn = wrap(yaw - tip.yaw).abs();
         let off = (xy - here.xy()).norm().max(0.03 * (turn - 0.1));
-        let there = off < 0.010 && (here.z - lowest).abs() < 0.008;
-        let mut floor = funnel(lowest, off, 0.006, TRAVEL_M);
+        // Well centred before they begin to close; what they then push along may lag.
+        let begun = tip.grip_target < OPEN - 0.03;
+        let there = off < if begun { 0.012 } else { 0.005 } && (here.z - lowest).abs() < 0.008;
+        let mut floor = funnel(lowest, off, 0.005, TRAVEL_M);
         // Half-open jaws would land on the object: wait above it until they are open.
         if tip.grip < OPEN - 0.12 && here.z > lowest + 0.02 {
             floor = floor.max(lowest + 0.045);
@@ -113,16 +127,15 @@ impl ScriptedExpert {
         let here = tip.pose.translation.vector;
         let way = over.place - at;
         let off = way.xy().norm();
-        let blocked = state.base_from_tip.translation.vector.z - here.z > BLOCKED_M;
+        let blocked =
+            state.base_from_tip.translation.vector.z - here.z > BLOCKED_M && at.z < over.place.z + 0.012;
         match object.pinched {
-            true if off < over.open_m
-                && (at.z < over.place.z + 0.002 || (blocked && at.z < over.place.z + 0.01)) =>
-            {
-                stay(tip, OPEN)
-            }
+            true if off < over.open_m && (at.z < over.place.z + over.near_m || blocked) => stay(tip, OPEN),
             true if !firm(tip) => stay(tip, GRIP),
             true => {
-                let height = funnel(over.place.z, off, over.sink_m, CARRY_M);
+                // Aims below the place: what is held is set down with a little force, which also rights it.
+                let below = if off < over.open_m { over.press_m } else { 0.0 };
+                let height = funnel(over.place.z, off, over.sink_m, CARRY_M) - below;
                 // Measured, not commanded: the object hangs on the real tip.
                 let tip_above = state.base_from_tip.translation.vector.z - at.z;
                 let xy = here.xy() + way.xy();
@@ -196,6 +209,10 @@ struct Over {
     sink_m: f64,
     /// Sideways error below which it is let go, m.
     open_m: f64,
+    /// Height above the place at which it is let go even without resistance, m.
+    near_m: f64,
+    /// How far below the place it is pressed, m.
+    press_m: f64,
 }
 
 /// Lowest height at a sideways error: `lowest` within `free`, then up a steep cone to `travel`, m.
