@@ -1,8 +1,10 @@
 //! Success rates of the scripted experts, through the safety gate, in lockstep, without pictures.
 //!
 //! `cargo run --release -p vela-sim --example expert_rates -- [--episodes N] [--seed S] [--task NAME] [--randomise]
-//! [--split NAME] [--swap]`: prints a table and the seeds that failed.
+//! [--split NAME] [--swap] [--shake] [--trace]`: prints a table and the seeds that failed. `--shake` moves the arm at random for a
+//! third of a second now and then: an expert that labels any state finds its way back.
 
+use rand::Rng;
 use rayon::prelude::*;
 use std::time::Instant;
 use vela_embodiment::{
@@ -20,6 +22,7 @@ struct Asked {
     split: Split,
     randomise: bool,
     swap: bool,
+    shake: bool,
     trace: bool,
 }
 
@@ -50,6 +53,7 @@ fn asked() -> Result<Asked> {
             }
             "--randomise" => asked.randomise = true,
             "--swap" => asked.swap = true,
+            "--shake" => asked.shake = true,
             "--trace" => asked.trace = true,
             _ => return Err(Error::Parse { what: word, why: "not an option of this example".into() }),
         }
@@ -71,8 +75,18 @@ fn play(so101: &Embodiment, asked: &Asked, kind: TaskKind, seed: u64) -> Result<
     if asked.trace {
         println!("{:?}\n{:#?}", table.task(), table.scene());
     }
+    let mut noise = vela_embodiment::stream(seed, "shake");
+    let mut drift = vec![0.0; start.len()];
     while !table.outcome().finished {
-        let action = expert.label(&table)?;
+        let mut action = expert.label(&table)?;
+        if asked.shake && played.ticks % 30 >= 20 {
+            if played.ticks % 30 == 20 {
+                drift = start.iter().map(|_| noise.random_range(-0.012..0.012)).collect();
+                drift[5] = 0.0;
+            }
+            let targets = table.state().joint_targets;
+            action.joint_targets = targets.iter().zip(&drift).map(|(q, d)| q + d).collect();
+        }
         let now = table.clock().now();
         let verdict = gate.check(Some((&action, now)), now);
         played.held += u64::from(verdict.held);
