@@ -8,7 +8,7 @@ Same arm, bodies, masses and time step (scene.xml beside this file; sim/examples
 size, one thread each, in turn, medians over the rounds. Nothing else should run meanwhile.
 
 What is not the same: MuJoCo computes in f64 and iterates its solver to convergence (its defaults), we compute in f32
-with a fixed number of solver iterations; MuJoCo draws through OpenGL (Mesa on the CPU, 4x multisampling, a shadow map),
+with a fixed number of solver iterations, and objects at rest may sleep; MuJoCo draws through OpenGL (Mesa on the CPU, 4x multisampling, a shadow map),
 we cast rays; our rendered scenes are the tasks' own, 23 solids on average, MuJoCo's is the scene of the physics bench.
 """
 
