@@ -48,6 +48,12 @@ impl Pointing {
         (xy - self.shoulder).norm()
     }
 
+    /// The nearest place with a distance from the shoulder's axis between two bounds, m.
+    pub fn within(&self, xy: Vector2<f64>, least: f64, most: f64) -> Vector2<f64> {
+        let radius = self.radius(xy).max(1e-6);
+        self.shoulder + (xy - self.shoulder) * (radius.clamp(least, most) / radius)
+    }
+
     /// Direction from the shoulder's axis to a place, rad.
     pub fn heading(&self, xy: Vector2<f64>) -> f64 {
         let out = xy - self.shoulder;

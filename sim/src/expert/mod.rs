@@ -113,7 +113,9 @@ impl ScriptedExpert {
         match (object.pinched, firm(tip)) {
             (true, true) => {
                 let here = tip.pose.translation.vector;
-                let position = Vector3::new(here.x, here.y, LIFT_M);
+                // Too near and too far the arm reaches less high.
+                let xy = self.reacher.pointing.within(here.xy(), 0.13, 0.22);
+                let position = Vector3::new(xy.x, xy.y, LIFT_M);
                 TipGoal { position, yaw: tip.yaw, gripper: GRIP, speed: CARRY_SPEED }
             }
             (true, false) => stay(tip, GRIP),
