@@ -153,6 +153,11 @@ impl SafetyGate {
         &self.targets
     }
 
+    /// The speeds that belong to them, rad/s or m/s: all zero once the arm has braked.
+    pub fn speeds(&self) -> &[f64] {
+        &self.speeds
+    }
+
     /// One tick: `asked` is the plan's action and the stamp of the observation that it answers, or `None` when
     /// there is no plan. Times are on the robot's clock.
     pub fn check(&mut self, asked: Option<(&Action, Stamp)>, now: Stamp) -> Verdict {

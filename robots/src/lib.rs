@@ -1,1 +1,21 @@
 //! What runs beside an arm: control loop, chunk broker, rollout and the zenoh wire.
+//!
+//! Knows no tensors and no simulator: arms, environments, policies and experts come in as the traits of
+//! `vela_embodiment`. Frames and stamps are the arm's; nothing here reads another clock.
+
+pub mod control;
+pub mod link;
+pub mod queue;
+pub mod resolve;
+pub mod rollout;
+pub mod ros2;
+pub mod wire;
+
+pub use control::{
+    ControlEvent, ControlHandle, ControlOptions, ControlReport, Controller, Finished, Latest, State,
+    TickReport,
+};
+pub use link::{RemotePolicy, ServeEvent, ServeReport, Side, loopback_pair, open_session, serve_policy};
+pub use queue::{ChunkQueue, Merge};
+pub use resolve::{Plan, Resolver, chunk_seed, require_policy_fits};
+pub use rollout::{Hook, Rollout, RolloutEvent, RolloutOptions, rollout, rollout_expert};

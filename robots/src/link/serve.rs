@@ -1,0 +1,153 @@
+//! A policy that answers a robot over zenoh.
+
+use super::{Keys, failed};
+use crate::wire::{answer, ask, hello};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, TrySendError, sync_channel};
+use std::time::Duration;
+use vela_embodiment::{ActionChunk, Clock, Error, MonotonicClock, Observation, Policy, PolicySpec, Result};
+use zenoh::query::Query;
+use zenoh::{Session, Wait};
+
+/// Questions that may wait while the policy thinks; one robot has one in flight.
+const WAITING: usize = 4;
+
+/// What a serving policy tells.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ServeEvent {
+    /// A chunk went out.
+    Answered {
+        /// The sentence that it answers.
+        instruction: String,
+        /// Seconds of thought.
+        infer_secs: f64,
+    },
+    /// A question could not be answered; the robot knows.
+    Refused(String),
+}
+
+/// How the serving went.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ServeReport {
+    /// Chunks sent.
+    pub answered: u64,
+    /// Questions refused.
+    pub refused: u64,
+    /// Seconds of thought per chunk (the first 100,000).
+    pub infer_secs: Vec<f64>,
+}
+
+/// Answers the robot with this base key until `shutdown`.
+///
+/// # Errors
+/// The session is closed or the key is no key. Bad questions and a failing policy are answered, not returned.
+pub fn serve_policy(
+    session: &Session,
+    base: &str,
+    policy: &mut dyn Policy,
+    shutdown: &AtomicBool,
+    listener: &mut dyn FnMut(ServeEvent),
+) -> Result<ServeReport> {
+    let keys = Keys::new(base);
+    let spec = policy.spec().clone();
+    // Dropping these at the end takes them back; the token goes first because it was declared last.
+    let _hello = session
+        .declare_queryable(keys.hello.as_str())
+        .callback({
+            let spec = spec.clone();
+            move |query: Query| welcome(&query, &spec)
+        })
+        .wait()
+        .map_err(|e| failed(&keys.hello, e))?;
+    let (sender, questions) = sync_channel::<Query>(WAITING);
+    let _chunk = session
+        .declare_queryable(keys.chunk.as_str())
+        .callback(move |query: Query| {
+            if let Err(TrySendError::Full(query)) = sender.try_send(query) {
+                let _ = query.reply_err("the policy is busy").wait();
+            }
+        })
+        .wait()
+        .map_err(|e| failed(&keys.chunk, e))?;
+    let alive = format!("{}/{}", keys.alive, session.zid());
+    let _token = session.liveliness().declare_token(alive.as_str()).wait().map_err(|e| failed(&alive, e))?;
+
+    let watch = MonotonicClock::new();
+    let mut report = ServeReport::default();
+    while !shutdown.load(Ordering::Acquire) {
+        let query = match questions.recv_timeout(Duration::from_millis(50)) {
+            Ok(query) => query,
+            Err(RecvTimeoutError::Timeout) => continue,
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(Error::Link("the zenoh session was closed".into()));
+            }
+        };
+        let question = match ask::decode(&payload(&query)) {
+            Ok(question) => question,
+            Err(error) => {
+                report.refused += 1;
+                let why = error.to_string();
+                let _ = query.reply_err(why.as_str()).wait();
+                listener(ServeEvent::Refused(why));
+                continue;
+            }
+        };
+        let start = watch.now();
+        let chunk = think(policy, &spec, &question).map_err(|error| error.to_string());
+        let infer_secs = watch.now().secs_since(start);
+        let event = match &chunk {
+            Ok(_) => {
+                let instruction = question.history.last().map(|o| o.instruction.clone()).unwrap_or_default();
+                ServeEvent::Answered { instruction, infer_secs }
+            }
+            Err(why) => ServeEvent::Refused(why.clone()),
+        };
+        let reply = answer::Answer { sequence: question.sequence, infer_secs, chunk };
+        let sent = match answer::encode(&reply) {
+            Ok(bytes) => query.reply(query.key_expr().clone(), bytes).wait(),
+            Err(error) => query.reply_err(error.to_string()).wait(),
+        };
+        let event = match sent {
+            Ok(()) => event,
+            Err(error) => ServeEvent::Refused(format!("the answer could not be sent: {error}")),
+        };
+        match event {
+            ServeEvent::Answered { .. } => {
+                report.answered += 1;
+                if report.infer_secs.len() < 100_000 {
+                    report.infer_secs.push(infer_secs);
+                }
+            }
+            ServeEvent::Refused(_) => report.refused += 1,
+        }
+        listener(event);
+    }
+    Ok(report)
+}
+
+fn payload(query: &Query) -> Vec<u8> {
+    query.payload().map(|payload| payload.to_bytes().into_owned()).unwrap_or_default()
+}
+
+fn welcome(query: &Query, spec: &PolicySpec) {
+    let said = hello::decode_hello(&payload(query))
+        .and_then(|hello| hello::encode_welcome(&hello::Welcome::to(&hello, spec)));
+    // A robot that has gone needs no answer.
+    let _ = match said {
+        Ok(bytes) => query.reply(query.key_expr().clone(), bytes).wait(),
+        Err(error) => query.reply_err(error.to_string()).wait(),
+    };
+}
+
+/// What comes from outside is checked before the policy sees it.
+fn think(policy: &mut dyn Policy, spec: &PolicySpec, question: &ask::Ask) -> Result<ActionChunk> {
+    if question.history.len() != spec.history {
+        return Err(Error::Shape {
+            what: "observations in the question".into(),
+            expected: spec.history.to_string(),
+            got: question.history.len().to_string(),
+        });
+    }
+    question.history.iter().try_for_each(|observation: &Observation| observation.check(&spec.embodiment))?;
+    policy.infer(&question.history, &question.options)
+}

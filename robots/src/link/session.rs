@@ -1,0 +1,112 @@
+//! Zenoh sessions from one config file; on loopback unless the file says otherwise, never on all interfaces.
+
+use super::failed;
+use std::path::Path;
+use vela_embodiment::{Error, Result};
+use zenoh::{Config, Session, Wait};
+
+/// Which end of the link a session is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Beside the arm: listens.
+    Robot,
+    /// Beside the model: connects.
+    Policy,
+}
+
+/// Opens a session from a zenoh config file (JSON5), or from the built-in loopback config of this side.
+///
+/// # Errors
+/// The file cannot be read or understood, it listens on all interfaces, or its endpoint is taken or unreachable.
+pub fn open_session(side: Side, file: Option<&Path>) -> Result<Session> {
+    let (name, config) = match (file, side) {
+        (Some(path), _) => {
+            let text = std::fs::read_to_string(path)
+                .map_err(|source| Error::Io { path: path.display().to_string(), source })?;
+            (path.display().to_string(), text)
+        }
+        (None, Side::Robot) => {
+            ("built-in robot.json5".into(), include_str!("../../../configs/zenoh/robot.json5").into())
+        }
+        (None, Side::Policy) => {
+            ("built-in policy.json5".into(), include_str!("../../../configs/zenoh/policy.json5").into())
+        }
+    };
+    open(&name, parse(&name, &config)?)
+}
+
+/// Two sessions in this process, robot and policy, over TCP on a free loopback port.
+///
+/// # Errors
+/// No port is free.
+pub fn loopback_pair() -> Result<(Session, Session)> {
+    let mut last = Error::Link("no loopback port".into());
+    // Another process may take the port between our look and zenoh's.
+    for _ in 0..5 {
+        let port = std::net::TcpListener::bind(("127.0.0.1", 0))
+            .and_then(|listener| listener.local_addr())
+            .map_err(|e| failed("no free loopback port", e))?
+            .port();
+        let endpoint = format!("[\"tcp/127.0.0.1:{port}\"]");
+        let mut robot = parse("robot.json5", include_str!("../../../configs/zenoh/robot.json5"))?;
+        let mut policy = parse("policy.json5", include_str!("../../../configs/zenoh/policy.json5"))?;
+        let set = |config: &mut Config, key| {
+            config.insert_json5(key, &endpoint).map_err(|e| failed("loopback endpoint", e))
+        };
+        set(&mut robot, "listen/endpoints")?;
+        set(&mut policy, "connect/endpoints")?;
+        match open("loopback", robot).and_then(|robot| Ok((robot, open("loopback", policy)?))) {
+            Ok(pair) => return Ok(pair),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+fn parse(name: &str, json5: &str) -> Result<Config> {
+    let config =
+        Config::from_json5(json5).map_err(|e| Error::Parse { what: name.into(), why: format!("{e}") })?;
+    let get = |key: &str| -> Result<serde_json::Value> {
+        let refuse = |why: String| Error::Parse { what: name.into(), why: format!("{key}: {why}") };
+        let text = config.get_json(key).map_err(|e| refuse(e.to_string()))?;
+        serde_json::from_str(&text).map_err(|e| refuse(e.to_string()))
+    };
+    let mode = get("mode")?;
+    let listen = get("listen/endpoints")?;
+    // Either one list for all modes or one per mode.
+    let listen = listen.get(mode.as_str().unwrap_or("peer")).unwrap_or(&listen).to_string();
+    if listen.contains("[::]") || listen.contains("0.0.0.0") {
+        return Err(Error::Parse {
+            what: name.into(),
+            why: format!(
+                "it listens on all interfaces ({listen}); name one address in listen/endpoints, \
+                 as configs/zenoh/robot.json5 does, or [] for none"
+            ),
+        });
+    }
+    Ok(config)
+}
+
+fn open(name: &str, config: Config) -> Result<Session> {
+    zenoh::open(config).wait().map_err(|e| failed(&format!("zenoh session of {name}"), e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_config_that_listens_on_all_interfaces_or_is_torn_is_refused() -> Result<()> {
+        let said = |text: &str| parse("x.json5", text).err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(said("{mode: 'peer'}").contains("all interfaces"));
+        assert!(said("{mode: 'peer', listen: {endpoints: ['tcp/0.0.0.0:1']}}").contains("all interfaces"));
+        assert!(said("{mode: ").starts_with("x.json5"));
+        parse("client", "{mode: 'client', connect: {endpoints: ['tcp/127.0.0.1:1']}}")?;
+        for file in ["robot", "policy"] {
+            let path = format!("{}/../configs/zenoh/{file}.json5", env!("CARGO_MANIFEST_DIR"));
+            let text = std::fs::read_to_string(&path).map_err(|source| Error::Io { path, source })?;
+            parse(file, &text)?;
+        }
+        Ok(())
+    }
+}

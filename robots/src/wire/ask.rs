@@ -1,0 +1,140 @@
+//! Robot to policy: an observation that wants a chunk, whole.
+
+use super::packed::{Bytes, Numbers, Rows};
+use super::{Kind, pack, refuse, unpack};
+use serde::{Deserialize, Serialize};
+use vela_embodiment::{Frame, InferOptions, Observation, Result, Stamp};
+
+/// One question.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ask {
+    /// Counts the questions of one session; the answer echoes it.
+    pub sequence: u64,
+    /// Oldest first. Stamps are the robot's and mean nothing to the policy: it echoes them.
+    pub history: Vec<Observation>,
+    /// Seed, delay and the rest of the last chunk.
+    pub options: InferOptions,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Body {
+    sequence: u64,
+    history: Vec<Seen>,
+    seed: u64,
+    delay_ticks: u32,
+    unexecuted: Rows,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Seen {
+    stamp: u64,
+    instruction: String,
+    joints: Numbers,
+    frames: Vec<Picture>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Picture {
+    camera: String,
+    width: u32,
+    height: u32,
+    stamp: u64,
+    rgb: Bytes,
+}
+
+/// Bytes of a question.
+///
+/// # Errors
+/// The unexecuted rows differ in width, or the message is too large.
+pub fn encode(ask: &Ask) -> Result<Vec<u8>> {
+    let seen = |o: &Observation| Seen {
+        stamp: o.stamp.0,
+        instruction: o.instruction.clone(),
+        joints: Numbers(o.joint_positions.clone()),
+        frames: o
+            .frames
+            .iter()
+            .map(|f| Picture {
+                camera: f.camera.clone(),
+                width: f.width,
+                height: f.height,
+                stamp: f.stamp.0,
+                rgb: Bytes(f.rgb.clone()),
+            })
+            .collect(),
+    };
+    let body = Body {
+        sequence: ask.sequence,
+        history: ask.history.iter().map(seen).collect(),
+        seed: ask.options.seed,
+        delay_ticks: u32::try_from(ask.options.delay_ticks).unwrap_or(u32::MAX),
+        unexecuted: Rows::pack(&ask.options.unexecuted)
+            .ok_or_else(|| refuse("the unexecuted rows differ in width".into()))?,
+    };
+    pack(Kind::Ask, &body)
+}
+
+/// The question in these bytes.
+///
+/// # Errors
+/// Whatever is wrong with them, in one sentence.
+pub fn decode(bytes: &[u8]) -> Result<Ask> {
+    let body: Body = unpack(Kind::Ask, bytes)?;
+    let mut history = Vec::new();
+    for seen in body.history {
+        let mut frames = Vec::new();
+        for f in seen.frames {
+            let expected = u64::from(f.width) * u64::from(f.height) * 3;
+            if f.rgb.0.len() as u64 != expected {
+                let (w, h, n) = (f.width, f.height, f.rgb.0.len());
+                return Err(refuse(format!(
+                    "camera '{}': {w}x{h} RGB is {expected} bytes, got {n}",
+                    f.camera
+                )));
+            }
+            frames.push(Frame {
+                camera: f.camera,
+                width: f.width,
+                height: f.height,
+                rgb: f.rgb.0,
+                stamp: Stamp(f.stamp),
+            });
+        }
+        history.push(Observation {
+            frames,
+            joint_positions: seen.joints.0,
+            instruction: seen.instruction,
+            stamp: Stamp(seen.stamp),
+        });
+    }
+    let unexecuted = body
+        .unexecuted
+        .unpack()
+        .ok_or_else(|| refuse("the unexecuted numbers do not fill their rows".into()))?;
+    let options = InferOptions { seed: body.seed, delay_ticks: body.delay_ticks as usize, unexecuted };
+    Ok(Ask { sequence: body.sequence, history, options })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_question_comes_back_whole() -> Result<()> {
+        let ask = super::super::fuzz::sample_ask();
+        assert_eq!(decode(&encode(&ask)?)?, ask);
+        Ok(())
+    }
+
+    #[test]
+    fn a_frame_of_the_wrong_size_is_refused() -> Result<()> {
+        let mut ask = super::super::fuzz::sample_ask();
+        ask.history[0].frames[0].width = 3;
+        let error = decode(&encode(&ask)?);
+        assert!(error.is_err_and(|e| e.to_string().contains("3x2 RGB is 18 bytes, got 12")));
+        Ok(())
+    }
+}

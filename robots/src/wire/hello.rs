@@ -1,0 +1,98 @@
+//! The first exchange: the robot says what it is, the policy says what it needs, or refuses with the differences.
+
+use super::{Kind, pack, refuse, unpack};
+use crate::resolve::require_policy_fits;
+use serde::{Deserialize, Serialize};
+use vela_embodiment::{Embodiment, Error, PolicySpec, Result};
+
+/// What a robot says first.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hello {
+    /// What it is; without its URDF, which stays at home.
+    pub embodiment: Embodiment,
+}
+
+/// What a policy says to it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Welcome {
+    /// It fits.
+    Accepted(Box<PolicySpec>),
+    /// It does not; every difference.
+    Refused(Vec<String>),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Body {
+    spec: Option<PolicySpec>,
+    refused: Vec<String>,
+}
+
+impl Welcome {
+    /// What a policy with this spec says to a robot.
+    pub fn to(hello: &Hello, spec: &PolicySpec) -> Self {
+        match require_policy_fits(&hello.embodiment, spec) {
+            Ok(()) => Self::Accepted(Box::new(spec.clone())),
+            Err(Error::Mismatch(differences)) => Self::Refused(differences),
+            Err(other) => Self::Refused(vec![other.to_string()]),
+        }
+    }
+
+    /// The spec, or the refusal as an error.
+    pub fn into_spec(self) -> Result<PolicySpec> {
+        match self {
+            Self::Accepted(spec) => Ok(*spec),
+            Self::Refused(differences) => Err(Error::Mismatch(differences)),
+        }
+    }
+}
+
+/// Bytes of a robot's hello.
+pub fn encode_hello(hello: &Hello) -> Result<Vec<u8>> {
+    pack(Kind::Hello, hello)
+}
+
+/// The hello in these bytes.
+pub fn decode_hello(bytes: &[u8]) -> Result<Hello> {
+    unpack(Kind::Hello, bytes)
+}
+
+/// Bytes of a policy's welcome.
+pub fn encode_welcome(welcome: &Welcome) -> Result<Vec<u8>> {
+    let (spec, refused) = match welcome {
+        Welcome::Accepted(spec) => (Some((**spec).clone()), Vec::new()),
+        Welcome::Refused(differences) => (None, differences.clone()),
+    };
+    pack(Kind::Welcome, &Body { spec, refused })
+}
+
+/// The welcome in these bytes.
+pub fn decode_welcome(bytes: &[u8]) -> Result<Welcome> {
+    let body: Body = unpack(Kind::Welcome, bytes)?;
+    match (body.spec, body.refused.is_empty()) {
+        (Some(spec), true) => Ok(Welcome::Accepted(Box::new(spec))),
+        (None, false) => Ok(Welcome::Refused(body.refused)),
+        _ => Err(refuse("the welcome must have either a spec or a refusal".into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_robot_that_fits_is_welcomed_and_another_is_told_why_not() -> Result<()> {
+        let spec = super::super::fuzz::sample_spec()?;
+        let mut hello = Hello { embodiment: spec.embodiment.clone() };
+        hello.embodiment.urdf = String::new();
+        assert_eq!(decode_hello(&encode_hello(&hello)?)?, hello);
+        let welcome = decode_welcome(&encode_welcome(&Welcome::to(&hello, &spec))?)?;
+        assert_eq!(welcome.into_spec()?.checkpoint, spec.checkpoint);
+        hello.embodiment.cameras[1].name = "overhead".into();
+        let refused = decode_welcome(&encode_welcome(&Welcome::to(&hello, &spec))?)?;
+        let text = refused.into_spec().err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(text.contains("camera 'wrist' is missing"), "{text}");
+        Ok(())
+    }
+}
