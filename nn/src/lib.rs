@@ -11,6 +11,7 @@ pub mod embedding;
 pub mod error;
 pub(crate) mod kernels;
 pub mod linear;
+pub mod loss;
 pub mod mlp;
 pub mod norm;
 pub mod optim;
@@ -26,7 +27,8 @@ pub use attention::{Heads, Mask, attention, attention_packed, merge_heads, split
 pub use candle_core::{D, DType, Device, IndexOp, Tensor, Var};
 pub use embedding::Embedding;
 pub use error::{Error, Result};
-pub use linear::Linear;
+pub use linear::{Linear, linear};
+pub use loss::cross_entropy;
 pub use mlp::{Mlp, MlpConfig};
 pub use norm::{Norm, NormConfig};
 pub use optim::{AdamW, AdamWConfig};

@@ -120,3 +120,19 @@ pub fn attention(
     let y = weights.reshape((b, hk, h / hk * t, s))?.matmul(&v.contiguous()?)?;
     Ok(y.reshape((b, h, t, dv))?)
 }
+
+/// Mean cross-entropy over the targets that are not `ignore`.
+pub fn cross_entropy(logits: &Tensor, targets: &Tensor, ignore: Option<u32>) -> Result<Tensor> {
+    let logits = logits.flatten_to(logits.rank().saturating_sub(2))?;
+    let targets = targets.flatten_all()?;
+    let counted: Vec<f32> =
+        targets.to_vec1::<u32>()?.iter().map(|t| f32::from(u8::from(Some(*t) != ignore))).collect();
+    let count = counted.iter().sum::<f32>().max(1.0);
+    let counted = Tensor::from_vec(counted, targets.shape(), &Device::Cpu)?;
+    // An ignored target may lie outside the classes: class 0 stands in, weighted by zero.
+    let picked = (targets.to_dtype(DType::F32)? * &counted)?.to_dtype(DType::U32)?;
+    let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?.detach())?;
+    let log_sum = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
+    let losses = (log_sum - shifted.gather(&picked.unsqueeze(1)?, 1)?)?.squeeze(1)?;
+    Ok(((losses * counted)?.sum_all()? / f64::from(count))?)
+}

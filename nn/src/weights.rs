@@ -330,17 +330,24 @@ impl Weights {
     }
 }
 
-/// Writes a safetensors file whole or not at all (a temporary file beside it, then a rename).
-/// Names are sorted, so the same tensors give the same bytes.
+/// Writes a safetensors file whole or not at all (a temporary file beside it, then a rename): F16 tensors as they are,
+/// all others as F32. Names are sorted, so the same tensors give the same bytes.
 pub fn save(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
-    let mut data: BTreeMap<&str, (Vec<usize>, Vec<u8>)> = BTreeMap::new();
+    let mut data: BTreeMap<&str, (Dtype, Vec<usize>, Vec<u8>)> = BTreeMap::new();
     for (name, tensor) in tensors {
-        let values = tensor.to_dtype(candle_core::DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-        data.insert(name, (tensor.dims().to_vec(), values.iter().flat_map(|v| v.to_le_bytes()).collect()));
+        let flat = tensor.flatten_all()?;
+        let (dtype, bytes) = if tensor.dtype() == candle_core::DType::F16 {
+            let values = flat.to_vec1::<half::f16>()?;
+            (Dtype::F16, values.iter().flat_map(|v| v.to_le_bytes()).collect())
+        } else {
+            let values = flat.to_dtype(candle_core::DType::F32)?.to_vec1::<f32>()?;
+            (Dtype::F32, values.iter().flat_map(|v| v.to_le_bytes()).collect())
+        };
+        data.insert(name, (dtype, tensor.dims().to_vec(), bytes));
     }
     let mut views = Vec::with_capacity(data.len());
-    for (name, (shape, bytes)) in &data {
-        let view = TensorView::new(Dtype::F32, shape.clone(), bytes).map_err(|e| Error::parse(name, e))?;
+    for (name, (dtype, shape, bytes)) in &data {
+        let view = TensorView::new(*dtype, shape.clone(), bytes).map_err(|e| Error::parse(name, e))?;
         views.push((name.to_string(), view));
     }
     let bytes = safetensors::serialize(views, None).map_err(|e| Error::parse(path.display(), e))?;
