@@ -13,7 +13,8 @@ mod sim;
 mod stats;
 mod teacher;
 mod train;
-mod verify;
+mod realtime;
+mod showing;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -35,7 +36,6 @@ enum Verb {
     Record(record::Args),
     Replay(replay::Args),
     Train(train::Args),
-    Verify(verify::Args),
 }
 
 fn main() -> ExitCode {
@@ -47,7 +47,6 @@ fn main() -> ExitCode {
         Verb::Record(args) => record::run(&args),
         Verb::Replay(args) => replay::run(&args),
         Verb::Train(args) => train::run(&args),
-        Verb::Verify(args) => verify::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

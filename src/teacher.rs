@@ -4,7 +4,7 @@ use rand::Rng;
 use rand::seq::IndexedRandom;
 use rand_chacha::ChaCha8Rng;
 use vela_embodiment::{
-    Action, Clock, Embodiment, Environment, Error, Expert, GateConfig, InferOptions, Observation, Policy, Result,
+    Action, Embodiment, Environment, Error, Expert, GateConfig, InferOptions, Observation, Policy, Result,
     Robot, SafetyGate, stream,
 };
 use vela_robots::Resolver;

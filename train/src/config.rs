@@ -44,6 +44,46 @@ pub struct TrainConfig {
     pub position_weight: f64,
     /// Steps between two checkpoints.
     pub checkpoint_every: usize,
+    /// Share of the lessons under domain randomisation, 0 to 1.
+    pub randomised: f64,
+    /// Sizes of the network.
+    pub model: ModelSizes,
+}
+
+/// Sizes of a small VLA.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelSizes {
+    /// Edge of a patch, pixels.
+    pub patch: usize,
+    /// Width of a patch token.
+    pub vision_width: usize,
+    /// Width inside the tower's feed-forward network.
+    pub vision_inner_width: usize,
+    /// Blocks of the tower.
+    pub vision_layers: usize,
+    /// Attention heads of the tower.
+    pub vision_heads: usize,
+    /// Pixel shuffle: `shuffle * shuffle` patches become one token.
+    pub shuffle: usize,
+    /// Width of the decoder.
+    pub width: usize,
+    /// Width inside its feed-forward network.
+    pub inner_width: usize,
+    /// Layers of the decoder and of the action expert.
+    pub layers: usize,
+    /// Query heads of both.
+    pub heads: usize,
+    /// Key and value heads of both.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Width of the action expert.
+    pub expert_width: usize,
+    /// Width inside its feed-forward network.
+    pub expert_inner_width: usize,
+    /// Flow steps per chunk.
+    pub flow_steps: usize,
 }
 
 impl TrainConfig {

@@ -1,6 +1,5 @@
 //! Examples to batches: which moments a step sees, and the labels of the auxiliary losses.
 
-use crate::error::Result;
 use crate::lesson::{Example, Lesson};
 use rand::Rng;
 
@@ -48,33 +47,6 @@ impl Library {
     }
 }
 
-/// Mean and standard deviation per dimension.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Spread {
-    /// Mean.
-    pub mean: Vec<f32>,
-    /// Standard deviation, at least `1e-3`.
-    pub std: Vec<f32>,
-}
-
-/// Spread of equally long rows.
-pub fn spread<'a>(rows: impl Iterator<Item = Vec<f32>> + 'a) -> Spread {
-    let (mut n, mut sum, mut square) = (0f64, Vec::<f64>::new(), Vec::<f64>::new());
-    for row in rows {
-        sum.resize(row.len(), 0.0);
-        square.resize(row.len(), 0.0);
-        for (k, x) in row.iter().enumerate() {
-            sum[k] += f64::from(*x);
-            square[k] += f64::from(*x) * f64::from(*x);
-        }
-        n += 1.0;
-    }
-    let n = n.max(1.0);
-    let mean: Vec<f64> = sum.iter().map(|s| s / n).collect();
-    let std = mean.iter().zip(&square).map(|(m, s)| ((s / n - m * m).max(0.0).sqrt() as f32).max(1e-3));
-    Spread { std: std.collect(), mean: mean.iter().map(|m| *m as f32).collect() }
-}
-
 /// What each patch mostly shows: `[cameras * patches]` classes from per-pixel labels `[cameras, size, size]`.
 /// A class other than the background (0) wins when it covers a tenth of the patch.
 pub fn patch_classes(labels: &[u8], size: usize, patch: usize) -> Vec<u32> {
@@ -114,18 +86,6 @@ fn cells<T>(labels: &[u8], size: usize, cell: usize, f: impl Fn(&mut dyn Iterato
     out
 }
 
-/// Bytes `[n, height, width, 3]` to `[n, 3, height, width]` in [-1, 1]: `x / 127.5 - 1`.
-pub fn pixels(frames: &[u8], height: usize, width: usize) -> Result<Vec<f32>> {
-    let area = height * width;
-    let mut out = Vec::with_capacity(frames.len());
-    for picture in frames.chunks_exact(area * 3) {
-        for channel in 0..3 {
-            out.extend((0..area).map(|k| f32::from(picture[3 * k + channel]) / 127.5 - 1.0));
-        }
-    }
-    Ok(out)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -140,12 +100,6 @@ mod tests {
         let [first, second] = grounding(&labels, 8, 4);
         assert_eq!(first, [1.0, 0.0, 0.0, 0.0]);
         assert_eq!(second, [0.0; 4]);
-    }
-
-    #[test]
-    fn a_spread_is_mean_and_deviation() {
-        let s = spread([vec![1.0, 0.0], vec![3.0, 0.0]].into_iter());
-        assert_eq!((s.mean, s.std), (vec![2.0, 0.0], vec![1.0, 1e-3]));
     }
 
     #[test]

@@ -12,9 +12,6 @@ pub enum Error {
     /// A layer or checkpoint failed.
     #[error(transparent)]
     Nn(#[from] vela_nn::Error),
-    /// A policy failed.
-    #[error(transparent)]
-    Policy(#[from] vela_policy::Error),
     /// The robot's side failed.
     #[error(transparent)]
     Robot(#[from] vela_embodiment::Error),

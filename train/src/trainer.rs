@@ -4,11 +4,13 @@ use crate::auxiliary::Auxiliary;
 use crate::batch::{Lot, lot};
 use crate::config::TrainConfig;
 use crate::data::Library;
-use crate::error::{Error, Result, at};
+use crate::error::{Error, Result};
 use std::collections::HashMap;
 use std::path::Path;
 use vela_nn::{AdamW, AdamWConfig, Device, Tensor, Var, Weights, random, shard_gradients_with};
-use vela_policy::{Vla, VlaConfig};
+use vela_embodiment::Embodiment;
+use vela_llm::Tokenizer;
+use vela_policy::{Vla, VlaConfig, VlaPolicy, folder};
 
 /// What one step showed.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -34,6 +36,9 @@ pub struct Report {
 /// A policy in training.
 pub struct Trainer {
     config: TrainConfig,
+    vla_config: VlaConfig,
+    tokenizer: Tokenizer,
+    embodiment: Embodiment,
     vla: Vla,
     auxiliary: Auxiliary,
     vars: Vec<(String, Var)>,
@@ -45,24 +50,39 @@ pub struct Trainer {
 
 impl Trainer {
     /// A fresh policy.
-    pub fn new(config: &TrainConfig, vla: &VlaConfig) -> Result<Self> {
-        Self::from_weights(config, vla, &Weights::fresh(config.seed))
-    }
-
-    fn from_weights(config: &TrainConfig, vla_config: &VlaConfig, weights: &Weights) -> Result<Self> {
-        let vla = Vla::new(vla_config, &weights.pp("policy"))?;
-        let auxiliary =
-            Auxiliary::new(&weights.pp("auxiliary"), vla_config.vision_width(), vla_config.prefix_width())?;
-        weights.finish()?;
+    ///
+    /// # Errors
+    /// Sizes that do not fit each other.
+    pub fn new(
+        config: &TrainConfig,
+        vla_config: &VlaConfig,
+        tokenizer: &Tokenizer,
+        embodiment: &Embodiment,
+    ) -> Result<Self> {
+        let weights = Weights::fresh(config.seed);
+        let vla = Vla::new(&weights.pp("policy"), vla_config)?;
+        let (vision_width, width) = (vla_config.vision.width, vla_config.decoder.width);
+        let auxiliary = Auxiliary::new(&weights.pp("auxiliary"), vision_width, width)?;
         let vars = weights.trainable();
         let average = vars.iter().map(|(_, var)| flat(var.as_tensor())).collect::<Result<_>>()?;
         let adamw = AdamWConfig {
             weight_decay: config.weight_decay as f32,
-            clip_norm: config.clip_norm as f32,
+            max_grad_norm: config.clip_norm as f32,
             ..AdamWConfig::default()
         };
         let optimizer = AdamW::new(vars.clone(), adamw);
-        Ok(Self { config: config.clone(), vla, auxiliary, vars, optimizer, average, step: 0 })
+        Ok(Self {
+            config: config.clone(),
+            vla_config: vla_config.clone(),
+            tokenizer: tokenizer.clone(),
+            embodiment: embodiment.clone(),
+            vla,
+            auxiliary,
+            vars,
+            optimizer,
+            average,
+            step: 0,
+        })
     }
 
     /// Steps so far.
@@ -92,11 +112,13 @@ impl Trainer {
             .enumerate()
             .map(|(shard, moments)| {
                 let mut rng = random::stream(config.seed ^ step as u64, &format!("flow {shard}"));
-                lot(&self.vla, moments, config.flow_draws, &mut rng)
+                lot(&self.vla_config, &self.tokenizer, moments, config.flow_draws, &mut rng)
             })
             .collect::<Result<_>>()?;
         let (gradients, parts) =
-            shard_gradients_with(&self.vars, config.shards, |shard| self.loss(&lots[shard]))?;
+            shard_gradients_with(&self.vars, config.shards, |shard| {
+                self.loss(&lots[shard]).map_err(vela_nn::Error::invalid)
+            })?;
         if !gradients.loss.is_finite() {
             return Err(Error::Diverged(step));
         }
@@ -124,15 +146,13 @@ impl Trainer {
     }
 
     /// Loss of one shard, and its four parts.
-    fn loss(&self, lot: &Lot) -> vela_nn::Result<(Tensor, [f32; 4])> {
-        let prefix = self.vla.prefix(&lot.batch)?;
-        let flow = self.vla.flow_loss(&prefix, &lot.batch, &lot.noise, &lot.times)?;
+    fn loss(&self, lot: &Lot) -> Result<(Tensor, [f32; 4])> {
+        let prefix = self.vla.prefix(&lot.inputs)?;
+        let flow = self.vla.flow_loss(&prefix, &lot.actions, &lot.noise, &lot.times)?;
         let c = &self.config;
-        let hidden = prefix.hidden();
         let patch = self.auxiliary.patch_loss(prefix.patch_tokens(), &lot.labels)?;
         let grounding = self.auxiliary.grounding_loss(&prefix.image_hidden()?, &lot.labels)?;
         let position = self.auxiliary.position_loss(&prefix.state_hidden()?, &lot.labels)?;
-        let _ = hidden;
         let parts = [&flow, &patch, &grounding, &position]
             .map(|loss| loss.to_scalar::<f32>().unwrap_or(f32::NAN));
         let sum = (((&flow + (patch * c.patch_weight)?)? + (grounding * c.grounding_weight)?)?
@@ -200,8 +220,16 @@ impl Trainer {
 
     /// Writes the averaged policy as a policy folder.
     pub fn export(&self, dir: &Path) -> Result<()> {
-        std::fs::create_dir_all(dir).map_err(at(dir))?;
-        Ok(self.vla.config().save(dir, &self.averaged()?)?)
+        Ok(folder::save(dir, &self.vla_config, &self.tokenizer, &self.embodiment, &self.averaged()?)?)
+    }
+
+    /// The averaged policy as it is now, to play with.
+    pub fn student(&self) -> Result<VlaPolicy> {
+        let weights = Weights::from_tensors(self.averaged()?.into_iter().collect());
+        let vla = Vla::new(&weights, &self.vla_config)?;
+        weights.finish()?;
+        let name = format!("step {}", self.step);
+        Ok(VlaPolicy::assemble(vla, &self.vla_config, self.tokenizer.clone(), &self.embodiment, &name)?)
     }
 }
 

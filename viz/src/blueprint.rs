@@ -6,8 +6,11 @@ use rerun::blueprint::{
     Spatial3DView, TextDocumentView, TextLogView, TimePanel, TimeSeriesView, Vertical, View,
 };
 use rerun::external::re_sdk_types::blueprint::archetypes::{
-    Background, EyeControls3D, LineGrid3D, PlotLegend,
+    Background, EyeControls3D, LineGrid3D, PlotLegend, TextLogColumns,
 };
+use rerun::external::re_sdk_types::blueprint::components::TextLogColumn;
+use rerun::external::re_sdk_types::blueprint::datatypes::{self, TextLogColumnKind};
+use rerun::external::re_sdk_types::blueprint::datatypes::{TextLogColumn, TextLogColumnKind};
 use rerun::log::LogMsg;
 use rerun::{AsComponents, RecordingStream, RecordingStreamBuilder, RecordingStreamResult};
 use vela_embodiment::Embodiment;
@@ -16,8 +19,8 @@ use vela_embodiment::Embodiment;
 pub(crate) const TIMELINE: &str = "time";
 
 /// Where the eye stands and what it looks at, m in the base frame; scaled by the arm's reach over the SO-101's.
-const EYE: [f64; 3] = [0.62, -0.46, 0.40];
-const TARGET: [f64; 3] = [0.16, 0.01, 0.09];
+const EYE: [f64; 3] = [0.60, -0.36, 0.36];
+const TARGET: [f64; 3] = [0.14, 0.02, 0.07];
 
 /// Sends the first view to a recording.
 pub(crate) fn send(
@@ -35,7 +38,13 @@ pub(crate) fn send(
         Spatial2DView::new(camera.name.clone()).with_origin(path.clone()).with_contents([path]).into()
     });
     let task = TextDocumentView::new("task").with_origin("/task").with_contents(["/task"]).into();
-    let log = TextLogView::new("log").with_origin("/log").with_contents(["/log/**"]).into();
+    let log = view(TextLogView::new("log").with_origin("/log").with_contents(["/log/**"]));
+    let columns = [
+        (TextLogColumnKind::EntityPath, false),
+        (TextLogColumnKind::LogLevel, false),
+        (TextLogColumnKind::Body, true),
+    ]
+    .map(|(kind, visible)| TextLogColumn(datatypes::TextLogColumn { visible: visible.into(), kind }));
     let at = |point: [f64; 3]| point.map(|x| (x * scale) as f32);
     let properties: Vec<(String, &str, Box<dyn AsComponents>)> = vec![
         (
@@ -48,8 +57,15 @@ pub(crate) fn send(
                     .with_eye_up([0.0, 0.0, 1.0]),
             ),
         ),
-        (path(&arm), "Background", Box::new(Background::new(BackgroundKind::GradientBright))),
+        (
+            path(&arm),
+            "Background",
+            Box::new(
+                Background::new(BackgroundKind::SolidColor).with_color(rerun::Color::from_rgb(222, 228, 234)),
+            ),
+        ),
         (path(&arm), "LineGrid3D", Box::new(LineGrid3D::new().with_visible(false))),
+        (path(&log), "TextLogColumns", Box::new(TextLogColumns::new().with_text_log_columns(columns))),
         (path(&joints), "PlotLegend", Box::new(PlotLegend::new().with_visible(false))),
         (path(&latency), "PlotLegend", Box::new(PlotLegend::new().with_corner(Corner2D::LeftTop))),
     ];
@@ -57,9 +73,11 @@ pub(crate) fn send(
         task,
         Horizontal::new(cameras.collect::<Vec<ContainerLike>>()).into(),
         ContainerLike::View(joints),
-        Horizontal::new([ContainerLike::View(latency), log]).into(),
+        Horizontal::new([ContainerLike::View(latency), ContainerLike::View(log)])
+            .with_column_shares([0.8, 1.2])
+            .into(),
     ])
-    .with_row_shares([0.5, 1.6, 1.2, 0.9]);
+    .with_row_shares([0.62, 1.55, 1.1, 1.0]);
     let root = Horizontal::new([ContainerLike::View(arm), right.into()]).with_column_shares([1.35, 1.0]);
     let blueprint = Blueprint::new(root)
         .with_auto_layout(false)

@@ -12,6 +12,8 @@ use vela_embodiment::{Embodiment, Frame, Geometry, Kinematics, Stamp, TripReason
 
 /// Seconds between two episodes on the timeline.
 const GAP_SECS: f64 = 0.5;
+/// Seconds for which a reason for a trip is not told again in the log.
+const QUIET_SECS: f64 = 1.0;
 /// Reach of the SO-101, m; the view is scaled to other arms by theirs.
 const SO101_REACH_M: f64 = 0.45;
 /// One colour per joint, sRGB.
@@ -42,6 +44,8 @@ pub(crate) struct Scribe {
     pictures: BTreeMap<String, Stamp>,
     stages: BTreeSet<String>,
     last_trips: BTreeSet<TripReason>,
+    /// When each reason was last told, s on the timeline.
+    told_secs: BTreeMap<TripReason, f64>,
     trip_counts: BTreeMap<TripReason, u64>,
     instruction: String,
     number: usize,
@@ -62,6 +66,7 @@ impl Scribe {
             pictures: BTreeMap::new(),
             stages: BTreeSet::new(),
             last_trips: BTreeSet::new(),
+            told_secs: BTreeMap::new(),
             trip_counts: BTreeMap::new(),
             instruction: String::new(),
             number: 0,
@@ -196,7 +201,7 @@ impl Scribe {
     }
 
     fn task(&self, outcome: &str) -> RecordingStreamResult<()> {
-        let text = format!("## {}\nepisode {} {outcome}", self.instruction, self.number);
+        let text = format!("### {}\nepisode {} {outcome}", self.instruction, self.number);
         self.recording.log("task", &rerun::TextDocument::from_markdown(text))
     }
 
@@ -260,7 +265,7 @@ impl Scribe {
         }
     }
 
-    /// A line when the reasons change (not every tick), a red dot at the tip and a cross on the joint's curve.
+    /// A line for each reason, not more often than [`QUIET_SECS`], a red dot at the tip and a cross on the joint's curve.
     fn trips(&mut self, tick: &Tick) -> RecordingStreamResult<()> {
         let reasons: BTreeSet<TripReason> = tick.trips.iter().map(|trip| trip.reason).collect();
         for trip in &tick.trips {
@@ -283,7 +288,12 @@ impl Scribe {
                 .with_radii([rerun::Radius::new_ui_points(7.0)])
                 .with_colors([colour(TRIP_COLOUR)]);
             self.recording.log("world/gate", &mark)?;
-            for trip in tick.trips.iter().filter(|trip| !self.last_trips.contains(&trip.reason)) {
+            for trip in &tick.trips {
+                let before = self.told_secs.get(&trip.reason);
+                if before.is_some_and(|secs| self.latest_secs - secs < QUIET_SECS) {
+                    continue;
+                }
+                self.told_secs.insert(trip.reason, self.latest_secs);
                 let held = if tick.held { ", held" } else { "" };
                 let text = format!("gate: {}{held}: {}", words_of(trip.reason), trip.detail);
                 self.line(&text, rerun::TextLogLevel::WARN)?;
@@ -310,7 +320,7 @@ impl Scribe {
         let strips: Vec<[[f32; 3]; 2]> = places.windows(2).map(|pair| [pair[0], pair[1]]).collect();
         let line = rerun::LineStrips3D::new(strips)
             .with_colors((0..joint_targets.len()).map(fading))
-            .with_radii([rerun::Radius::new_ui_points(2.5)]);
+            .with_radii([rerun::Radius::new_ui_points(3.5)]);
         self.recording.log("world/plan", &line)
     }
 }

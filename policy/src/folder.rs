@@ -1,0 +1,185 @@
+//! A VLA as a policy: from a folder or from inside the binary, observations in, chunks in physical units out.
+
+use crate::vla::{Vla, VlaConfig, VlaInputs, signed_planes};
+use candle_core::{DType, Device, Tensor};
+use std::path::Path;
+use vela_embodiment::{ActionChunk, Embodiment, InferOptions, Observation, Policy, PolicySpec};
+use vela_llm::Tokenizer;
+use vela_nn::{Error, Result, Weights, hash_of, random};
+
+/// The files of a policy folder.
+pub const FILES: [&str; 4] = ["config.json", "tokenizer.json", "embodiment.json", "model.safetensors"];
+
+/// A VLA with its tokenizer, its robot and its statistics.
+#[derive(Clone, Debug)]
+pub struct VlaPolicy {
+    vla: Vla,
+    config: VlaConfig,
+    tokenizer: Tokenizer,
+    spec: PolicySpec,
+}
+
+impl VlaPolicy {
+    /// From a policy folder.
+    ///
+    /// # Errors
+    /// A file is missing, torn or of another kind; a tensor is missing, unused or mis-shaped (all of them named).
+    pub fn load(dir: &Path) -> Result<Self> {
+        let read = |name: &str| {
+            let path = dir.join(name);
+            std::fs::read(&path).map_err(|source| Error::Io { path, source })
+        };
+        let [config, tokenizer, embodiment, weights] = FILES.map(read);
+        Self::from_bytes(&config?, &tokenizer?, &embodiment?, &weights?)
+    }
+
+    /// From the contents of [`FILES`].
+    pub fn from_bytes(config: &[u8], tokenizer: &[u8], embodiment: &[u8], weights: &[u8]) -> Result<Self> {
+        let config: VlaConfig = serde_json::from_slice(config).map_err(|e| Error::parse("config.json", e))?;
+        if config.kind != "vela_vla" {
+            return Err(Error::parse("config.json", format!("type: expected vela_vla, got {}", config.kind)));
+        }
+        let embodiment: Embodiment =
+            serde_json::from_slice(embodiment).map_err(|e| Error::parse("embodiment.json", e))?;
+        let checkpoint = hash_of(weights);
+        let weights = Weights::from_bytes(weights)?;
+        let vla = Vla::new(&weights, &config)?;
+        weights.finish()?;
+        Self::assemble(vla, &config, Tokenizer::from_bytes(tokenizer)?, &embodiment, &checkpoint)
+    }
+
+    /// From a network in memory, in training or just trained.
+    ///
+    /// # Errors
+    /// Statistics, cameras or words that do not fit each other.
+    pub fn assemble(
+        vla: Vla,
+        config: &VlaConfig,
+        tokenizer: Tokenizer,
+        embodiment: &Embodiment,
+        checkpoint: &str,
+    ) -> Result<Self> {
+        let joints = embodiment.joints.len();
+        for (what, normaliser) in [("state", &config.state), ("action", &config.action)] {
+            normaliser.check()?;
+            if normaliser.dims().is_some_and(|dims| dims != joints) {
+                return Err(Error::invalid(format!("{what} statistics: expected {joints} joints")));
+            }
+        }
+        if config.state_dims < joints || config.expert.action_dims < joints {
+            return Err(Error::invalid(format!("the network has no room for {joints} joints")));
+        }
+        let size = config.vision.image_size as u32;
+        for name in &config.cameras {
+            let camera = embodiment.cameras.iter().find(|camera| &camera.name == name);
+            if camera.is_none_or(|camera| (camera.width, camera.height) != (size, size)) {
+                return Err(Error::invalid(format!("camera '{name}': expected one of {size} x {size} pixels")));
+            }
+        }
+        if tokenizer.vocab_size() > config.decoder.vocab {
+            let (words, vocab) = (tokenizer.vocab_size(), config.decoder.vocab);
+            return Err(Error::invalid(format!("tokenizer: {words} words, the network knows {vocab}")));
+        }
+        let spec = PolicySpec {
+            embodiment: embodiment.clone(),
+            space: config.space.clone(),
+            horizon: config.horizon,
+            execute: config.execute,
+            history: 1,
+            checkpoint: checkpoint.to_owned(),
+        };
+        Ok(Self { vla, config: config.clone(), tokenizer, spec })
+    }
+
+    /// What it is.
+    pub fn config(&self) -> &VlaConfig {
+        &self.config
+    }
+
+    /// The network's inputs for one observation.
+    pub fn inputs(&self, observation: &Observation) -> Result<VlaInputs> {
+        observation.check(&self.spec.embodiment).map_err(Error::invalid)?;
+        let size = self.config.vision.image_size;
+        let mut pixels = Vec::with_capacity(self.config.cameras.len() * 3 * size * size);
+        for name in &self.config.cameras {
+            let frame = observation.frame(name).ok_or_else(|| Error::invalid(format!("no camera '{name}'")))?;
+            signed_planes(&frame.rgb, &mut pixels);
+        }
+        let words = self.tokenizer.encode(&format!("{}{}", observation.instruction, self.config.prompt_suffix))?;
+        let joints: Vec<f32> = observation.joint_positions.iter().map(|q| *q as f32).collect();
+        let mut state = self.config.state.normalise(&joints)?;
+        state.resize(self.config.state_dims, 0.0);
+        let (cameras, count) = (self.config.cameras.len(), words.len());
+        Ok(VlaInputs {
+            frames: Tensor::from_vec(pixels, vec![1, cameras, 3, size, size], &Device::Cpu)?,
+            words: Tensor::from_vec(words, (1, count), &Device::Cpu)?,
+            word_valid: vec![true; count],
+            state: Tensor::from_vec(state, (1, self.config.state_dims), &Device::Cpu)?,
+        })
+    }
+
+    fn chunk(&self, observation: &Observation, seed: u64) -> Result<Vec<Vec<f64>>> {
+        let prefix = self.vla.prefix(&self.inputs(observation)?)?;
+        let dims = self.config.expert.action_dims;
+        let mut rng = random::stream(seed, "flow noise");
+        let noise = self.config.flow.draw_noise(self.config.horizon * dims, &mut rng);
+        let noise = Tensor::from_vec(noise, (1, self.config.horizon, dims), &Device::Cpu)?;
+        let actions = self.vla.sample(&prefix, &noise, &mut |_, _, _| {})?;
+        let joints = self.spec.embodiment.joints.len();
+        actions
+            .squeeze(0)?
+            .to_vec2::<f32>()?
+            .iter()
+            .map(|row| Ok(self.config.action.unnormalise(&row[..joints])?.iter().map(|x| f64::from(*x)).collect()))
+            .collect()
+    }
+}
+
+impl Policy for VlaPolicy {
+    fn spec(&self) -> &PolicySpec {
+        &self.spec
+    }
+
+    fn infer(&mut self, history: &[Observation], options: &InferOptions) -> vela_embodiment::Result<ActionChunk> {
+        let failed = |e: Error| vela_embodiment::Error::Policy(e.to_string());
+        let newest = history.last().ok_or_else(|| failed(Error::invalid("expected one observation, got none")))?;
+        let chunk = ActionChunk {
+            space: self.spec.space.clone(),
+            actions: self.chunk(newest, options.seed).map_err(failed)?,
+            period_secs: self.spec.embodiment.period_secs(),
+            observation_stamp: newest.stamp,
+            seed: options.seed,
+            checkpoint: self.spec.checkpoint.clone(),
+        };
+        chunk.check(self.spec.embodiment.joints.len())?;
+        Ok(chunk)
+    }
+}
+
+/// Writes a policy folder; the weights as 16-bit floats.
+///
+/// # Errors
+/// The folder cannot be written.
+pub fn save(
+    dir: &Path,
+    config: &VlaConfig,
+    tokenizer: &Tokenizer,
+    embodiment: &Embodiment,
+    tensors: &[(String, Tensor)],
+) -> Result<()> {
+    let io = |path: &Path, source| Error::Io { path: path.to_path_buf(), source };
+    std::fs::create_dir_all(dir).map_err(|e| io(dir, e))?;
+    let json = |what: &str, value: serde_json::Result<Vec<u8>>| value.map_err(|e| Error::parse(what, e));
+    let [config_file, tokenizer_file, embodiment_file, weights_file] = FILES.map(|name| dir.join(name));
+    let files = [
+        (config_file, json("config.json", serde_json::to_vec_pretty(config))?),
+        (tokenizer_file, tokenizer.json().to_vec()),
+        (embodiment_file, json("embodiment.json", serde_json::to_vec_pretty(embodiment))?),
+    ];
+    for (path, bytes) in &files {
+        std::fs::write(path, bytes).map_err(|e| io(path, e))?;
+    }
+    let halves: Vec<(String, Tensor)> =
+        tensors.iter().map(|(name, t)| Ok((name.clone(), t.to_dtype(DType::F16)?))).collect::<Result<_>>()?;
+    vela_nn::save(&weights_file, &halves)
+}

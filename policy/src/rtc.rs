@@ -1,0 +1,103 @@
+//! Real-time chunking (Black et al. 2025, <https://arxiv.org/abs/2506.07339>) with LeRobot's identity Jacobian:
+//! while a chunk is sampled, its start is pulled towards the rest of the last chunk, which the arm is still
+//! carrying out.
+
+use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
+use vela_nn::Result;
+
+/// How strongly each tick of the old chunk pulls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Schedule {
+    /// 1 during the delay, then 0.
+    Zeros,
+    /// 1 up to the execution horizon, then 0.
+    Ones,
+    /// 1 during the delay, then falling in a line to 0 at the execution horizon.
+    Linear,
+    /// As `Linear`, bent: `w (e^w - 1) / (e - 1)`.
+    Exp,
+}
+
+/// Guidance of one chunk.
+#[derive(Clone, Debug)]
+pub struct Guidance {
+    /// The old chunk's rest, normalised, `[b, ticks, dims]`; padded ticks never pull.
+    pub left_over: Tensor,
+    /// Ticks that will have passed when the new chunk arrives.
+    pub delay: usize,
+    /// First tick that is free of the old chunk.
+    pub execution_horizon: usize,
+    /// How the pull falls off.
+    pub schedule: Schedule,
+    /// Upper bound of the pull.
+    pub max_weight: f64,
+}
+
+impl Schedule {
+    /// The weight of each of `total` ticks.
+    pub fn weights(self, delay: usize, end: usize, total: usize) -> Vec<f32> {
+        let start = delay.min(end);
+        let steps = end.min(total).saturating_sub(start) as f64;
+        (0..total)
+            .map(|tick| {
+                let line = 1.0 - (tick + 1).saturating_sub(start) as f64 / (steps + 1.0);
+                let weight = match self {
+                    _ if self != Self::Ones && tick < start => 1.0,
+                    Self::Ones => f64::from(tick < end),
+                    Self::Zeros => 0.0,
+                    _ if tick >= end => 0.0,
+                    Self::Linear => line,
+                    Self::Exp => line * line.exp_m1() / (std::f64::consts::E - 1.0),
+                };
+                weight as f32
+            })
+            .collect()
+    }
+}
+
+impl Guidance {
+    /// The guided velocity at `x` and `time`, where time runs from 1 (noise) to 0 (actions).
+    /// `x` and `velocity` are `[b, horizon, dims]`.
+    pub fn apply(&self, x: &Tensor, velocity: &Tensor, time: f64) -> Result<Tensor> {
+        let (b, horizon, dims) = x.dims3()?;
+        let (_, ticks, width) = self.left_over.dims3()?;
+        let ticks = ticks.min(horizon);
+        let mut old = self.left_over.narrow(1, 0, ticks)?.narrow(2, 0, width.min(dims))?;
+        if width < dims {
+            old = old.pad_with_zeros(2, 0, dims - width)?;
+        }
+        old = old.pad_with_zeros(1, 0, horizon - ticks)?;
+        let end = self.execution_horizon.min(ticks);
+        let mut weights = self.schedule.weights(self.delay, end, horizon);
+        weights.iter_mut().skip(ticks).for_each(|w| *w = 0.0);
+        let weights = Tensor::from_vec(weights, (1, horizon, 1), x.device())?;
+        let clean = (x - (velocity * time)?)?;
+        let pull = (old - clean)?.broadcast_mul(&weights.broadcast_as((b, horizon, 1))?)?;
+        Ok((velocity - (pull * self.strength(time))?)?)
+    }
+
+    fn strength(&self, time: f64) -> f64 {
+        let tau = 1.0 - time;
+        let spread = (time * time + tau * tau) / (time * time);
+        let strength = if tau == 0.0 { f64::INFINITY } else { time / tau * spread };
+        if strength.is_nan() { 0.0 } else { strength.min(self.max_weight) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_hold_during_the_delay_and_end_at_the_horizon() {
+        assert_eq!(Schedule::Zeros.weights(2, 4, 5), [1.0, 1.0, 0.0, 0.0, 0.0]);
+        assert_eq!(Schedule::Ones.weights(2, 4, 5), [1.0, 1.0, 1.0, 1.0, 0.0]);
+        let linear = Schedule::Linear.weights(1, 4, 6);
+        let want = [1.0, 0.75, 0.5, 0.25, 0.0, 0.0];
+        assert!(linear.iter().zip(want).all(|(a, b)| (a - b).abs() < 1e-6), "{linear:?}");
+        let exp = Schedule::Exp.weights(1, 4, 6);
+        assert!(exp[1] < linear[1] && exp[0] == 1.0 && exp[4] == 0.0);
+    }
+}

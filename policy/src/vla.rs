@@ -1,0 +1,172 @@
+//! The assembled VLA: pictures, words and joints to one prefix, and an action expert with a flow head on it.
+
+use crate::expert::{Expert, ExpertConfig, Frame, Prefix};
+use crate::flow::{FlowConfig, StepTap};
+use crate::normalise::Normaliser;
+use candle_core::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+use vela_embodiment::ActionSpace;
+use vela_fusion::{Projector, ProjectorConfig};
+use vela_llm::{Cache, Decoder, DecoderConfig};
+use vela_nn::{Error, Init, Linear, Mask, Result, Weights};
+use vela_vision::{VisionConfig, Vit};
+
+/// A VLA as data: what `config.json` of a policy folder says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VlaConfig {
+    /// Always `vela_vla`: tells this format from others.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The vision tower, one for all cameras.
+    pub vision: VisionConfig,
+    /// From its tokens to the decoder's width.
+    pub projector: ProjectorConfig,
+    /// The decoder that reads the prefix.
+    pub decoder: DecoderConfig,
+    /// The action expert beside it.
+    pub expert: ExpertConfig,
+    /// The flow head.
+    pub flow: FlowConfig,
+    /// Cameras in the order of the prefix.
+    pub cameras: Vec<String>,
+    /// Whether each camera has a learned embedding of its own.
+    pub camera_embeddings: bool,
+    /// Numbers in the robot's state as the network sees it (padded).
+    pub state_dims: usize,
+    /// Image and word embeddings are multiplied by this.
+    pub embedding_scale: f32,
+    /// Added to every sentence.
+    pub prompt_suffix: String,
+    /// What the actions mean.
+    pub space: ActionSpace,
+    /// Actions per chunk.
+    pub horizon: usize,
+    /// Actions to carry out before the next chunk.
+    pub execute: usize,
+    /// Scaling of the joints.
+    pub state: Normaliser,
+    /// Scaling of the actions.
+    pub action: Normaliser,
+}
+
+/// What the network reads, for `b` moments.
+pub struct VlaInputs {
+    /// Pictures in [-1, 1], `[b, cameras, 3, size, size]`.
+    pub frames: Tensor,
+    /// Words, `[b, words]` (u32), padded at the end.
+    pub words: Tensor,
+    /// Which words are real, `[b * words]`.
+    pub word_valid: Vec<bool>,
+    /// Joints, normalised and padded, `[b, state_dims]`.
+    pub state: Tensor,
+}
+
+/// The network.
+#[derive(Clone, Debug)]
+pub struct Vla {
+    vision: Vit,
+    projector: Projector,
+    camera_embedding: Option<Tensor>,
+    decoder: Decoder,
+    state_proj: Linear,
+    expert: Expert,
+    flow: FlowConfig,
+    embedding_scale: f64,
+}
+
+impl Vla {
+    /// Reads `vlm_with_expert.{vlm.model.{vision_model,connector,text_model},lm_expert}`, `state_proj` and the
+    /// expert's projections (SmolVLA's names), and `camera_embedding` where the config has it.
+    pub fn new(weights: &Weights, config: &VlaConfig) -> Result<Self> {
+        let both = weights.pp("vlm_with_expert");
+        let vlm = both.pp("vlm").pp("model");
+        let width = config.decoder.width;
+        if config.projector.output != width || config.projector.input != config.vision.width {
+            return Err(Error::invalid("vla config: the projector fits neither tower nor decoder"));
+        }
+        let camera_embedding = match config.camera_embeddings {
+            true => Some(weights.get_init((config.cameras.len(), width), "camera_embedding", Init::Normal(0.02))?),
+            false => None,
+        };
+        Ok(Self {
+            vision: Vit::new(&vlm.pp("vision_model"), &config.vision)?,
+            projector: Projector::new(&vlm.pp("connector"), &config.projector)?,
+            camera_embedding,
+            decoder: Decoder::new(None, &vlm.pp("text_model"), &config.decoder)?,
+            state_proj: Linear::new(&weights.pp("state_proj"), config.state_dims, width, true)?,
+            expert: Expert::new(weights, &both.pp("lm_expert"), &config.expert)?,
+            flow: config.flow.clone(),
+            embedding_scale: f64::from(config.embedding_scale),
+        })
+    }
+
+    /// Reads pictures, words and joints once. Differentiable.
+    pub fn prefix(&self, inputs: &VlaInputs) -> Result<Prefix> {
+        let (b, cameras, channels, height, width) = inputs.frames.dims5()?;
+        let frames = inputs.frames.reshape((b * cameras, channels, height, width))?;
+        let patch_tokens = self.vision.forward(&frames)?;
+        let seen = (self.projector.forward(&patch_tokens)? * self.embedding_scale)?;
+        let (_, tokens, model_width) = seen.dims3()?;
+        let mut seen = seen.reshape((b, cameras, tokens, model_width))?;
+        if let Some(embedding) = &self.camera_embedding {
+            let embedding = (embedding * self.embedding_scale)?.reshape((1, cameras, 1, model_width))?;
+            seen = seen.broadcast_add(&embedding)?;
+        }
+        let seen = seen.reshape((b, cameras * tokens, model_width))?;
+        let words = (self.decoder.embed(&inputs.words)? * self.embedding_scale)?;
+        let state = self.state_proj.forward(&inputs.state)?.unsqueeze(1)?;
+        let embeds = Tensor::cat(&[&seen, &words, &state], 1)?;
+        let (_, length, _) = embeds.dims3()?;
+        let word_count = inputs.words.dim(1)?;
+        let mut valid = Vec::with_capacity(b * length);
+        for row in 0..b {
+            valid.extend(std::iter::repeat_n(true, cameras * tokens));
+            valid.extend_from_slice(&inputs.word_valid[row * word_count..(row + 1) * word_count]);
+            valid.push(true);
+        }
+        let positions: Vec<u32> = valid
+            .chunks(length)
+            .flat_map(|row| {
+                row.iter().scan(0u32, |count, real| {
+                    *count += u32::from(*real);
+                    Some(count.saturating_sub(1))
+                })
+            })
+            .collect();
+        let positions = Tensor::from_vec(positions, (b, length), &Device::Cpu)?;
+        // Pictures and words see each other; the state sees them and is not seen by them.
+        let mut blocks = vec![0u32; length];
+        blocks[length - 1] = 1;
+        let mask = Mask::blocks(blocks.clone(), blocks, valid.clone());
+        let mut cache = Cache::new();
+        let hidden = self.decoder.fill(&embeds, &positions, &mask, &mut cache)?;
+        Ok(Prefix { cache, valid, batch: b, length, hidden, patch_tokens, image_tokens: cameras * tokens })
+    }
+
+    /// Mean squared error of the flow's velocity over `noise [b * draws, horizon, dims]` and `times [b * draws]` for
+    /// `actions [b, horizon, dims]`, all normalised; the draws of one row lie side by side. Differentiable.
+    pub fn flow_loss(&self, prefix: &Prefix, actions: &Tensor, noise: &Tensor, times: &Tensor) -> Result<Tensor> {
+        let (b, horizon, dims) = actions.dims3()?;
+        let draws = noise.dim(0)? / b.max(1);
+        let frame = self.expert.frame(prefix, draws, horizon)?;
+        let actions = actions.unsqueeze(1)?.broadcast_as((b, draws, horizon, dims))?;
+        let actions = actions.contiguous()?.reshape((b * draws, horizon, dims))?;
+        let mut field = |x: &Tensor, t: &Tensor| self.expert.velocity(prefix, &frame, x, t);
+        Ok(self.flow.squared_errors(&mut field, &actions, noise, times)?.mean_all()?)
+    }
+
+    /// Integrates `noise [b, horizon, dims]` to normalised actions of the same shape.
+    pub fn sample(&self, prefix: &Prefix, noise: &Tensor, tap: &mut StepTap) -> Result<Tensor> {
+        let frame: Frame = self.expert.frame(prefix, 1, noise.dim(1)?)?;
+        let mut field = |x: &Tensor, t: &Tensor| self.expert.velocity(prefix, &frame, x, t);
+        self.flow.sample(&mut field, noise, tap)
+    }
+}
+
+/// Bytes `[height, width, 3]` to planes `[3, height, width]` in [-1, 1]: `x / 127.5 - 1`.
+pub fn signed_planes(rgb: &[u8], out: &mut Vec<f32>) {
+    for channel in 0..3 {
+        out.extend(rgb.iter().skip(channel).step_by(3).map(|x| f32::from(*x) / 127.5 - 1.0));
+    }
+}

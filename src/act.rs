@@ -1,0 +1,58 @@
+//! `vela act`: the policy's side of the link; answers a robot over zenoh.
+
+use crate::chooser;
+use crate::demo::BASE_KEY;
+use anyhow::Result;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use vela_robots::{ServeEvent, Side, open_session, serve_policy};
+
+/// Serve a policy to a robot over zenoh until interrupted.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The policy: builtin, or a policy folder.
+    #[arg(long, default_value = "builtin")]
+    policy: String,
+    /// A zenoh config file (JSON5) instead of the built-in one, which connects to loopback.
+    #[arg(long)]
+    zenoh: Option<PathBuf>,
+    /// The robot's base key.
+    #[arg(long, default_value = BASE_KEY)]
+    key: String,
+    /// End after this many seconds; 0 serves until interrupted.
+    #[arg(long, default_value_t = 0.0)]
+    for_secs: f64,
+}
+
+/// Runs the verb.
+pub fn run(args: &Args) -> Result<()> {
+    let mut policy = chooser::policy(&args.policy)?;
+    let session = open_session(Side::Policy, args.zenoh.as_deref())?;
+    let shutdown = Arc::new(AtomicBool::new(false));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    runtime.spawn({
+        let (shutdown, seconds) = (Arc::clone(&shutdown), args.for_secs);
+        async move {
+            let timer = async {
+                match seconds > 0.0 {
+                    true => tokio::time::sleep(std::time::Duration::from_secs_f64(seconds)).await,
+                    false => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => {}
+                () = timer => {}
+            }
+            shutdown.store(true, Ordering::Release);
+        }
+    });
+    eprintln!("serving '{}' on '{}'; Ctrl-C ends it", args.policy, args.key);
+    let report = serve_policy(&session, &args.key, policy.as_mut(), &shutdown, &mut |event| {
+        if let ServeEvent::Refused(why) = event {
+            eprintln!("refused: {why}");
+        }
+    })?;
+    eprintln!("{} chunks sent, {} questions refused", report.answered, report.refused);
+    Ok(())
+}

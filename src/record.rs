@@ -1,0 +1,97 @@
+//! `vela record`: episodes of the simulated arm, as a LeRobot dataset.
+
+use crate::chooser::{Chosen, choose};
+use anyhow::{Context, Result};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+use std::path::PathBuf;
+use vela_embodiment::{Action, Embodiment, Episode, Expert};
+use vela_episodes::{DatasetWriter, Recorder};
+use vela_robots::{RolloutEvent, RolloutOptions, rollout, rollout_expert};
+use vela_sim::expert::ScriptedExpert;
+use vela_sim::tabletop::Tabletop;
+use vela_sim::tasks::{Split, TaskKind};
+
+/// Record episodes of the simulated arm in LeRobot's format (v3.0, pictures as PNG inside parquet).
+#[derive(clap::Args)]
+pub struct Args {
+    /// The dataset's folder: new, or one of the same arm to add to.
+    #[arg(long)]
+    out: PathBuf,
+    /// One task (reach, push, pick, place, stack) or a sentence of your own; all five in turn by default.
+    #[arg(long)]
+    task: Option<String>,
+    /// Episodes.
+    #[arg(long, default_value_t = 10)]
+    episodes: u64,
+    /// Seed of the first episode.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Who drives: expert (scripted, reads the simulator's state), builtin, or a policy folder.
+    #[arg(long, default_value = "expert")]
+    policy: String,
+    /// Domain randomisation.
+    #[arg(long)]
+    randomise: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// The expert of a table that is being recorded.
+struct Behind(ScriptedExpert);
+
+impl Expert<Recorder<Tabletop>> for Behind {
+    fn reset(&mut self) {
+        Expert::<Tabletop>::reset(&mut self.0);
+    }
+
+    fn label(&mut self, environment: &Recorder<Tabletop>) -> vela_embodiment::Result<Action> {
+        self.0.label(environment.inner())
+    }
+}
+
+/// Runs the verb.
+pub fn run(args: &Args) -> Result<()> {
+    let embodiment = Embodiment::so101()?;
+    let mut chosen = choose(&args.policy)?;
+    let writer = DatasetWriter::create(&args.out, &embodiment, embodiment.control_hz.round() as u32)?;
+    let table = Tabletop::lockstep(&embodiment, Split::Train)?;
+    let mut recorder = Recorder::new(table, writer)?;
+    let mut expert = Behind(ScriptedExpert::new(&embodiment)?);
+    let bar = ProgressBar::new(args.episodes)
+        .with_style(ProgressStyle::with_template("{wide_bar} {pos}/{len} episodes, {eta} left")?);
+    let mut successes = 0;
+    for k in 0..args.episodes {
+        let task = match &args.task {
+            Some(task) => task.clone(),
+            None => TaskKind::ALL[k as usize % TaskKind::ALL.len()].name().to_owned(),
+        };
+        let episode = Episode { task, seed: args.seed + k, randomise: args.randomise };
+        let options =
+            RolloutOptions { seed: episode.seed, observe_every_tick: true, ..RolloutOptions::default() };
+        let watch = &mut |_: &Recorder<Tabletop>, _: RolloutEvent<'_>| {};
+        let played = match &mut chosen {
+            Chosen::Expert => rollout_expert(&mut recorder, &mut expert, &episode, &options, watch)?,
+            Chosen::Policy(policy) => rollout(&mut recorder, policy.as_mut(), &episode, &options, watch)?,
+        };
+        successes += usize::from(played.outcome.success);
+        recorder.end_episode(json!({"success": played.outcome.success, "seed": episode.seed,
+            "driver": args.policy, "task": episode.task}))?;
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    let (_, writer) = recorder.finish().with_context(|| format!("writing {}", args.out.display()))?;
+    let (episodes, frames) = (writer.episodes(), writer.frames());
+    if args.json {
+        println!("{}", json!({"dataset": args.out, "recorded": args.episodes, "successes": successes,
+            "episodes": episodes, "frames": frames}));
+    } else {
+        println!(
+            "{}: {} episodes recorded, {successes} successful; the dataset holds {episodes} with {frames} frames",
+            args.out.display(),
+            args.episodes
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,227 @@
+//! `vela train`: the tabletop policy from nothing: expert episodes, steps, DAgger rounds.
+
+use crate::teacher::TabletopTeacher;
+use anyhow::{Context, Result};
+use indicatif::{ProgressBar, ProgressStyle};
+use rayon::prelude::*;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use vela_embodiment::{ActionSpace, Embodiment, Policy};
+use vela_fusion::{Projection, ProjectorConfig};
+use vela_llm::{DecoderConfig, Tokenizer};
+use vela_nn::{Activation, NormConfig, RopeConfig, threads};
+use vela_policy::{ExpertConfig, FlowConfig, Normaliser, VlaConfig};
+use vela_sim::language::vocabulary;
+use vela_sim::tasks::TaskKind;
+use vela_train::batch::deltas;
+use vela_train::{Driver, Lesson, Library, Report, Teacher, TrainConfig, Trainer};
+use vela_vision::{Pooling, VisionConfig};
+
+/// Train the tabletop policy. Stop it at any time; the same command takes it up again.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The run: a TOML file.
+    #[arg(long, default_value = "configs/train/tabletop.toml")]
+    config: PathBuf,
+    /// Where lessons, checkpoints and the exported policy go.
+    #[arg(long, default_value = "out/tabletop")]
+    out: PathBuf,
+    /// Make the expert's lessons and stop.
+    #[arg(long)]
+    lessons_only: bool,
+    /// Stop after this many steps in all (the run's own number by default).
+    #[arg(long)]
+    steps: Option<usize>,
+    /// Threads; the result does not depend on them. 0: as many as there are.
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+}
+
+/// Ticks per chunk and ticks carried out of it.
+const HORIZON: usize = 16;
+const EXECUTE: usize = 8;
+
+/// Runs the verb.
+pub fn run(args: &Args) -> Result<()> {
+    threads::set(args.threads);
+    let config = TrainConfig::load(&args.config)?;
+    let embodiment = Embodiment::so101()?;
+    let teacher = TabletopTeacher {
+        embodiment: embodiment.clone(),
+        horizon: HORIZON,
+        execute: EXECUTE,
+        randomised: config.randomised,
+        tasks: TaskKind::ALL.to_vec(),
+    };
+    let lessons = args.out.join("lessons");
+    std::fs::create_dir_all(&lessons).with_context(|| format!("creating {}", lessons.display()))?;
+    let mut library = Library::default();
+    teach(&teacher, &lessons, "expert", 0..config.expert_lessons as u64, None, &mut library)?;
+    if args.lessons_only {
+        println!("{} moments in {} lessons", library.len(), library.lessons().len());
+        return Ok(());
+    }
+    let words = vocabulary()?;
+    let tokenizer = Tokenizer::word_level(&words.iter().map(String::as_str).collect::<Vec<_>>())?;
+    let vla = tabletop_vla(&config, &library, &tokenizer)?;
+    let mut trainer = Trainer::new(&config, &vla, &tokenizer, &embodiment)?;
+    let state = args.out.join("state.safetensors");
+    if state.exists() {
+        trainer.resume(&state)?;
+        eprintln!("taken up at step {}", trainer.steps());
+    }
+    eprintln!("{} parameters, {} moments", trainer.parameters(), library.len());
+    let last = args.steps.unwrap_or(usize::MAX).min(config.total_steps());
+    let bar = ProgressBar::new(last as u64)
+        .with_style(ProgressStyle::with_template("{bar:30} {pos}/{len} steps, {eta} left  {msg}")?);
+    for round in 0..=config.dagger_rounds {
+        if round > 0 {
+            let first = config.expert_lessons as u64 + (round as u64 - 1) * config.dagger_lessons as u64;
+            let seeds = first..first + config.dagger_lessons as u64;
+            let student = trainer.student()?;
+            let made = move || -> Box<dyn Policy> { Box::new(student.clone()) };
+            teach(&teacher, &lessons, &format!("round-{round}"), seeds, Some(&made), &mut library)?;
+        }
+        let until = (config.first_steps + round * config.round_steps).min(last);
+        while trainer.steps() < until {
+            let report = trainer.step(&library)?;
+            bar.set_position(report.step as u64);
+            if report.step % 10 == 0 {
+                log(&args.out, &report, &bar)?;
+            }
+            if report.step % config.checkpoint_every == 0 || report.step == until {
+                trainer.save(&state)?;
+                trainer.export(&args.out.join("policy"))?;
+            }
+        }
+        if trainer.steps() >= last {
+            break;
+        }
+    }
+    bar.finish_and_clear();
+    println!("{} after {} steps", args.out.join("policy").display(), trainer.steps());
+    Ok(())
+}
+
+/// One line per ten steps, as JSON, beside the checkpoints.
+fn log(out: &Path, report: &Report, bar: &ProgressBar) -> Result<()> {
+    bar.set_message(format!(
+        "loss {:.4}  flow {:.4}  patch {:.3}  grounding {:.3}  position {:.4}",
+        report.loss, report.flow, report.patch, report.grounding, report.position
+    ));
+    let line = serde_json::json!({"step": report.step, "loss": report.loss, "flow": report.flow,
+        "patch": report.patch, "grounding": report.grounding, "position": report.position,
+        "gradient_norm": report.gradient_norm, "learning_rate": report.learning_rate});
+    let path = out.join("log.jsonl");
+    let mut file = std::fs::OpenOptions::new().create(true).append(true).open(&path)?;
+    Ok(writeln!(file, "{line}")?)
+}
+
+/// Makes the lessons of some seeds, or reads those that are there, and adds them in order.
+fn teach(
+    teacher: &TabletopTeacher,
+    dir: &Path,
+    name: &str,
+    seeds: std::ops::Range<u64>,
+    student: Option<&(dyn Fn() -> Box<dyn Policy> + Sync)>,
+    library: &mut Library,
+) -> Result<()> {
+    let bar = ProgressBar::new(seeds.end - seeds.start)
+        .with_style(ProgressStyle::with_template("{bar:30} {pos}/{len} lessons ({prefix}), {eta} left")?)
+        .with_prefix(name.to_owned());
+    let cameras = &teacher.embodiment.cameras;
+    let shape = [cameras.len(), cameras[0].height as usize, cameras[0].width as usize];
+    let lessons: Vec<Lesson> = seeds
+        .into_par_iter()
+        .map_init(
+            || student.map(|make| make()),
+            |student, seed| -> Result<Lesson> {
+                let path = dir.join(format!("{name}-{seed:06}.safetensors"));
+                let lesson = if path.exists() {
+                    Lesson::load(&path)?
+                } else {
+                    let driver = match student {
+                        Some(policy) => Driver::Student(policy.as_mut()),
+                        None => Driver::Expert,
+                    };
+                    let lesson = threads::with_threads(1, || teacher.lesson(seed, driver))?;
+                    lesson.save(&path, &shape)?;
+                    lesson
+                };
+                bar.inc(1);
+                Ok(lesson)
+            },
+        )
+        .collect::<Result<_>>()?;
+    bar.finish_and_clear();
+    let (count, good) = (lessons.len(), lessons.iter().filter(|lesson| lesson.success).count());
+    lessons.into_iter().for_each(|lesson| library.add(lesson));
+    eprintln!("{name}: {good} of {count} lessons ended in success");
+    Ok(())
+}
+
+/// The network that ships, with the statistics of the first lessons.
+fn tabletop_vla(config: &TrainConfig, library: &Library, tokenizer: &Tokenizer) -> Result<VlaConfig> {
+    let examples = || library.lessons().iter().flat_map(|lesson| &lesson.examples);
+    let states: Vec<Vec<f32>> = examples().map(|e| e.state.clone()).collect();
+    let actions: Vec<Vec<f32>> = examples().flat_map(deltas).collect();
+    let m = &config.model;
+    let layer_norm = NormConfig::LayerNorm { eps: 1e-6, bias: true };
+    let decoder = DecoderConfig {
+        vocab: tokenizer.vocab_size(),
+        width: m.width,
+        inner_width: m.inner_width,
+        layers: m.layers,
+        heads: m.heads,
+        kv_heads: m.kv_heads,
+        head_dim: m.head_dim,
+        norm: NormConfig::RmsNorm { eps: 1e-5, one_plus: false },
+        activation: Activation::Silu,
+        rope: RopeConfig::new(m.head_dim, 10_000.0),
+        qkv_bias: false,
+        output_bias: false,
+        mlp_bias: false,
+        tied: true,
+    };
+    Ok(VlaConfig {
+        kind: "vela_vla".into(),
+        vision: VisionConfig {
+            image_size: 96,
+            patch_size: m.patch,
+            channels: 3,
+            width: m.vision_width,
+            inner_width: m.vision_inner_width,
+            layers: m.vision_layers,
+            heads: m.vision_heads,
+            norm: layer_norm,
+            activation: Activation::GeluTanh,
+            final_norm: true,
+            pooling: Pooling::None,
+        },
+        projector: ProjectorConfig {
+            input: m.vision_width,
+            output: m.width,
+            shuffle: m.shuffle,
+            projection: Projection::Mlp { hidden: m.width, activation: Activation::GeluTanh },
+        },
+        expert: ExpertConfig {
+            layers: DecoderConfig { vocab: 1, width: m.expert_width, inner_width: m.expert_inner_width, ..decoder.clone() },
+            self_attention_every: 1,
+            causal: false,
+            action_dims: 6,
+            time_periods: [4e-3, 4.0],
+        },
+        decoder,
+        flow: FlowConfig { steps: m.flow_steps, ..FlowConfig::default() },
+        cameras: vec!["front".into(), "wrist".into()],
+        camera_embeddings: true,
+        state_dims: 6,
+        embedding_scale: (m.width as f32).sqrt(),
+        prompt_suffix: String::new(),
+        space: ActionSpace::JointDeltas,
+        horizon: HORIZON,
+        execute: EXECUTE,
+        state: Normaliser::mean_std(&states, 1e-2)?,
+        action: Normaliser::mean_std(&actions, 1e-2)?,
+    })
+}
