@@ -10,7 +10,6 @@ use rerun::external::re_sdk_types::blueprint::archetypes::{
 };
 use rerun::external::re_sdk_types::blueprint::components::TextLogColumn;
 use rerun::external::re_sdk_types::blueprint::datatypes::{self, TextLogColumnKind};
-use rerun::external::re_sdk_types::blueprint::datatypes::{TextLogColumn, TextLogColumnKind};
 use rerun::log::LogMsg;
 use rerun::{AsComponents, RecordingStream, RecordingStreamBuilder, RecordingStreamResult};
 use vela_embodiment::Embodiment;
