@@ -29,6 +29,6 @@ impl Keys {
     }
 }
 
-fn failed(what: &str, error: impl std::fmt::Display) -> Error {
+pub(crate) fn failed(what: &str, error: impl std::fmt::Display) -> Error {
     Error::Link(format!("{what}: {error}"))
 }

@@ -74,7 +74,12 @@ fn parse(name: &str, json5: &str) -> Result<Config> {
     let mode = get("mode")?;
     let listen = get("listen/endpoints")?;
     // Either one list for all modes or one per mode.
-    let listen = listen.get(mode.as_str().unwrap_or("peer")).unwrap_or(&listen).to_string();
+    let listen = match &listen {
+        serde_json::Value::Object(modes) => {
+            modes.get(mode.as_str().unwrap_or("peer")).map(ToString::to_string).unwrap_or_default()
+        }
+        other => other.to_string(),
+    };
     if listen.contains("[::]") || listen.contains("0.0.0.0") {
         return Err(Error::Parse {
             what: name.into(),

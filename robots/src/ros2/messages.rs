@@ -1,0 +1,206 @@
+//! The four ROS 2 messages of an arm, in CDR as ROS sends them: a four-byte header, then XCDR1, little endian.
+
+use hiroz_cdr::{BigEndian, LittleEndian};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use vela_embodiment::{Error, Result, Stamp};
+
+/// `builtin_interfaces/msg/Time`, also `Duration`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Time {
+    /// Whole seconds.
+    pub sec: i32,
+    /// The rest, ns.
+    pub nanosec: u32,
+}
+
+impl Time {
+    /// In seconds.
+    pub fn secs(self) -> f64 {
+        f64::from(self.sec) + f64::from(self.nanosec) * 1e-9
+    }
+}
+
+impl From<Stamp> for Time {
+    fn from(stamp: Stamp) -> Self {
+        let sec = i32::try_from(stamp.0 / 1_000_000_000).unwrap_or(i32::MAX);
+        Self { sec, nanosec: (stamp.0 % 1_000_000_000) as u32 }
+    }
+}
+
+/// `std_msgs/msg/Header`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Header {
+    /// When, on the sender's clock.
+    pub stamp: Time,
+    /// In which frame.
+    pub frame_id: String,
+}
+
+/// `sensor_msgs/msg/JointState`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct JointState {
+    /// When.
+    pub header: Header,
+    /// Joint names.
+    pub name: Vec<String>,
+    /// rad or m.
+    pub position: Vec<f64>,
+    /// rad/s or m/s; may be empty.
+    pub velocity: Vec<f64>,
+    /// N m or N; may be empty.
+    pub effort: Vec<f64>,
+}
+
+/// `sensor_msgs/msg/CompressedImage`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CompressedImage {
+    /// When, and which camera.
+    pub header: Header,
+    /// `jpeg` or `png`.
+    pub format: String,
+    /// The file's bytes.
+    pub data: Vec<u8>,
+}
+
+/// `std_msgs/msg/String`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Text {
+    /// The text.
+    pub data: String,
+}
+
+/// `trajectory_msgs/msg/JointTrajectory`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct JointTrajectory {
+    /// When it was made.
+    pub header: Header,
+    /// The joints that it moves.
+    pub joint_names: Vec<String>,
+    /// Where they should be, in time order.
+    pub points: Vec<TrajectoryPoint>,
+}
+
+/// `trajectory_msgs/msg/JointTrajectoryPoint`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TrajectoryPoint {
+    /// rad or m, one per named joint.
+    pub positions: Vec<f64>,
+    /// May be empty.
+    pub velocities: Vec<f64>,
+    /// May be empty.
+    pub accelerations: Vec<f64>,
+    /// May be empty.
+    pub effort: Vec<f64>,
+    /// From the start of the trajectory.
+    pub time_from_start: Time,
+}
+
+fn refuse(why: String) -> Error {
+    Error::Parse { what: "ROS 2 message".into(), why }
+}
+
+/// Header and CDR of a message.
+///
+/// # Errors
+/// A sequence is longer than CDR can say.
+pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>> {
+    let body = hiroz_cdr::to_vec::<T, LittleEndian>(message, 256).map_err(|e| refuse(e.to_string()))?;
+    let mut bytes = vec![0, 1, 0, 0];
+    bytes.extend(body);
+    Ok(bytes)
+}
+
+/// The message in these bytes, little or big endian.
+///
+/// # Errors
+/// They are torn or of another type, in one sentence.
+pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
+    // The last two bytes of the header are options (FastDDS: bytes of padding at the end).
+    let decoded = match bytes {
+        [0, 1, _, _, body @ ..] => hiroz_cdr::from_bytes::<T, LittleEndian>(body),
+        [0, 0, _, _, body @ ..] => hiroz_cdr::from_bytes::<T, BigEndian>(body),
+        [a, b, _, _, ..] => return Err(refuse(format!("expected CDR 00 00 or 00 01, got {a:02x} {b:02x}"))),
+        _ => return Err(refuse(format!("{} bytes came, the header alone has 4", bytes.len()))),
+    };
+    decoded.map(|(message, _)| message).map_err(|e| refuse(e.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::Rng;
+
+    const JOINTS: &[u8] = include_bytes!("../../../tests/golden/ros2/joint_state.cdr");
+    const IMAGE: &[u8] = include_bytes!("../../../tests/golden/ros2/compressed_image.cdr");
+    const TEXT: &[u8] = include_bytes!("../../../tests/golden/ros2/string.cdr");
+    const TRAJECTORY: &[u8] = include_bytes!("../../../tests/golden/ros2/joint_trajectory.cdr");
+
+    fn joints() -> JointState {
+        JointState {
+            header: Header { stamp: Time { sec: 1, nanosec: 2 }, frame_id: "base".into() },
+            name: vec!["shoulder_pan".into(), "gripper".into()],
+            position: vec![0.5, -1.25],
+            velocity: vec![0.125, 3.0],
+            effort: vec![],
+        }
+    }
+
+    fn trajectory() -> JointTrajectory {
+        let point = |sec: i32| TrajectoryPoint {
+            positions: vec![0.1 * f64::from(sec + 1), -0.2],
+            velocities: if sec == 0 { vec![1.0] } else { vec![] },
+            time_from_start: Time { sec, nanosec: 500_000_000 },
+            ..TrajectoryPoint::default()
+        };
+        JointTrajectory {
+            header: Header { stamp: Time { sec: 5, nanosec: 0 }, frame_id: "b".into() },
+            joint_names: vec!["shoulder_pan".into(), "gripper".into()],
+            points: vec![point(0), point(1)],
+        }
+    }
+
+    /// Alignment gaps hold whatever was in memory when ROS wrote them; ours hold zeros.
+    fn same_but_gaps(ours: &[u8], ros: &[u8]) {
+        let ros_trimmed = &ros[..ours.len().min(ros.len())];
+        assert!(ros.len() - ros_trimmed.len() < 4, "{} bytes against {}", ours.len(), ros.len());
+        let differing = ours.iter().zip(ros_trimmed).filter(|(a, b)| a != b && **a != 0).count();
+        assert_eq!(differing, 0);
+        assert_eq!(ours[..4], ros[..4].iter().take(3).chain(&[0]).copied().collect::<Vec<_>>()[..]);
+    }
+
+    #[test]
+    fn we_read_what_ros_2_wrote_and_write_the_same() -> Result<()> {
+        let image = CompressedImage {
+            header: Header { stamp: Time { sec: 3, nanosec: 4 }, frame_id: "front".into() },
+            format: "rgb8; jpeg compressed bgr8".into(),
+            data: vec![0xff, 0xd8, 0xff, 0xd9, 7],
+        };
+        let text = Text { data: "pick up the green cube, bitte schön".into() };
+        assert_eq!(decode::<JointState>(JOINTS)?, joints());
+        assert_eq!(decode::<CompressedImage>(IMAGE)?, image);
+        assert_eq!(decode::<Text>(TEXT)?, text);
+        assert_eq!(decode::<JointTrajectory>(TRAJECTORY)?, trajectory());
+        same_but_gaps(&encode(&joints())?, JOINTS);
+        same_but_gaps(&encode(&image)?, IMAGE);
+        same_but_gaps(&encode(&text)?, TEXT);
+        same_but_gaps(&encode(&trajectory())?, TRAJECTORY);
+        Ok(())
+    }
+
+    #[test]
+    fn torn_messages_are_refused_without_a_panic() {
+        assert!(decode::<Text>(b"").is_err_and(|e| e.to_string().contains("header alone")));
+        assert!(decode::<Text>(b"\x00\x07\x00\x00").is_err_and(|e| e.to_string().contains("00 07")));
+        for seed in 0..10_000 {
+            let mut rng = vela_embodiment::stream(seed, "torn cdr");
+            let mut bytes = [JOINTS, IMAGE, TEXT, TRAJECTORY][rng.random_range(0..4)].to_vec();
+            for _ in 0..rng.random_range(1..5) {
+                let at = rng.random_range(0..bytes.len());
+                bytes[at] = if rng.random() { 0xff } else { rng.random() };
+            }
+            bytes.truncate(rng.random_range(0..=bytes.len()));
+            let _ = (decode::<JointState>(&bytes), decode::<CompressedImage>(&bytes));
+            let _ = (decode::<Text>(&bytes), decode::<JointTrajectory>(&bytes));
+        }
+    }
+}
