@@ -227,3 +227,25 @@ pub(crate) fn write_tasks(layout: &Layout, tasks: &[String]) -> Result<()> {
     let batch = batch.with_schema(Arc::new(schema)).map_err(|e| refuse(&path, e.to_string()))?;
     table::append(&path, 0, &batch)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// pandas must find `task` as the index: LeRobot looks tasks up by it. Seen to fail in pandas 3.1 when the note
+    /// was in the file's metadata alone.
+    #[test]
+    fn the_tasks_table_tells_pandas_its_index_in_both_places() -> Result<()> {
+        let root = std::env::temp_dir().join(format!("vela-tasks-{}", std::process::id()));
+        let layout = Layout::new(&root);
+        write_tasks(&layout, &["touch the red cube".to_owned(), "pick".to_owned()])?;
+        let path = layout.meta("tasks.parquet");
+        let (schema, in_file) = table::notes(&path, "pandas")?;
+        let tasks = read_tasks(&layout)?;
+        std::fs::remove_dir_all(&root).map_err(crate::layout::io(&root))?;
+        assert_eq!(tasks.iter().map(|task| &**task).collect::<Vec<_>>(), ["touch the red cube", "pick"]);
+        assert!(schema.is_some_and(|note| note.contains("\"index_columns\":[\"task\"]")));
+        assert!(in_file.is_some());
+        Ok(())
+    }
+}

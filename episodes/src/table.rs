@@ -223,3 +223,13 @@ pub(crate) fn flatten(array: &ArrayRef, what: &str, path: &Path) -> Result<Vec<f
         _ => Err(wrong()),
     }
 }
+
+/// A note of a file: from the Arrow schema inside it, and from its own metadata.
+#[cfg(test)]
+pub(crate) fn notes(path: &Path, key: &str) -> Result<(Option<String>, Option<String>)> {
+    let file = File::open(path).map_err(io(path))?;
+    let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| torn(path, &e))?;
+    let own = builder.metadata().file_metadata().key_value_metadata();
+    let own = own.into_iter().flatten().find(|pair| pair.key == key).and_then(|pair| pair.value.clone());
+    Ok((builder.schema().metadata().get(key).cloned(), own))
+}

@@ -1,4 +1,4 @@
-//! Moves the SO-101 through a made-up motion and records it: `... --example show_arm -- FILE.rrd`.
+//! Moves the SO-101 through a made-up motion and records it: `... --example show_arm -- FILE.rrd [SECONDS] [view]`.
 
 use nalgebra::{Isometry3, Translation3, UnitQuaternion, Vector3};
 use vela_embodiment::{
@@ -83,7 +83,11 @@ fn main() -> Result<()> {
     let file = std::env::args().nth(1).unwrap_or_else(|| "show_arm.rrd".into());
     let stop_secs: f64 = std::env::args().nth(2).and_then(|text| text.parse().ok()).unwrap_or(5.6);
     let so101 = Embodiment::so101()?;
-    let show = Show::open(&Destination::File(file.clone().into()), &so101, Backlog::Wait)?;
+    let destination = match std::env::args().nth(3) {
+        Some(_) => Destination::FileAndViewer(file.clone().into()),
+        None => Destination::File(file.clone().into()),
+    };
+    let show = Show::open(&destination, &so101, Backlog::Wait)?;
     for (number, instruction) in
         ["pick up the green cube", "put the green cube in the blue bowl"].iter().enumerate()
     {
@@ -92,7 +96,7 @@ fn main() -> Result<()> {
         let mut gate = SafetyGate::new(&so101, GateConfig::default(), &targets(0.0))?;
         let mut measured = targets(0.0);
         show.begin_episode(number + 1, instruction, start);
-        show.solids(solids());
+        show.solids(solids().into_iter().skip(number).collect());
         for tick in 0..(stop_secs / period) as u64 {
             let stamp = start.plus_secs(tick as f64 * period);
             let secs = tick as f64 * period;

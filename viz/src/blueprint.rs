@@ -18,8 +18,8 @@ use vela_embodiment::Embodiment;
 pub(crate) const TIMELINE: &str = "time";
 
 /// Where the eye stands and what it looks at, m in the base frame; scaled by the arm's reach over the SO-101's.
-const EYE: [f64; 3] = [0.60, -0.36, 0.36];
-const TARGET: [f64; 3] = [0.14, 0.02, 0.07];
+const EYE: [f64; 3] = [0.54, -0.34, 0.34];
+const TARGET: [f64; 3] = [0.155, 0.005, 0.06];
 
 /// Sends the first view to a recording.
 pub(crate) fn send(

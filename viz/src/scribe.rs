@@ -87,7 +87,7 @@ impl Scribe {
         recording.log_static("world", &rerun::ViewCoordinates::RIGHT_HAND_Z_UP())?;
         let top = Geometry::Box(nalgebra::Vector3::new(0.75, 0.9, 0.02) * scale);
         let place = Isometry3::translation(0.2 * scale, 0.0, -0.0105 * scale);
-        log_shapes(recording, "world/table", &[(place, &top, [0.72, 0.68, 0.62, 1.0])])?;
+        log_shapes(recording, "world/table", true, &[(place, &top, [0.72, 0.68, 0.62, 1.0])])?;
         for (index, link) in self.kinematics.model().links.iter().enumerate() {
             if link.visuals.is_empty() {
                 continue;
@@ -98,7 +98,7 @@ impl Scribe {
                 .iter()
                 .map(|shape| (shape.link_from_shape, &shape.geometry, shape.rgba))
                 .collect();
-            log_shapes(recording, &path, &shapes)?;
+            log_shapes(recording, &path, true, &shapes)?;
             self.links.push((index, path));
         }
         for (k, joint) in self.embodiment.joints.iter().enumerate() {
@@ -148,6 +148,7 @@ impl Scribe {
                 (self.number, self.instruction) = (number, instruction);
                 self.trip_counts.clear();
                 self.last_trips.clear();
+                self.told_secs.clear();
                 self.plan(&[])?;
                 self.task("")?;
                 self.line(
@@ -210,7 +211,7 @@ impl Scribe {
             self.recording.log(path, &rerun::Clear::recursive())?;
         }
         for solid in solids {
-            // Each episode has entities of its own: a shape is logged once and cannot change its kind.
+            // Each episode has entities of its own, so that a name may stand for another shape in the next.
             let path = format!("world/things/episode_{}/{}", self.number, part(&solid.name));
             log_form(&self.recording, &path, solid)?;
             self.recording.log(path.clone(), &transform(&solid.base_from_solid))?;

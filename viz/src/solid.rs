@@ -67,10 +67,12 @@ pub(crate) fn transform(parent_from_child: &Isometry3<f64>) -> rerun::Transform3
         .with_quaternion(quaternion(&parent_from_child.rotation))
 }
 
-/// Logs shapes once and for all under `path`, one entity each.
+/// Logs shapes under `path`, one entity each: for all time, or from now until they are cleared (what is there for
+/// all time cannot be cleared).
 pub(crate) fn log_shapes(
     recording: &RecordingStream,
     path: &str,
+    for_all_time: bool,
     shapes: &[(Isometry3<f64>, &Geometry, [f32; 4])],
 ) -> rerun::RecordingStreamResult<()> {
     for (k, (pose, geometry, rgba)) in shapes.iter().enumerate() {
@@ -108,12 +110,12 @@ pub(crate) fn log_shapes(
             }
             Geometry::Mesh(_) => continue,
         };
-        recording.log_static(format!("{path}/shape_{k}"), shape.as_ref())?;
+        recording.log_with_static(format!("{path}/shape_{k}"), for_all_time, shape.as_ref())?;
     }
     Ok(())
 }
 
-/// Logs a solid's form (not its pose) at `path`.
+/// Logs a solid's form (not its pose) at `path`, until it is cleared.
 pub(crate) fn log_form(
     recording: &RecordingStream,
     path: &str,
@@ -121,20 +123,18 @@ pub(crate) fn log_form(
 ) -> rerun::RecordingStreamResult<()> {
     match &solid.form {
         Form::Plain(geometry) => {
-            log_shapes(recording, path, &[(Isometry3::identity(), geometry, solid.rgba)])
+            log_shapes(recording, path, false, &[(Isometry3::identity(), geometry, solid.rgba)])
         }
         Form::Patch { half } => {
             let flat = Geometry::Box(Vector3::new(2.0 * half, 2.0 * half, 0.001));
-            log_shapes(recording, path, &[(Isometry3::identity(), &flat, solid.rgba)])
+            log_shapes(recording, path, false, &[(Isometry3::identity(), &flat, solid.rgba)])
         }
         Form::Bowl { radius, height, wall } => {
             let (r, h, w) = (*radius as f32, *height as f32 / 2.0, *wall as f32);
             // From the middle of the underside, out, up, over the rim, down the inside, to the middle of the floor.
             let profile = [[0.0, -h], [r, -h], [r, h], [r - w, h], [r - w, w - h], [0.0, w - h]];
-            recording.log_static(
-                format!("{path}/shape_0"),
-                &lathe(&profile).with_albedo_factor(colour(solid.rgba).0),
-            )
+            recording
+                .log(format!("{path}/shape_0"), &lathe(&profile).with_albedo_factor(colour(solid.rgba).0))
         }
     }
 }
