@@ -44,6 +44,9 @@ pub struct Node {
     _tokens: Vec<LivelinessToken>,
 }
 
+/// What a message from outside does.
+type Act = Box<dyn Fn(&[u8]) -> Result<()> + Send + Sync>;
+
 #[derive(Default)]
 struct Refusals {
     count: u64,
@@ -90,7 +93,7 @@ impl Node {
 
         let refusals = Arc::new(Mutex::new(Refusals::default()));
         let mut inlets = Vec::new();
-        let mut inlet = |topic: Topic, act: Box<dyn Fn(&[u8]) -> Result<()> + Send + Sync>| -> Result<()> {
+        let mut inlet = |topic: Topic, act: Act| -> Result<()> {
             number += 1;
             token(node.endpoint_token(number, EndpointKind::Subscription, &topic))?;
             let (key, refusals, name) = (topic.key(DOMAIN), refusals.clone(), topic.name.clone());

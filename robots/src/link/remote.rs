@@ -154,7 +154,8 @@ impl RemotePolicy {
             .payload(payload)
             .priority(Priority::InteractiveHigh)
             .express(true)
-            .timeout(self.timeout)
+            // Ours ends first and says it in our words.
+            .timeout(self.timeout + Duration::from_secs(1))
             .callback(move |reply| {
                 let bytes = match reply.result() {
                     Ok(sample) => Ok(sample.payload().to_bytes().into_owned()),

@@ -162,7 +162,8 @@ mod tests {
     /// Alignment gaps hold whatever was in memory when ROS wrote them; ours hold zeros.
     fn same_but_gaps(ours: &[u8], ros: &[u8]) {
         let ros_trimmed = &ros[..ours.len().min(ros.len())];
-        assert!(ros.len() - ros_trimmed.len() < 4, "{} bytes against {}", ours.len(), ros.len());
+        // ROS reserves a little more than a message needs and sends what was there.
+        assert!(ros.len() - ros_trimmed.len() < 24, "{} bytes against {}", ours.len(), ros.len());
         let differing = ours.iter().zip(ros_trimmed).filter(|(a, b)| a != b && **a != 0).count();
         assert_eq!(differing, 0);
         assert_eq!(ours[..4], ros[..4].iter().take(3).chain(&[0]).copied().collect::<Vec<_>>()[..]);

@@ -95,4 +95,53 @@ mod tests {
         assert!(text.contains("camera 'wrist' is missing"), "{text}");
         Ok(())
     }
+
+    /// The contracts cross the wire as they are, so a field more or less there is a new version here.
+    #[test]
+    fn a_changed_contract_raises_the_version() -> Result<()> {
+        let mut spec = super::super::fuzz::sample_spec()?;
+        // A robot's own file may change; the names of its fields may not.
+        spec.embodiment.joints.truncate(1);
+        spec.embodiment.cameras.truncate(1);
+        spec.embodiment.cameras.iter_mut().for_each(|camera| (camera.width, camera.height) = (8, 8));
+        let bytes = encode_welcome(&Welcome::Accepted(Box::new(spec)))?;
+        let text = String::from_utf8_lossy(&bytes);
+        let names = [
+            "spec",
+            "embodiment",
+            "name",
+            "joints",
+            "kind",
+            "limits",
+            "lower",
+            "upper",
+            "velocity",
+            "acceleration",
+            "gripper",
+            "joint",
+            "open",
+            "closed",
+            "cameras",
+            "width",
+            "height",
+            "control_hz",
+            "tip_link",
+            "space",
+            "horizon",
+            "execute",
+            "history",
+            "checkpoint",
+            "refused",
+        ];
+        assert!(names.iter().all(|name| text.contains(name)));
+        assert_eq!(
+            (super::super::VERSION, bytes.len()),
+            (1, WELCOME_BYTES),
+            "raise VERSION and this length together"
+        );
+        Ok(())
+    }
+
+    /// Length of this welcome at this version.
+    const WELCOME_BYTES: usize = 351;
 }

@@ -35,7 +35,7 @@ impl Rows {
             return Some(Vec::new());
         }
         let width = self.width as usize;
-        (width > 0 && numbers.len() % width == 0)
+        (width > 0 && numbers.len().is_multiple_of(width))
             .then(|| numbers.chunks(width).map(<[f64]>::to_vec).collect())
     }
 }

@@ -1,0 +1,155 @@
+//! The real-time loop. Figures of time are counted, never asserted at the tails.
+
+use crate::arm::{FakeArm, FakeCameras, FakePolicy, Switches, eventually};
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::Receiver;
+use vela_embodiment::{Result, Stamp};
+use vela_robots::{ControlEvent, ControlHandle, ControlOptions, Controller, Plan, State};
+
+struct Running {
+    controller: Controller<FakeArm, FakeCameras, FakePolicy>,
+    handle: ControlHandle,
+    events: Receiver<ControlEvent>,
+    policy: Switches,
+    dark: std::sync::Arc<std::sync::atomic::AtomicBool>,
+}
+
+fn start(options: &ControlOptions) -> Result<Running> {
+    let mut policy = FakePolicy::new()?;
+    // Slow enough to go on for the whole test.
+    policy.step = 0.0005;
+    let arm = FakeArm::real_time()?;
+    let cameras = FakeCameras::of(&arm);
+    let (switches, dark) = (policy.switches.clone(), cameras.dark.clone());
+    let (controller, events) = Controller::start(arm, cameras, policy, "go on", options)?;
+    let handle = controller.handle();
+    Ok(Running { controller, handle, events, policy: switches, dark })
+}
+
+fn short() -> ControlOptions {
+    ControlOptions { stop_after_hold_secs: 0.5, max_frame_age_secs: 0.3, ..ControlOptions::default() }
+}
+
+fn running(handle: &ControlHandle) -> bool {
+    handle.state() == State::Running
+}
+
+fn holding(handle: &ControlHandle, what: &str) -> bool {
+    matches!(handle.state(), State::Holding { reason } if reason.contains(what))
+}
+
+fn stopped(handle: &ControlHandle, what: &str) -> bool {
+    matches!(handle.state(), State::Stopped { reason } if reason.contains(what))
+}
+
+#[test]
+fn it_runs_moves_the_arm_and_gives_everything_back() -> Result<()> {
+    let run = start(&ControlOptions::default())?;
+    assert!(eventually(|| running(&run.handle)));
+    let moved = || run.handle.joints().is_some_and(|reading| reading.positions[0] > 0.005);
+    assert!(eventually(moved));
+    let events: Vec<_> = run.events.try_iter().collect();
+    let done = run.controller.finish();
+    assert!(done.arm.is_some() && done.cameras.is_some() && done.policy.is_some());
+    assert!(
+        done.report.chunks > 0 && done.report.ticks > 10 && done.report.failures == 0,
+        "{:?}",
+        done.report
+    );
+    assert_eq!(done.report.state, State::Stopped { reason: "finished".into() });
+    assert!(events.iter().any(|e| matches!(e, ControlEvent::Tick(_))));
+    assert!(events.iter().any(|e| matches!(e, ControlEvent::Chunk { .. })));
+    assert!(events.iter().any(|e| matches!(e, ControlEvent::Observed(_))));
+    Ok(())
+}
+
+#[test]
+fn a_slow_policy_never_delays_a_tick() -> Result<()> {
+    let run = start(&ControlOptions { execute: Some(4), ..ControlOptions::default() })?;
+    run.policy.slow_ms.store(200, Ordering::SeqCst);
+    assert!(eventually(|| run.handle.joints().is_some_and(|reading| reading.positions[0] > 0.01)));
+    let done = run.controller.finish();
+    // Each chunk took six ticks; were they waited for, ticks and chunks would be about as many.
+    assert!(done.report.ticks > 3 * done.report.chunks, "{:?}", done.report);
+    assert!(done.report.chunks >= 2);
+    Ok(())
+}
+
+#[test]
+fn a_dying_policy_means_hold_then_stop_and_a_returning_one_goes_on() -> Result<()> {
+    let run = start(&short())?;
+    assert!(eventually(|| running(&run.handle)));
+    run.policy.failing.store(true, Ordering::SeqCst);
+    assert!(eventually(|| holding(&run.handle, "headache")));
+    run.policy.failing.store(false, Ordering::SeqCst);
+    assert!(eventually(|| running(&run.handle)));
+    run.policy.failing.store(true, Ordering::SeqCst);
+    assert!(eventually(|| stopped(&run.handle, "headache")));
+    assert!(eventually(|| run.handle.ended()));
+    let done = run.controller.wait();
+    assert!(done.report.failures > 0 && done.report.held_ticks > 0);
+    Ok(())
+}
+
+#[test]
+fn a_nan_chunk_means_hold_and_never_a_motion() -> Result<()> {
+    let mut policy = FakePolicy::new()?;
+    policy.switches.nan.store(true, Ordering::SeqCst);
+    policy.step = 0.01;
+    let arm = FakeArm::real_time()?;
+    let cameras = FakeCameras::of(&arm);
+    let options = ControlOptions { start_within_secs: 0.5, ..short() };
+    let (controller, _events) = Controller::start(arm, cameras, policy, "go on", &options)?;
+    let handle = controller.handle();
+    assert!(eventually(|| stopped(&handle, "not finite")));
+    let done = controller.wait();
+    assert_eq!(done.arm.map(|arm| arm.joints), Some(vec![0.0; 6]));
+    assert_eq!(done.report.chunks, 0);
+    Ok(())
+}
+
+#[test]
+fn a_dark_camera_means_hold_and_a_returning_one_goes_on() -> Result<()> {
+    let run = start(&ControlOptions { stop_after_hold_secs: 5.0, ..short() })?;
+    assert!(eventually(|| running(&run.handle)));
+    run.dark.store(true, Ordering::SeqCst);
+    assert!(eventually(|| holding(&run.handle, "the cable is out")));
+    run.dark.store(false, Ordering::SeqCst);
+    assert!(eventually(|| running(&run.handle)));
+    run.controller.finish();
+    Ok(())
+}
+
+#[test]
+fn a_listener_that_never_reads_only_loses_events() -> Result<()> {
+    let run = start(&ControlOptions { events: 2, ..ControlOptions::default() })?;
+    assert!(eventually(|| running(&run.handle)));
+    assert!(eventually(|| run.handle.joints().is_some_and(|reading| reading.positions[0] > 0.005)));
+    let done = run.controller.finish();
+    assert!(done.report.events_dropped > 0 && done.report.ticks > 5);
+    Ok(())
+}
+
+#[test]
+fn a_commanded_trajectory_goes_before_the_policy() -> Result<()> {
+    let run = start(&ControlOptions::default())?;
+    assert!(eventually(|| running(&run.handle)));
+    let from = run.handle.joints().map(|reading| reading.positions).unwrap_or_default();
+    let targets = (1..=20).map(|k| from.iter().map(|q| q - 0.004 * f64::from(k)).collect()).collect();
+    let plan = Plan { targets, period_secs: 1.0 / 30.0, observation_stamp: Stamp(0), command: true };
+    run.handle.follow(plan)?;
+    let low = from[1] - 0.07;
+    assert!(eventually(|| run.handle.joints().is_some_and(|reading| reading.positions[1] < low)));
+    run.controller.finish();
+    Ok(())
+}
+
+#[test]
+fn dropping_the_controller_stops_the_arm() -> Result<()> {
+    let run = start(&ControlOptions::default())?;
+    assert!(eventually(|| running(&run.handle)));
+    drop(run.controller);
+    assert!(eventually(|| run.handle.ended()));
+    assert!(stopped(&run.handle, "dropped"));
+    Ok(())
+}

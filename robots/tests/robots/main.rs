@@ -1,0 +1,8 @@
+//! The loop, the rollout and the link over real TCP sessions on loopback, with a small kinematic arm and policies
+//! that behave and misbehave.
+
+mod arm;
+mod control;
+mod link;
+mod rollout;
+mod ros2;

@@ -1,0 +1,105 @@
+//! The arm seen by a ROS 2 node on zenoh.
+
+use crate::arm::{FakeArm, FakeCameras, FakePolicy, eventually};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use vela_embodiment::{Error, Result};
+use vela_robots::ros2::keys::{self, Attachment, Topic};
+use vela_robots::ros2::messages::{
+    CompressedImage, JointState, JointTrajectory, Text, Time, TrajectoryPoint, decode, encode,
+};
+use vela_robots::ros2::{DOMAIN, Node};
+use vela_robots::{ControlOptions, Controller, State, loopback_pair};
+use zenoh::Wait;
+use zenoh::sample::Sample;
+
+type Heard = Arc<Mutex<BTreeMap<String, (Vec<u8>, Vec<u8>)>>>;
+
+fn link(error: impl std::fmt::Display) -> Error {
+    Error::Link(error.to_string())
+}
+
+#[test]
+fn a_ros_2_listener_hears_joints_pictures_and_the_description_and_may_command() -> Result<()> {
+    let (robot, listener) = loopback_pair()?;
+    let heard: Heard = Arc::default();
+    let _ears = listener
+        .declare_subscriber("0/**")
+        .callback({
+            let heard = heard.clone();
+            move |sample: Sample| {
+                let attachment = sample.attachment().map(|a| a.to_bytes().into_owned()).unwrap_or_default();
+                let entry = (sample.payload().to_bytes().into_owned(), attachment);
+                let topic =
+                    sample.key_expr().as_str().split("/sensor_msgs").next().unwrap_or_default().to_owned();
+                if let Ok(mut heard) = heard.lock() {
+                    heard.insert(topic.split("/std_msgs").next().unwrap_or_default().to_owned(), entry);
+                }
+            }
+        })
+        .wait()
+        .map_err(link)?;
+    let arm = FakeArm::real_time()?;
+    let embodiment = arm.embodiment.clone();
+    let cameras = FakeCameras::of(&arm);
+    let mut policy = FakePolicy::new()?;
+    policy.step = 0.0;
+    let (controller, events) = Controller::start(arm, cameras, policy, "go on", &ControlOptions::default())?;
+    let handle = controller.handle();
+    let mut node = Node::start(&robot, &embodiment, &handle)?;
+    let mut pump = |done: &dyn Fn() -> bool| {
+        eventually(|| {
+            let told = events.try_iter().all(|event| node.publish(&event).is_ok());
+            told && done()
+        })
+    };
+    let has = |topic: &str| heard.lock().ok().and_then(|heard| heard.get(topic).cloned());
+    assert!(pump(&|| has("0/joint_states").is_some() && has("0/robot_description").is_some()));
+    assert!(pump(&|| has("0/wrist/image_raw/compressed").is_some()));
+
+    let (payload, attachment) = has("0/joint_states").unwrap_or_default();
+    let state: JointState = decode(&payload)?;
+    assert_eq!(state.name, embodiment.joint_names());
+    assert_eq!(state.position.len(), 6);
+    assert!(Attachment::decode(&attachment)?.sequence > 0);
+    let picture: CompressedImage = decode(&has("0/wrist/image_raw/compressed").unwrap_or_default().0)?;
+    let decoded = image::load_from_memory(&picture.data).map_err(link)?;
+    assert_eq!((decoded.width(), decoded.height(), picture.header.frame_id.as_str()), (96, 96, "wrist"));
+    let description: Text = decode(&has("0/robot_description").unwrap_or_default().0)?;
+    assert!(description.data.contains("<robot"));
+
+    // Every endpoint and the node itself can be discovered.
+    let tokens = listener.liveliness().get("@ros2_lv/**").wait().map_err(link)?;
+    let tokens: Vec<String> = tokens
+        .into_iter()
+        .filter_map(|reply| reply.result().ok().map(|sample| sample.key_expr().to_string()))
+        .collect();
+    assert_eq!(tokens.len(), 7, "{tokens:?}");
+    assert!(tokens.iter().any(|t| t.contains("/NN/%/%/vela_so101")));
+    assert!(tokens.iter().any(|t| t.contains("/MS/%/%/vela_so101/%arm_controller%joint_trajectory/")));
+
+    let say = |topic: &Topic, bytes: Vec<u8>| listener.put(topic.key(DOMAIN), bytes).wait().map_err(link);
+    say(&Topic::new("/instruction", &keys::STRING), encode(&Text { data: "touch the red cube".into() })?)?;
+    assert!(pump(&|| handle.instruction() == "touch the red cube"));
+    let moves = Topic::new("/arm_controller/joint_trajectory", &keys::JOINT_TRAJECTORY);
+    say(&moves, b"nonsense".to_vec())?;
+    let mut trajectory = JointTrajectory {
+        joint_names: vec!["shoulder_pan".into()],
+        points: vec![TrajectoryPoint {
+            positions: vec![0.2],
+            time_from_start: Time { sec: 0, nanosec: 500_000_000 },
+            ..TrajectoryPoint::default()
+        }],
+        ..JointTrajectory::default()
+    };
+    say(&moves, encode(&trajectory)?)?;
+    assert!(pump(&|| handle.joints().is_some_and(|reading| (reading.positions[0] - 0.2).abs() < 0.01)));
+    trajectory.joint_names = vec!["tail".into()];
+    say(&moves, encode(&trajectory)?)?;
+    assert!(pump(&|| true));
+    assert!(eventually(|| node.refusals().0 == 2), "{:?}", node.refusals());
+    assert!(node.refusals().1.is_some_and(|why| why.contains("unknown joint 'tail'")));
+    assert_ne!(handle.state(), State::Stopped { reason: String::new() });
+    controller.finish();
+    Ok(())
+}
