@@ -5,11 +5,10 @@
 
 use std::time::Instant;
 use vela_nn::{
-    Activation, AdamW, AdamWConfig, DType, Embedding, Error, Gradients, Heads, Init, Linear, Mask, Mlp, MlpConfig,
-    Norm, NormConfig, Result, Tensor, Weights, attention_packed, cross_entropy, gradients, merge_heads, oracle,
-    shard_gradients, split_heads, threads,
+    Activation, AdamW, AdamWConfig, DType, Embedding, Error, Gradients, Heads, Init, Linear, Mask, Mlp,
+    MlpConfig, Norm, NormConfig, Result, Tensor, Weights, attention_packed, cross_entropy, gradients,
+    merge_heads, oracle, shard_gradients, split_heads, threads,
 };
-
 
 const LAYERS: usize = 6;
 const WIDTH: usize = 192;
@@ -94,7 +93,7 @@ impl Model {
         let norm = |n: &Norm, x: &Tensor| oracle::norm(x, n.config(), n.weight(), n.bias());
         let mut x = oracle::embedding(self.tokens.table(), ids)?.broadcast_add(&self.positions)?;
         let scale = (WIDTH as f32 / HEADS as f32).powf(-0.5);
-            for block in &self.blocks {
+        for block in &self.blocks {
             let y = norm(&block.norm1, &x)?;
             let split = |l: &Linear| split_heads(&linear(l, &y)?, HEADS);
             let y = oracle::attention(

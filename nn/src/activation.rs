@@ -1,6 +1,6 @@
 //! Activations.
 
-use crate::{Result, oracle};
+use crate::{Error, Result, kernels};
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
@@ -29,17 +29,20 @@ impl Activation {
             "relu" => Self::Relu,
             "silu" | "swish" => Self::Silu,
             "quick_gelu" => Self::QuickGelu,
-            _ => return Err(crate::Error::parse("activation", format!("unknown name {name:?}"))),
+            _ => return Err(Error::parse("activation", format!("unknown name {name:?}"))),
         })
     }
 
     /// `x` of any shape to the same shape.
     pub fn forward(self, x: &Tensor) -> Result<Tensor> {
-        oracle::activate(x, self)
+        kernels::activation::activate(x, self)
     }
 
     /// `activation(gate) * up`, the two of one shape (SwiGLU and its kin; Shazeer, 2020).
     pub fn gated(self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-        Ok((self.forward(gate)? * up)?)
+        if gate.dims() != up.dims() {
+            return Err(Error::shape("gate of a gated activation", format!("{:?}", up.dims()), gate.dims()));
+        }
+        kernels::activation::gated(gate, up, self)
     }
 }

@@ -1,6 +1,6 @@
 //! Scaled dot-product attention (Vaswani et al., 2017) with grouped heads (Ainslie et al., 2023) and structured masks.
 
-use crate::{Error, Result, oracle};
+use crate::{Error, Result, kernels};
 use candle_core::{DType, Tensor};
 use std::sync::Arc;
 
@@ -43,39 +43,29 @@ impl Mask {
 
     /// The mask written out: 1 where query may see key, `[b, t, s]`.
     pub fn dense(&self, b: usize, t: usize, s: usize) -> Result<Vec<u8>> {
-        self.check(b, t, s)?;
-        let mut out = vec![1u8; b * t * s];
-        if let Self::Dense(mask) = self {
-            let values = mask.flatten_all()?.to_vec1::<u8>()?;
-            let per_batch = values.len() / (t * s).max(1) == b;
-            for (i, o) in out.iter_mut().enumerate() {
-                *o = u8::from(values[if per_batch { i } else { i % (t * s) }] != 0);
-            }
-            return Ok(out);
-        }
-        for (row, keys) in out.chunks_mut(s.max(1)).enumerate() {
-            let (batch, query) = (row / t, row % t);
-            for (key, o) in keys.iter_mut().enumerate() {
-                *o = u8::from(self.sees(batch, query, key, t, s));
+        let visible = self.visible(b, t, s)?;
+        let mut out = Vec::with_capacity(b * t * s);
+        let mut scores = vec![0f32; s];
+        for batch in 0..b {
+            for row in 0..t {
+                let keys = visible.keys(row, 1);
+                scores.fill(f32::NEG_INFINITY);
+                scores[keys.clone()].fill(0.0);
+                visible.hide(batch, row, keys.start, &mut scores[keys]);
+                out.extend(scores.iter().map(|score| u8::from(*score == 0.0)));
             }
         }
         Ok(out)
     }
 
-    /// Whether a query may see a key, for every kind but `Dense`.
-    fn sees(&self, batch: usize, query: usize, key: usize, t: usize, s: usize) -> bool {
-        let position = query + s - t.min(s);
-        match self {
-            Self::None | Self::Dense(_) => true,
-            Self::Causal => key <= position,
-            Self::Window { size } => key <= position && position < key + size,
-            Self::Blocks { query_block, key_block, key_valid } => {
-                let at = |len: usize, i: usize, n: usize| if len == n { i } else { batch * n + i };
-                let valid = key_valid.is_empty() || key_valid[at(key_valid.len(), key, s)];
-                valid
-                    && key_block[at(key_block.len(), key, s)] <= query_block[at(query_block.len(), query, t)]
-            }
-        }
+    /// The mask made ready for `b` batch elements, `t` queries and `s` keys.
+    pub(crate) fn visible(&self, b: usize, t: usize, s: usize) -> Result<Visible> {
+        self.check(b, t, s)?;
+        let dense = match self {
+            Self::Dense(mask) => mask.flatten_all()?.to_vec1::<u8>()?,
+            _ => Vec::new(),
+        };
+        Ok(Visible { mask: self.clone(), dense: dense.into(), t, s })
     }
 
     /// Whether the mask fits `b` batch elements, `t` queries and `s` keys.
@@ -108,6 +98,65 @@ impl Mask {
                 }
                 other => Err(Error::shape("dense mask (u8)", format!("[{b} or 1, {t}, {s}]"), other)),
             },
+        }
+    }
+}
+
+/// A mask that fits its sizes, as the kernels read it.
+#[derive(Clone)]
+pub(crate) struct Visible {
+    mask: Mask,
+    dense: Arc<[u8]>,
+    t: usize,
+    s: usize,
+}
+
+impl Visible {
+    /// A range of keys outside which none of the `rows` queries from `row` on sees anything.
+    pub fn keys(&self, row: usize, rows: usize) -> std::ops::Range<usize> {
+        // Queries are the last `t` of `s` positions.
+        let end = || (row + rows + self.s).saturating_sub(self.t).min(self.s);
+        match self.mask {
+            Mask::Causal => 0..end(),
+            Mask::Window { size } => (row + self.s + 1).saturating_sub(self.t + size).min(end())..end(),
+            _ => 0..self.s,
+        }
+    }
+
+    /// Sets the scores of the keys from `start` on that the query `row` may not see to minus infinity.
+    pub fn hide(&self, batch: usize, row: usize, start: usize, scores: &mut [f32]) {
+        let hidden = f32::NEG_INFINITY;
+        let place = |len: usize, n: usize| if len == n { 0 } else { batch * n };
+        let position = (row + self.s).saturating_sub(self.t);
+        match &self.mask {
+            Mask::None => {}
+            Mask::Causal | Mask::Window { .. } => {
+                let seen = (position + 1).saturating_sub(start).min(scores.len());
+                scores[seen..].fill(hidden);
+                if let Mask::Window { size } = self.mask {
+                    let before = (position + 1).saturating_sub(size + start).min(scores.len());
+                    scores[..before].fill(hidden);
+                }
+            }
+            Mask::Blocks { query_block, key_block, key_valid } => {
+                let query = query_block[place(query_block.len(), self.t) + row];
+                let blocks = &key_block[place(key_block.len(), self.s) + start..];
+                for (score, block) in scores.iter_mut().zip(blocks) {
+                    *score = if *block <= query { *score } else { hidden };
+                }
+                if !key_valid.is_empty() {
+                    let valid = &key_valid[place(key_valid.len(), self.s) + start..];
+                    for (score, valid) in scores.iter_mut().zip(valid) {
+                        *score = if *valid { *score } else { hidden };
+                    }
+                }
+            }
+            Mask::Dense(_) => {
+                let row = place(self.dense.len(), self.t * self.s) + row * self.s + start;
+                for (score, seen) in scores.iter_mut().zip(&self.dense[row..]) {
+                    *score = if *seen != 0 { *score } else { hidden };
+                }
+            }
         }
     }
 }
@@ -145,8 +194,8 @@ pub fn attention_soft_capped(
         );
         return Err(Error::shape("keys of attention", expected, k.dims()));
     }
-    mask.check(b, t, s)?;
-    oracle::attention(q, k, v, mask, scale, soft_cap)
+    let size = kernels::attention::Size { b, h, hk, t, s, d, dv };
+    Ok(kernels::attention::attention(q, k, v, size, mask, scale, soft_cap)?.transpose(1, 2)?)
 }
 
 /// Attention on projections as they come, heads side by side: `q [b, t, h * d]`, `k [b, s, hk * d]`, `v [b, s, hk * dv]`
@@ -159,21 +208,33 @@ pub fn attention_packed(
     mask: &Mask,
     scale: f32,
 ) -> Result<Tensor> {
-    let (q, k, v) = (split_heads(q, heads.query)?, split_heads(k, heads.key)?, split_heads(v, heads.key)?);
-    merge_heads(&attention(&q, &k, &v, mask, scale)?)
+    let (b, t, query_width) = q.dims3()?;
+    let (_, s, value_width) = v.dims3()?;
+    let Heads { query: h, key: hk } = heads;
+    if hk == 0 || h == 0 || h % hk != 0 || query_width % h != 0 || value_width % hk != 0 {
+        let expected =
+            format!("[b, t, multiple of {h}], values [b, s, multiple of {hk}]; values {:?}", v.dims());
+        return Err(Error::shape("queries of attention", expected, q.dims()));
+    }
+    let (d, dv) = (query_width / h, value_width / hk);
+    if k.dims() != [b, s, hk * d] || v.dim(0)? != b {
+        let expected = format!("[{b}, {s}, {}], values {:?}", hk * d, v.dims());
+        return Err(Error::shape("keys of attention", expected, k.dims()));
+    }
+    let size = kernels::attention::Size { b, h, hk, t, s, d, dv };
+    kernels::attention::attention(q, k, v, size, mask, scale, None)
 }
 
 /// `[b, t, heads * d]` to `[b, heads, t, d]`.
 pub fn split_heads(x: &Tensor, heads: usize) -> Result<Tensor> {
-    let (b, t, width) = x.dims3()?;
+    let (_, _, width) = x.dims3()?;
     if heads == 0 || width % heads != 0 {
         return Err(Error::shape("input of split_heads", format!("[b, t, multiple of {heads}]"), x.dims()));
     }
-    Ok(x.reshape((b, t, heads, width / heads))?.transpose(1, 2)?)
+    kernels::heads::split(x, heads)
 }
 
 /// `[b, heads, t, d]` to `[b, t, heads * d]`.
 pub fn merge_heads(x: &Tensor) -> Result<Tensor> {
-    let (b, h, t, d) = x.dims4()?;
-    Ok(x.transpose(1, 2)?.reshape((b, t, h * d))?)
+    kernels::heads::merge(x)
 }

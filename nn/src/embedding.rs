@@ -1,6 +1,6 @@
 //! Rows of a table by number.
 
-use crate::{Error, Init, Result, Weights, oracle};
+use crate::{Error, Init, Result, Weights, kernels};
 use candle_core::{DType, Tensor};
 
 /// A table of `[count, width]`.
@@ -31,6 +31,6 @@ impl Embedding {
         if ids.dtype() != DType::U32 {
             return Err(Error::invalid(format!("embedding: expected u32 ids, got {:?}", ids.dtype())));
         }
-        oracle::embedding(&self.table, ids)
+        kernels::embedding::embedding(&self.table, ids)
     }
 }

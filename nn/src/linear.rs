@@ -1,6 +1,6 @@
 //! The affine map.
 
-use crate::{Error, Init, Result, Weights, oracle};
+use crate::{Error, Init, Result, Weights, kernels};
 use candle_core::Tensor;
 
 /// `y = x · weightᵀ + bias`.
@@ -56,5 +56,5 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
     if x.rank() < 2 || x.dims().last() != Some(&input) {
         return Err(Error::shape("input of a linear layer", format!("[.., {input}]"), x.dims()));
     }
-    oracle::linear(x, weight, bias)
+    kernels::linear::linear(x, weight, bias)
 }

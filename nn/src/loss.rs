@@ -1,6 +1,6 @@
 //! Losses that every model shares.
 
-use crate::{Error, Result, oracle};
+use crate::{Error, Result, kernels};
 use candle_core::{DType, Tensor};
 
 /// Mean cross-entropy of `logits [.., classes]` against `targets [..]` (u32), over the targets that are not `ignore`.
@@ -10,5 +10,5 @@ pub fn cross_entropy(logits: &Tensor, targets: &Tensor, ignore: Option<u32>) -> 
     if targets.dims() != lead || targets.dtype() != DType::U32 {
         return Err(Error::shape("targets of cross-entropy (u32)", format!("{lead:?}"), targets.dims()));
     }
-    oracle::cross_entropy(logits, targets, ignore)
+    kernels::loss::cross_entropy(logits, targets, ignore)
 }

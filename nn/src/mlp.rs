@@ -1,6 +1,6 @@
 //! Feed-forward networks: plain and gated (Shazeer, 2020).
 
-use crate::{Activation, Linear, Result, Weights};
+use crate::{Activation, Error, Linear, Result, Weights, kernels};
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
@@ -53,11 +53,10 @@ impl Mlp {
 
     /// `x [.., input]` to `[.., output]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let up = self.up.forward(x)?;
-        let inside = match &self.gate {
-            Some(gate) => self.activation.gated(&gate.forward(x)?, &up)?,
-            None => self.activation.forward(&up)?,
-        };
-        self.down.forward(&inside)
+        let input = self.up.weight().dim(1)?;
+        if x.rank() < 2 || x.dims().last() != Some(&input) {
+            return Err(Error::shape("input of a feed-forward network", format!("[.., {input}]"), x.dims()));
+        }
+        kernels::mlp::mlp(x, self.gate.as_ref(), &self.up, &self.down, self.activation)
     }
 }

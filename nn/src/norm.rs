@@ -1,8 +1,9 @@
 //! Layer normalisation (Ba et al., 2016) and RMS normalisation (Zhang and Sennrich, 2019).
 
-use crate::{Error, Init, Result, Weights, oracle};
+use crate::{Error, Init, Result, Weights, kernels};
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
 
 /// Which normalisation.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -47,6 +48,15 @@ impl Norm {
         Ok(Self { config, weight, bias })
     }
 
+    /// From tensors called `weight` and `bias`.
+    pub fn from_tensors(config: NormConfig, tensors: HashMap<String, Tensor>) -> Result<Self> {
+        let width = tensors.get("weight").map_or(0, Tensor::elem_count);
+        let weights = Weights::from_tensors(tensors);
+        let norm = Self::new(&weights, width, config)?;
+        weights.finish()?;
+        Ok(norm)
+    }
+
     /// Without scale or bias, as under an adaptive modulation.
     pub fn plain(config: NormConfig) -> Self {
         Self { config, weight: None, bias: None }
@@ -74,6 +84,6 @@ impl Norm {
         {
             return Err(Error::shape("input of a norm", format!("[.., {}]", weight.elem_count()), x.dims()));
         }
-        oracle::norm(x, self.config, self.weight.as_ref(), self.bias.as_ref())
+        kernels::norm::norm(x, self.config, self.weight.as_ref(), self.bias.as_ref())
     }
 }

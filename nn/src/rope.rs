@@ -1,6 +1,6 @@
 //! Rotary position embedding (Su et al., 2021) with the scalings that checkpoints use.
 
-use crate::{Error, Result, oracle};
+use crate::{Error, Result, kernels};
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -218,16 +218,23 @@ impl RopeAngles {
 
     /// Turns `x [b, h, t, d]`.
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
-        let (b, _, t, d) = x.dims4()?;
+        let (b, h, t, d) = x.dims4()?;
         self.check(b, t, d, x)?;
-        oracle::rope(x, self)
+        kernels::rope::rope(x, &self.0, kernels::rope::Layout { b, t, h, d, packed: false })
     }
 
     /// Turns `x [b, t, heads * d]`, as a projection gives it: no transposition, the fast form in training.
     pub fn apply_packed(&self, x: &Tensor, heads: usize) -> Result<Tensor> {
         let (b, t, width) = x.dims3()?;
         let d = width / heads.max(1);
+        if d * heads != width {
+            return Err(Error::shape(
+                "input of rope",
+                format!("[b, t, {heads} heads of one size]"),
+                x.dims(),
+            ));
+        }
         self.check(b, t, d, x)?;
-        crate::merge_heads(&oracle::rope(&crate::split_heads(x, heads)?, self)?)
+        kernels::rope::rope(x, &self.0, kernels::rope::Layout { b, t, h: heads, d, packed: true })
     }
 }

@@ -1,4 +1,20 @@
 //! The fused operations and what they stand on. The only place with `unsafe` code.
+//!
+//! `node` joins a fused operation to Candle's graph; `data` reads tensors as slices; `simd` picks the instruction set;
+//! `matmul` multiplies; the rest are the operations, each with forward and backward.
 
+pub mod activation;
 pub mod adam;
+pub mod attention;
+pub mod data;
+pub mod embedding;
+pub mod heads;
+pub mod linear;
+pub mod loss;
 pub mod mapped;
+pub mod matmul;
+pub mod mlp;
+pub mod node;
+pub mod norm;
+pub mod rope;
+pub mod simd;

@@ -1,0 +1,331 @@
+//! Softmax attention, forward and backward, head by head: only one block of scores exists at a time. The backward pass works
+//! the scores out again from the log-sum of each row (Dao et al., 2022).
+
+use super::data::{Shared, Values, tensor};
+use super::matmul::{View, matmul_over, raw};
+use super::node::{node, tracked};
+use super::simd::{self, dispatch, exp};
+use crate::attention::{Mask, Visible};
+use crate::{Result, threads};
+use candle_core::Tensor;
+
+/// Query rows per block: under a causal mask, keys after the block are never touched.
+const ROWS: usize = 64;
+
+/// Sizes of one attention.
+#[derive(Clone, Copy, Debug)]
+pub struct Size {
+    /// Batch elements.
+    pub b: usize,
+    /// Query heads.
+    pub h: usize,
+    /// Key and value heads.
+    pub hk: usize,
+    /// Queries.
+    pub t: usize,
+    /// Keys.
+    pub s: usize,
+    /// Elements of a query or key head.
+    pub d: usize,
+    /// Elements of a value head.
+    pub dv: usize,
+}
+
+/// Where the heads of an argument lie: an offset, and the distance of batch elements, heads and rows.
+#[derive(Clone, Copy)]
+struct Place {
+    offset: usize,
+    batch: usize,
+    head: usize,
+    row: usize,
+}
+
+impl Place {
+    fn packed(rows: usize, heads: usize, d: usize) -> Self {
+        Self { offset: 0, batch: rows * heads * d, head: d, row: heads * d }
+    }
+
+    /// The place of `[b, rows, heads * d]` (rank 3) or of `[b, heads, rows, d]` (rank 4, any strides but the last).
+    fn of(tensor: &Tensor, d: usize) -> Self {
+        let layout = tensor.layout();
+        let offset = layout.start_offset();
+        match *layout.stride() {
+            [batch, row, _] => Self { offset, batch, head: d, row },
+            [batch, head, row, _] => Self { offset, batch, head, row },
+            _ => Self { offset, batch: 0, head: 0, row: 0 },
+        }
+    }
+
+    fn start(&self, batch: usize, head: usize, row: usize) -> usize {
+        self.offset + batch * self.batch + head * self.head + row * self.row
+    }
+
+    fn view<'a>(&self, data: &'a [f32], batch: usize, head: usize, row: usize) -> View<'a> {
+        View::rows(&data[self.start(batch, head, row)..], self.row)
+    }
+}
+
+#[derive(Clone)]
+struct Plan {
+    size: Size,
+    visible: Visible,
+    scale: f32,
+    soft_cap: Option<f32>,
+    /// Rank 3 arguments: gradients come back in that form.
+    packed: bool,
+}
+
+/// Attention over packed (`[b, t, h * d]`) or split (`[b, h, t, d]`) arguments, to `[b, t, h * dv]` or `[b, t, h, dv]`.
+/// Shapes were checked by the caller.
+pub fn attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    size: Size,
+    mask: &Mask,
+    scale: f32,
+    soft_cap: Option<f32>,
+) -> Result<Tensor> {
+    let Size { b, h, t, s, dv, .. } = size;
+    let packed = q.rank() == 3;
+    let plan = Plan { size, visible: mask.visible(b, t, s)?, scale, soft_cap, packed };
+    let shape = if packed { vec![b, t, h * dv] } else { vec![b, t, h, dv] };
+    let mut out = vec![0.0; b * t * h * dv];
+    let mut log_sums = vec![0.0; b * h * t];
+    plan.forward(
+        &Argument::of(q, size.d)?,
+        &Argument::of(k, size.d)?,
+        &Argument::of(v, dv)?,
+        &mut out,
+        &mut log_sums,
+    );
+    if !tracked(&[q, k, v]) {
+        return tensor(out, shape);
+    }
+    let backward = move |args: &[&Tensor], result: &Tensor, grad: &Tensor| -> Result<Vec<Option<Tensor>>> {
+        let (q, k) = (Argument::of(args[0], size.d)?, Argument::of(args[1], size.d)?);
+        let v = Argument::of(args[2], dv)?;
+        let grads = plan.backward(&q, &k, &v, &Values::of(result)?, &Values::of(grad)?, &log_sums);
+        let split = |values: Vec<f32>, arg: &Tensor, rows: usize| -> Result<Option<Tensor>> {
+            if !arg.track_op() {
+                return Ok(None);
+            }
+            if plan.packed {
+                return Ok(Some(tensor(values, arg.shape())?));
+            }
+            let (b, heads, _, d) = arg.dims4()?;
+            Ok(Some(tensor(swap(&values, (b, rows, heads, d)), arg.shape())?))
+        };
+        let [dq, dk, dv] = grads;
+        Ok(vec![split(dq, args[0], t)?, split(dk, args[1], s)?, split(dv, args[2], s)?])
+    };
+    node("attention", &[q, k, v], out, shape, backward)
+}
+
+/// `[b, r, h, d]` to `[b, h, r, d]`, row-major.
+pub fn swap(values: &[f32], (b, r, h, d): (usize, usize, usize, usize)) -> Vec<f32> {
+    let mut out = Vec::with_capacity(values.len());
+    for batch in 0..b {
+        for head in 0..h {
+            for row in 0..r {
+                out.extend_from_slice(&values[((batch * r + row) * h + head) * d..][..d]);
+            }
+        }
+    }
+    out
+}
+
+/// An argument's values and where its heads lie among them.
+struct Argument<'a>(Values<'a>, Place);
+
+impl<'a> Argument<'a> {
+    fn of(tensor: &'a Tensor, d: usize) -> Result<Self> {
+        let place = Place::of(tensor, d);
+        if tensor.layout().stride().last() == Some(&1) {
+            return Ok(Self(Values::storage_of(tensor)?, place));
+        }
+        let values = Values::of(tensor)?;
+        let place = match *tensor.dims() {
+            [_, rows, width] => Place::packed(rows, width / d.max(1), d),
+            [_, heads, rows, d] => Place { offset: 0, batch: heads * rows * d, head: rows * d, row: d },
+            _ => place,
+        };
+        Ok(Self(values, place))
+    }
+}
+
+impl Plan {
+    fn forward(&self, q: &Argument, k: &Argument, v: &Argument, out: &mut [f32], log_sums: &mut [f32]) {
+        let Size { b, h, hk, t, dv, .. } = self.size;
+        let place = Place::packed(t, h, dv);
+        let (out, log_sums) = (Shared::new(out), Shared::new(log_sums));
+        threads::for_each(b * h, |task| {
+            let (batch, head) = (task / h, task % h);
+            let key_head = head / (h / hk);
+            let mut scores = Vec::new();
+            for row in (0..t).step_by(ROWS) {
+                let rows = ROWS.min(t - row);
+                let keys = self.visible.keys(row, rows);
+                let n = keys.len();
+                self.scores(q, k, (batch, head, key_head), row..row + rows, &keys, &mut scores);
+                // SAFETY: tasks and blocks have rows of their own; `log_sums` outlives the loop.
+                let sums = unsafe { log_sums.range((batch * h + head) * t + row, rows) };
+                let mut scales = [0f32; ROWS];
+                softmax(&mut scores, n, &mut scales[..rows], sums);
+                let values = v.1.view(&v.0, batch, key_head, keys.start);
+                let to = out.pointer(place.start(batch, head, row));
+                // SAFETY: this task alone writes these rows of this head, which `out` holds.
+                unsafe { raw(to, place.row, false, (rows, dv, n), View::rows(&scores, n), values, 1.0) };
+                for (i, scale) in scales[..rows].iter().enumerate() {
+                    // SAFETY: as above.
+                    let row = unsafe { out.range(place.start(batch, head, row + i), dv) };
+                    row.iter_mut().for_each(|o| *o *= scale);
+                }
+            }
+        });
+    }
+
+    /// Scaled, capped and masked scores of a block of rows over a range of keys.
+    fn scores(
+        &self,
+        q: &Argument,
+        k: &Argument,
+        (batch, head, key_head): (usize, usize, usize),
+        rows: std::ops::Range<usize>,
+        keys: &std::ops::Range<usize>,
+        scores: &mut Vec<f32>,
+    ) {
+        let n = keys.len();
+        scores.clear();
+        scores.resize(rows.len() * n, 0.0);
+        let queries = q.1.view(&q.0, batch, head, rows.start);
+        let keys_t = k.1.view(&k.0, batch, key_head, keys.start).t();
+        matmul_over(scores, n, (rows.len(), n, self.size.d), queries, keys_t, self.scale);
+        if let Some(cap) = self.soft_cap {
+            soft_cap(scores, cap);
+        }
+        for (row, scores) in rows.zip(scores.chunks_exact_mut(n.max(1))) {
+            self.visible.hide(batch, row, keys.start, scores);
+        }
+    }
+
+    fn backward(
+        &self,
+        q: &Argument,
+        k: &Argument,
+        v: &Argument,
+        out: &[f32],
+        grad: &[f32],
+        log_sums: &[f32],
+    ) -> [Vec<f32>; 3] {
+        let Size { b, h, hk, t, s, d, dv } = self.size;
+        let (mut dq, mut dk, mut d_v) =
+            (vec![0.0; b * t * h * d], vec![0.0; b * s * hk * d], vec![0.0; b * s * hk * dv]);
+        let (q_place, k_place) = (Place::packed(t, h, d), Place::packed(s, hk, d));
+        let (v_place, o_place) = (Place::packed(s, hk, dv), Place::packed(t, h, dv));
+        let (dq_to, dk_to, dv_to) = (Shared::new(&mut dq), Shared::new(&mut dk), Shared::new(&mut d_v));
+        threads::for_each(b * hk, |task| {
+            let (batch, key_head) = (task / hk, task % hk);
+            let (mut p, mut ds) = (Vec::new(), Vec::new());
+            for head in key_head * (h / hk)..(key_head + 1) * (h / hk) {
+                for row in (0..t).step_by(ROWS) {
+                    let rows = ROWS.min(t - row);
+                    let keys = self.visible.keys(row, rows);
+                    let n = keys.len();
+                    self.scores(q, k, (batch, head, key_head), row..row + rows, &keys, &mut p);
+                    let grads = o_place.view(grad, batch, head, row);
+                    ds.clear();
+                    ds.resize(rows * n, 0.0);
+                    let values_t = v.1.view(&v.0, batch, key_head, keys.start).t();
+                    matmul_over(&mut ds, n, (rows, n, dv), grads, values_t, 1.0);
+                    for i in 0..rows {
+                        let at = o_place.start(batch, head, row + i);
+                        let log_sum = log_sums[(batch * h + head) * t + row + i];
+                        let (p, ds) = (&mut p[i * n..][..n], &mut ds[i * n..][..n]);
+                        slopes(
+                            p,
+                            ds,
+                            &grad[at..at + dv],
+                            &out[at..at + dv],
+                            log_sum,
+                            self.soft_cap.unwrap_or(0.0),
+                        );
+                    }
+                    let (p, ds) = (View::rows(&p, n), View::rows(&ds, n));
+                    let queries = q.1.view(&q.0, batch, head, row);
+                    let keys_of = k.1.view(&k.0, batch, key_head, keys.start);
+                    // SAFETY: this task alone writes this key head and its query heads, which the three results hold.
+                    unsafe {
+                        let to = dv_to.pointer(v_place.start(batch, key_head, keys.start));
+                        raw(to, v_place.row, true, (n, dv, rows), p.t(), grads, 1.0);
+                        let to = dk_to.pointer(k_place.start(batch, key_head, keys.start));
+                        raw(to, k_place.row, true, (n, d, rows), ds.t(), queries, self.scale);
+                        let to = dq_to.pointer(q_place.start(batch, head, row));
+                        raw(to, q_place.row, false, (rows, d, n), ds, keys_of, self.scale);
+                    }
+                }
+            }
+        });
+        [dq, dk, d_v]
+    }
+}
+
+dispatch!(
+    /// Rows of `n` scores to `exp(score - max)`; gives the inverse of each row's sum and its log-sum. A row that sees
+    /// nothing becomes zeros, with a log-sum of infinity.
+    fn softmax(scores: &mut [f32], n: usize, scales: &mut [f32], log_sums: &mut [f32]) = softmax_body
+);
+#[inline(always)]
+fn softmax_body<const FMA: bool>(scores: &mut [f32], n: usize, scales: &mut [f32], log_sums: &mut [f32]) {
+    if n == 0 {
+        log_sums.fill(f32::INFINITY);
+        return;
+    }
+    for ((row, scale), log_sum) in scores.chunks_exact_mut(n).zip(scales).zip(log_sums) {
+        let max = simd::max(row);
+        if max == f32::NEG_INFINITY {
+            row.fill(0.0);
+            (*scale, *log_sum) = (0.0, f32::INFINITY);
+            continue;
+        }
+        row.iter_mut().for_each(|v| *v = exp::<FMA>(*v - max));
+        let sum = simd::sum::<FMA>(row);
+        (*scale, *log_sum) = (1.0 / sum, max + sum.ln());
+    }
+}
+
+dispatch!(fn soft_cap(scores: &mut [f32], cap: f32) = soft_cap_body);
+#[inline(always)]
+fn soft_cap_body<const FMA: bool>(scores: &mut [f32], cap: f32) {
+    scores.iter_mut().for_each(|v| *v = cap * simd::tanh::<FMA>(*v / cap));
+}
+
+dispatch!(
+    /// From scores in `p` and gradients of the probabilities in `ds` to the probabilities and the gradients of the scores:
+    /// `p (ds - Σ grad out)`, and through the soft cap if there is one (`cap` not zero).
+    fn slopes(p: &mut [f32], ds: &mut [f32], grad: &[f32], out: &[f32], log_sum: f32, cap: f32) = slopes_body
+);
+#[inline(always)]
+fn slopes_body<const FMA: bool>(
+    p: &mut [f32],
+    ds: &mut [f32],
+    grad: &[f32],
+    out: &[f32],
+    log_sum: f32,
+    cap: f32,
+) {
+    let along = simd::dot::<FMA>(grad, out);
+    if cap == 0.0 {
+        for (p, ds) in p.iter_mut().zip(ds) {
+            *p = exp::<FMA>(*p - log_sum);
+            *ds = *p * (*ds - along);
+        }
+    } else {
+        for (p, ds) in p.iter_mut().zip(ds) {
+            // A hidden score is minus infinity: its probability is zero, and so must be its slope.
+            let ratio = if *p == f32::NEG_INFINITY { 0.0 } else { *p / cap };
+            *p = exp::<FMA>(*p - log_sum);
+            *ds = *p * (*ds - along) * (1.0 - ratio * ratio);
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! The affine map, forward and backward.
+
+use super::data::{Values, tensor, written};
+use super::matmul::{View, matmul, matmul_add};
+use super::node::node;
+use super::simd::dispatch;
+use crate::Result;
+use candle_core::Tensor;
+use std::mem::MaybeUninit;
+
+/// `x [.., k] · weightᵀ + bias`, `weight [n, k]`, `bias [n]`: `[.., n]`. Shapes were checked by the caller.
+pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let (n, k) = weight.dims2()?;
+    let mut shape = x.dims().to_vec();
+    if let Some(last) = shape.last_mut() {
+        *last = n;
+    }
+    let m = x.elem_count() / k.max(1);
+    let values = {
+        let bias = bias.map(Values::of).transpose()?;
+        forward(&Values::of(x)?, &Values::of(weight)?, bias.as_deref(), (m, n, k))
+    };
+    let backward = move |args: &[&Tensor], _: &Tensor, grad: &Tensor| -> Result<Vec<Option<Tensor>>> {
+        let grad = Values::of(grad)?;
+        let (x, weight) = (args[0], args[1]);
+        let mut grads = Vec::with_capacity(3);
+        grads.push(match x.track_op() {
+            true => Some(tensor(backward_input(&grad, &Values::of(weight)?, (m, n, k)), x.shape())?),
+            false => None,
+        });
+        grads.push(match weight.track_op() {
+            true => Some(tensor(backward_weight(&grad, &Values::of(x)?, (m, n, k)), weight.shape())?),
+            false => None,
+        });
+        if let Some(bias) = args.get(2) {
+            grads.push(if bias.track_op() { Some(tensor(column_sums(&grad, n), n)?) } else { None });
+        }
+        Ok(grads)
+    };
+    match bias {
+        Some(bias) => node("linear", &[x, weight, bias], values, shape, backward),
+        None => node("linear", &[x, weight], values, shape, backward),
+    }
+}
+
+/// `x [m, k] · weightᵀ + bias`.
+pub fn forward(
+    x: &[f32],
+    weight: &[f32],
+    bias: Option<&[f32]>,
+    (m, n, k): (usize, usize, usize),
+) -> Vec<f32> {
+    let (a, b) = (View::rows(x, k), View::rows(weight, k).t());
+    if let Some(bias) = bias {
+        let mut out = repeated(bias, m);
+        matmul_add(&mut out, n, (m, n, k), a, b, 1.0);
+        return out;
+    }
+    // SAFETY: `matmul` writes all m rows of n columns.
+    unsafe { written(m * n, |out| matmul(out, n, (m, n, k), a, b, 1.0)) }
+}
+
+/// `grad [m, n] · weight [n, k]`.
+pub fn backward_input(grad: &[f32], weight: &[f32], (m, n, k): (usize, usize, usize)) -> Vec<f32> {
+    // SAFETY: `matmul` writes all m rows of k columns.
+    unsafe {
+        written(m * k, |out| matmul(out, k, (m, k, n), View::rows(grad, n), View::rows(weight, k), 1.0))
+    }
+}
+
+/// `gradᵀ [n, m] · x [m, k]`.
+pub fn backward_weight(grad: &[f32], x: &[f32], (m, n, k): (usize, usize, usize)) -> Vec<f32> {
+    // SAFETY: `matmul` writes all n rows of k columns.
+    unsafe { written(n * k, |out| matmul(out, k, (n, k, m), View::rows(grad, n).t(), View::rows(x, k), 1.0)) }
+}
+
+/// `row`, `count` times.
+pub fn repeated(row: &[f32], count: usize) -> Vec<f32> {
+    let fill = |out: &mut [MaybeUninit<f32>]| {
+        for out in out.chunks_exact_mut(row.len().max(1)) {
+            out.write_copy_of_slice(row);
+        }
+    };
+    // SAFETY: `count * row.len()` values are `count` whole chunks, and each is written.
+    unsafe { written(count * row.len(), fill) }
+}
+
+/// The sum of the rows of `values [m, n]`.
+pub fn column_sums(values: &[f32], n: usize) -> Vec<f32> {
+    let mut sums = vec![0.0; n];
+    add_rows(values, &mut sums);
+    sums
+}
+
+dispatch!(fn add_rows(values: &[f32], sums: &mut [f32]) = add_rows_body);
+#[inline(always)]
+fn add_rows_body<const FMA: bool>(values: &[f32], sums: &mut [f32]) {
+    let n = sums.len().max(1);
+    // Four rows at a time, so that the sums are loaded and stored a quarter as often.
+    let mut quads = values.chunks_exact(4 * n);
+    for quad in &mut quads {
+        let (a, rest) = quad.split_at(n);
+        let (b, rest) = rest.split_at(n);
+        let (c, d) = rest.split_at(n);
+        for ((((s, a), b), c), d) in sums.iter_mut().zip(a).zip(b).zip(c).zip(d) {
+            *s += (a + b) + (c + d);
+        }
+    }
+    for row in quads.remainder().chunks_exact(n) {
+        sums.iter_mut().zip(row).for_each(|(s, v)| *s += v);
+    }
+}

@@ -1,0 +1,101 @@
+//! A whole feed-forward network as one operation: what is inside is kept for the backward pass, not recorded in the graph.
+
+use super::activation::{apply_and_scale, forward as activate, gated_backward, gated_forward};
+use super::data::{Values, tensor};
+use super::linear::{backward_input, backward_weight, column_sums, forward};
+use super::matmul::{View, matmul_add};
+use super::node::{node, tracked};
+use crate::activation::Activation;
+use crate::{Linear, Result};
+use candle_core::Tensor;
+
+/// `down(act(up(x)))`, or with a gate `down(act(gate(x)) * up(x))`. Shapes were checked by the caller.
+pub fn mlp(
+    x: &Tensor,
+    gate: Option<&Linear>,
+    up: &Linear,
+    down: &Linear,
+    kind: Activation,
+) -> Result<Tensor> {
+    let (hidden, input) = up.weight().dims2()?;
+    let (output, _) = down.weight().dims2()?;
+    let m = x.elem_count() / input.max(1);
+    let mut shape = x.dims().to_vec();
+    if let Some(last) = shape.last_mut() {
+        *last = output;
+    }
+    // Arguments of the node: x, then weight and (if any) bias of up, down, gate.
+    let layers: Vec<&Linear> = [up, down].into_iter().chain(gate).collect();
+    let mut args = vec![x];
+    for layer in &layers {
+        args.push(layer.weight());
+        args.extend(layer.bias());
+    }
+    let biases: Vec<bool> = layers.iter().map(|layer| layer.bias().is_some()).collect();
+
+    let project = |layer: &Linear, x: &[f32], size| -> Result<Vec<f32>> {
+        let bias = layer.bias().map(Values::of).transpose()?;
+        Ok(forward(x, &Values::of(layer.weight())?, bias.as_deref(), size))
+    };
+    let (up_values, gate_values, values) = {
+        let x = Values::of(x)?;
+        let up_values = project(up, &x, (m, hidden, input))?;
+        let gate_values = gate.map(|gate| project(gate, &x, (m, hidden, input))).transpose()?;
+        let inside = match &gate_values {
+            Some(gate) => gated_forward(gate, &up_values, kind),
+            None => activate(&up_values, kind),
+        };
+        let values = project(down, &inside, (m, output, hidden))?;
+        (up_values, gate_values, values)
+    };
+    if !tracked(&args) {
+        return tensor(values, shape);
+    }
+
+    let backward = move |args: &[&Tensor], _: &Tensor, grad: &Tensor| -> Result<Vec<Option<Tensor>>> {
+        let grad = Values::of(grad)?;
+        let mut rest = args[1..].iter().copied();
+        let mut layers = Vec::with_capacity(3);
+        for has_bias in &biases {
+            let weight = rest.next().ok_or_else(|| crate::Error::invalid("mlp: a weight is absent"))?;
+            layers.push((weight, if *has_bias { rest.next() } else { None }));
+        }
+        let (up, down) = (layers[0], layers[1]);
+        let x = Values::of(args[0])?;
+
+        let mut d_up = backward_input(&grad, &Values::of(down.0)?, (m, output, hidden));
+        let mut inside = vec![0.0; d_up.len()];
+        let mut d_gate = Vec::new();
+        match &gate_values {
+            Some(gate) => {
+                // The incoming gradient turns into the gate's in place.
+                d_gate = std::mem::replace(&mut d_up, vec![0.0; gate.len()]);
+                gated_backward(kind, gate, &up_values, &mut d_gate, &mut d_up, &mut inside);
+            }
+            None => apply_and_scale(kind, &up_values, &mut d_up, &mut inside),
+        }
+        let parts = [(&d_up[..], &x[..], up), (&grad, &inside, down)];
+        let gate_part = layers.get(2).map(|gate| (&d_gate[..], &x[..], *gate));
+        let mut grads = vec![None];
+        for (grad, x, (weight, bias)) in parts.into_iter().chain(gate_part) {
+            let (n, k) = weight.dims2()?;
+            grads.push(match weight.track_op() {
+                true => Some(tensor(backward_weight(grad, x, (m, n, k)), (n, k))?),
+                false => None,
+            });
+            if let Some(bias) = bias {
+                grads.push(if bias.track_op() { Some(tensor(column_sums(grad, n), n)?) } else { None });
+            }
+        }
+        if args[0].track_op() {
+            let mut dx = backward_input(&d_up, &Values::of(up.0)?, (m, hidden, input));
+            if let Some((weight, _)) = layers.get(2) {
+                let (a, weight) = (View::rows(&d_gate, hidden), Values::of(weight)?);
+                matmul_add(&mut dx, input, (m, input, hidden), a, View::rows(&weight, input), 1.0);
+            }
+            grads[0] = Some(tensor(dx, args[0].shape())?);
+        }
+        Ok(grads)
+    };
+    node("mlp", &args, values, shape, backward)
+}
