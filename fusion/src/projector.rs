@@ -3,7 +3,8 @@
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 use vela_nn::{
-    Activation, Error, Heads, Init, Linear, Mask, Mlp, MlpConfig, Norm, NormConfig, Result, Weights, attention_packed,
+    Activation, Error, Heads, Init, Linear, Mask, Mlp, MlpConfig, Norm, NormConfig, Result, Weights,
+    attention_packed,
 };
 
 /// A projector as data.
@@ -90,14 +91,18 @@ impl Projector {
         let (input, output) = (config.input * config.shuffle * config.shuffle, config.output);
         let projection = weights.pp("modality_projection");
         let body = match config.projection {
-            Projection::Linear { bias } => Body::Linear(Linear::new(&projection.pp("proj"), input, output, bias)?),
+            Projection::Linear { bias } => {
+                Body::Linear(Linear::new(&projection.pp("proj"), input, output, bias)?)
+            }
             Projection::Mlp { hidden, activation } => {
                 let mlp = MlpConfig { input, hidden, output, activation, gated: false, bias: true };
                 Body::Mlp(Mlp::new(&projection, mlp)?)
             }
             Projection::Queries { count, heads, hidden, layers, norm, activation } => {
                 if heads == 0 || output % heads != 0 {
-                    return Err(Error::invalid(format!("projector: width {output} is no multiple of {heads} heads")));
+                    return Err(Error::invalid(format!(
+                        "projector: width {output} is no multiple of {heads} heads"
+                    )));
                 }
                 let mlp = MlpConfig { input: output, hidden, output, activation, gated: false, bias: true };
                 let block = |i: usize| {
@@ -150,12 +155,20 @@ impl Projector {
                 let tokens = input.forward(&x)?;
                 let (_, count, width) = queries.dims3()?;
                 let mut x = queries.broadcast_as((b, count, width))?.contiguous()?;
-                let (heads, scale) = (Heads { query: *heads, key: *heads }, ((width / heads) as f32).sqrt().recip());
+                let (heads, scale) =
+                    (Heads { query: *heads, key: *heads }, ((width / heads) as f32).sqrt().recip());
                 for block in blocks {
                     let tokens = block.norm_tokens.forward(&tokens)?;
                     let q = block.q.forward(&block.norm_queries.forward(&x)?)?;
                     let (k, v) = (block.k.forward(&tokens)?, block.v.forward(&tokens)?);
-                    x = (x + block.out.forward(&attention_packed(&q, &k, &v, heads, &Mask::None, scale)?)?)?;
+                    x = (x + block.out.forward(&attention_packed(
+                        &q,
+                        &k,
+                        &v,
+                        heads,
+                        &Mask::None,
+                        scale,
+                    )?)?)?;
                     x = (&x + block.mlp.forward(&block.norm_mlp.forward(&x)?)?)?;
                 }
                 norm.forward(&x)
@@ -198,8 +211,14 @@ mod tests {
     #[test]
     fn learned_queries_give_their_own_number_of_tokens_and_gradients() -> Result<()> {
         let norm = NormConfig::LayerNorm { eps: 1e-6, bias: true };
-        let projection =
-            Projection::Queries { count: 3, heads: 2, hidden: 8, layers: 2, norm, activation: Activation::Gelu };
+        let projection = Projection::Queries {
+            count: 3,
+            heads: 2,
+            hidden: 8,
+            layers: 2,
+            norm,
+            activation: Activation::Gelu,
+        };
         let config = ProjectorConfig { input: 5, output: 4, shuffle: 1, projection };
         let weights = Weights::fresh(1);
         let projector = Projector::new(&weights, &config)?;

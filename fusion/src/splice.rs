@@ -32,7 +32,11 @@ pub fn splice(text: &Tensor, ids: &Tensor, placeholder: u32, images: &Tensor) ->
     let (n, k, image_width) = images.dims3()?;
     if image_width != width || ids.dims() != [b, t] {
         let expected = format!("ids [{b}, {t}] and images [n, k, {width}]");
-        return Err(Error::invalid(format!("splice: expected {expected}, got {:?} and {:?}", ids.dims(), images.dims())));
+        return Err(Error::invalid(format!(
+            "splice: expected {expected}, got {:?} and {:?}",
+            ids.dims(),
+            images.dims()
+        )));
     }
     let rows = splice_rows(&ids.flatten_all()?.to_vec1::<u32>()?, placeholder, n * k)?;
     let rows = Tensor::from_vec(rows, b * t, &Device::Cpu)?;

@@ -35,14 +35,18 @@ impl VlmConfig {
     pub fn from_hf(config: &Value) -> Result<Self> {
         let kind = config.get("model_type").and_then(Value::as_str).unwrap_or("absent");
         if !["idefics3", "smolvlm"].contains(&kind) {
-            return Err(Error::invalid(format!("VLM model_type '{kind}' is not known; known: idefics3, smolvlm")));
+            return Err(Error::invalid(format!(
+                "VLM model_type '{kind}' is not known; known: idefics3, smolvlm"
+            )));
         }
         let part = |name: &str| {
             config.get(name).ok_or_else(|| Error::invalid(format!("config.json: {name} is missing")))
         };
         let number = |name: &str| -> Result<usize> {
             let value = part(name)?.as_u64();
-            value.map(|x| x as usize).ok_or_else(|| Error::invalid(format!("config.json: {name}: expected a count")))
+            value
+                .map(|x| x as usize)
+                .ok_or_else(|| Error::invalid(format!("config.json: {name}: expected a count")))
         };
         let vision = VisionConfig::from_hf(part("vision_config")?)?;
         let mut decoder = DecoderConfig::from_hf(part("text_config")?)?;
@@ -111,7 +115,13 @@ impl Vlm {
     }
 
     /// Greedy answer to a prompt `[1, t]` with pictures, at most `count` tokens, ending with one of `stop`.
-    pub fn answer(&self, ids: &Tensor, pixels: Option<&Tensor>, count: usize, stop: &[u32]) -> Result<Vec<u32>> {
+    pub fn answer(
+        &self,
+        ids: &Tensor,
+        pixels: Option<&Tensor>,
+        count: usize,
+        stop: &[u32],
+    ) -> Result<Vec<u32>> {
         let features = pixels.map(|pixels| self.image_features(pixels)).transpose()?;
         generate::greedy(&self.decoder, &self.embed(ids, features.as_ref())?, count, stop)
     }

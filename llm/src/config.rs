@@ -52,11 +52,15 @@ impl DecoderConfig {
         }
         if self.heads % self.kv_heads != 0 {
             let (heads, kv) = (self.heads, self.kv_heads);
-            return Err(Error::invalid(format!("decoder config: {heads} heads are no multiple of {kv} kv heads")));
+            return Err(Error::invalid(format!(
+                "decoder config: {heads} heads are no multiple of {kv} kv heads"
+            )));
         }
         if self.rope.rotary_dim > self.head_dim {
             let (rotary, head) = (self.rope.rotary_dim, self.head_dim);
-            return Err(Error::invalid(format!("decoder config: rotary width {rotary} is over head width {head}")));
+            return Err(Error::invalid(format!(
+                "decoder config: rotary width {rotary} is over head width {head}"
+            )));
         }
         Ok(())
     }
@@ -104,9 +108,14 @@ fn rope(config: &Value, head_dim: usize) -> Result<RopeConfig> {
     let kind = parameters.get("rope_type").or(parameters.get("type")).and_then(Value::as_str);
     let need = |field: &str| -> Result<f32> {
         let value = number(parameters, field, f64::NAN)? as f32;
-        if value.is_nan() { Err(Error::invalid(format!("config.json: rope: {field} is missing"))) } else { Ok(value) }
+        if value.is_nan() {
+            Err(Error::invalid(format!("config.json: rope: {field} is missing")))
+        } else {
+            Ok(value)
+        }
     };
-    let original = |field: &str| count(parameters, field, Some(count(config, "max_position_embeddings", Some(0))?));
+    let original =
+        |field: &str| count(parameters, field, Some(count(config, "max_position_embeddings", Some(0))?));
     let scaling = match kind {
         None | Some("default") => RopeScaling::None,
         Some("linear") => RopeScaling::Linear { factor: need("factor")? },
@@ -118,7 +127,9 @@ fn rope(config: &Value, head_dim: usize) -> Result<RopeConfig> {
         },
         Some(other) => {
             let known = "default, linear, llama3";
-            return Err(Error::invalid(format!("config.json: rope type '{other}' is not known; known: {known}")));
+            return Err(Error::invalid(format!(
+                "config.json: rope type '{other}' is not known; known: {known}"
+            )));
         }
     };
     let rotary_dim = (head_dim as f64 * number(config, "partial_rotary_factor", 1.0)?) as usize;

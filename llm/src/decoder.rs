@@ -4,7 +4,8 @@ use crate::{Cache, DecoderConfig, Tap};
 use candle_core::Tensor;
 use vela_nn::rope::RopeAngles;
 use vela_nn::{
-    Embedding, Error, Heads, Init, Linear, Mask, Mlp, MlpConfig, Norm, Result, Rope, Weights, attention_packed,
+    Embedding, Error, Heads, Init, Linear, Mask, Mlp, MlpConfig, Norm, Result, Rope, Weights,
+    attention_packed,
 };
 
 /// A decoder-only transformer. Text, pictures, robot states and noisy actions all enter it as embeddings.
@@ -127,7 +128,13 @@ impl Decoder {
 
     /// `embeds [b, t, width]` at `positions [t]` or `[b, t]` to the residual stream after the last layer, before
     /// the final norm. `mask` is over all cached and new positions. Differentiable in weights and input.
-    pub fn forward(&self, embeds: &Tensor, positions: &Tensor, mask: &Mask, cache: &mut Cache) -> Result<Tensor> {
+    pub fn forward(
+        &self,
+        embeds: &Tensor,
+        positions: &Tensor,
+        mask: &Mask,
+        cache: &mut Cache,
+    ) -> Result<Tensor> {
         self.forward_tapped(embeds, positions, mask, cache, &mut |_, _| {})
     }
 
@@ -154,7 +161,13 @@ impl Decoder {
 
     /// Fills the cache only: the last layer gives its keys and values and nothing else is worked out of it. Returns
     /// the residual stream that the last layer read, `[b, t, width]`.
-    pub fn fill(&self, embeds: &Tensor, positions: &Tensor, mask: &Mask, cache: &mut Cache) -> Result<Tensor> {
+    pub fn fill(
+        &self,
+        embeds: &Tensor,
+        positions: &Tensor,
+        mask: &Mask,
+        cache: &mut Cache,
+    ) -> Result<Tensor> {
         let angles = self.angles(positions)?;
         let mut x = embeds.clone();
         for (i, layer) in self.layers.iter().enumerate() {

@@ -122,7 +122,8 @@ mod tests {
         let tokenizer = Tokenizer::word_level(&["touch", "the", "red", "cube"])?;
         assert_eq!(tokenizer.encode("Touch the  red cube")?, [2, 3, 4, 5]);
         assert_eq!(Tokenizer::from_bytes(tokenizer.json())?.encode("cube")?, [5]);
-        let error = tokenizer.encode("touch the purple dragon").err().map(|e| e.to_string()).unwrap_or_default();
+        let error =
+            tokenizer.encode("touch the purple dragon").err().map(|e| e.to_string()).unwrap_or_default();
         assert!(error.contains("'purple', 'dragon'") && error.contains("cube, red, the, touch"), "{error}");
         assert!(Tokenizer::word_level(&["a", "a"]).is_err());
         assert!(Tokenizer::from_bytes(b"{").is_err());

@@ -59,7 +59,10 @@ pub fn stages_of(
     let generated = format!("{prefix}generated");
     if let Some(reference) = golden.get(&generated) {
         let made = generate::greedy(decoder, embeds, reference.elem_count(), &[])?;
-        stages.insert(generated, Tensor::new(made.as_slice(), &Device::Cpu)?.unsqueeze(0)?.to_dtype(DType::I64)?);
+        stages.insert(
+            generated,
+            Tensor::new(made.as_slice(), &Device::Cpu)?.unsqueeze(0)?.to_dtype(DType::I64)?,
+        );
     }
     Ok(())
 }

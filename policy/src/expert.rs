@@ -7,9 +7,7 @@ use serde::{Deserialize, Serialize};
 use vela_llm::decoder::Layer;
 use vela_llm::{Cache, DecoderConfig};
 use vela_nn::rope::RopeAngles;
-use vela_nn::{
-    Activation, Error, Heads, Linear, Mask, Norm, Result, Rope, Weights, attention_packed,
-};
+use vela_nn::{Activation, Error, Heads, Linear, Mask, Norm, Result, Rope, Weights, attention_packed};
 
 /// An action expert as data.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -42,6 +40,11 @@ pub struct Prefix {
 }
 
 impl Prefix {
+    /// Whether each position is real and not padding, `[b * length]`.
+    pub fn valid(&self) -> &[bool] {
+        &self.valid
+    }
+
     /// Real positions of each row.
     fn lengths(&self) -> Vec<usize> {
         self.valid.chunks(self.length.max(1)).map(|row| row.iter().filter(|v| **v).count()).collect()
@@ -204,8 +207,8 @@ impl Expert {
         Ok(out.reshape((b * frame.draws, frame.horizon, dims))?)
     }
 
-    /// Action and time to one embedding, `[n, horizon, width]`.
-    fn embed(&self, x: &Tensor, times: &Tensor) -> Result<Tensor> {
+    /// Noisy actions `[n, horizon, action_dims]` and flow times `[n]` to embeddings `[n, horizon, width]`.
+    pub fn embed(&self, x: &Tensor, times: &Tensor) -> Result<Tensor> {
         let (n, horizon, _) = x.dims3()?;
         let width = self.config.layers.width;
         let time = sine_embedding(times, width, self.config.time_periods)?;

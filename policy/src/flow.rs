@@ -1,7 +1,6 @@
 //! Flow matching (Lipman et al. 2022, <https://arxiv.org/abs/2210.02747>; for actions: pi0,
 //! <https://arxiv.org/abs/2410.24164>): loss and sampling side by side over one conditioning path.
 
-
 use candle_core::Tensor;
 use rand::Rng;
 use rand_distr::{Beta, Distribution, StandardNormal};
@@ -203,7 +202,9 @@ mod tests {
     #[test]
     fn flow_direction_one_is_noise_for_smolvla_and_zero_is_noise_for_gr00t() -> Result<()> {
         let (actions, noise) = (chunk(2.0)?, chunk(5.0)?);
-        for (direction, noisy, speed) in [(Direction::NoiseAtOne, 1f32, 3.0), (Direction::NoiseAtZero, 0.0, -3.0)] {
+        for (direction, noisy, speed) in
+            [(Direction::NoiseAtOne, 1f32, 3.0), (Direction::NoiseAtZero, 0.0, -3.0)]
+        {
             let head = head(direction, Solver::Euler, 4);
             let at = |t: f32| -> Result<f32> {
                 let t = Tensor::new(&[t], &Device::Cpu)?;

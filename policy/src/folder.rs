@@ -6,6 +6,7 @@ use std::path::Path;
 use vela_embodiment::{ActionChunk, Embodiment, InferOptions, Observation, Policy, PolicySpec};
 use vela_llm::Tokenizer;
 use vela_nn::{Error, Result, Weights, hash_of, random};
+use vela_vision::{PadSide, Planes};
 
 /// The files of a policy folder.
 pub const FILES: [&str; 4] = ["config.json", "tokenizer.json", "embodiment.json", "model.safetensors"];
@@ -17,6 +18,17 @@ pub struct VlaPolicy {
     config: VlaConfig,
     tokenizer: Tokenizer,
     spec: PolicySpec,
+    reading: Reading,
+}
+
+/// How a policy reads what it is given.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reading {
+    /// Where padding goes when pictures are resized to the network's size; without it, pictures of another size are
+    /// refused.
+    pub pad: Option<PadSide>,
+    /// Sentences are cut after this many tokens; without it, they are read whole.
+    pub max_words: Option<usize>,
 }
 
 impl VlaPolicy {
@@ -59,6 +71,18 @@ impl VlaPolicy {
         embodiment: &Embodiment,
         checkpoint: &str,
     ) -> Result<Self> {
+        Self::assemble_reading(vla, config, tokenizer, embodiment, checkpoint, Reading::default())
+    }
+
+    /// The same with another way of reading pictures and sentences.
+    pub fn assemble_reading(
+        vla: Vla,
+        config: &VlaConfig,
+        tokenizer: Tokenizer,
+        embodiment: &Embodiment,
+        checkpoint: &str,
+        reading: Reading,
+    ) -> Result<Self> {
         let joints = embodiment.joints.len();
         for (what, normaliser) in [("state", &config.state), ("action", &config.action)] {
             normaliser.check()?;
@@ -72,8 +96,11 @@ impl VlaPolicy {
         let size = config.vision.image_size as u32;
         for name in &config.cameras {
             let camera = embodiment.cameras.iter().find(|camera| &camera.name == name);
-            if camera.is_none_or(|camera| (camera.width, camera.height) != (size, size)) {
-                return Err(Error::invalid(format!("camera '{name}': expected one of {size} x {size} pixels")));
+            let right = |w: u32, h: u32| reading.pad.is_some() || (w, h) == (size, size);
+            if camera.is_none_or(|camera| !right(camera.width, camera.height)) {
+                return Err(Error::invalid(format!(
+                    "camera '{name}': expected one of {size} x {size} pixels"
+                )));
             }
         }
         if tokenizer.vocab_size() > config.decoder.vocab {
@@ -88,7 +115,7 @@ impl VlaPolicy {
             history: 1,
             checkpoint: checkpoint.to_owned(),
         };
-        Ok(Self { vla, config: config.clone(), tokenizer, spec })
+        Ok(Self { vla, config: config.clone(), tokenizer, spec, reading })
     }
 
     /// What it is.
@@ -102,10 +129,21 @@ impl VlaPolicy {
         let size = self.config.vision.image_size;
         let mut pixels = Vec::with_capacity(self.config.cameras.len() * 3 * size * size);
         for name in &self.config.cameras {
-            let frame = observation.frame(name).ok_or_else(|| Error::invalid(format!("no camera '{name}'")))?;
-            signed_planes(&frame.rgb, &mut pixels);
+            let frame =
+                observation.frame(name).ok_or_else(|| Error::invalid(format!("no camera '{name}'")))?;
+            match self.reading.pad {
+                None => signed_planes(&frame.rgb, &mut pixels),
+                Some(side) => {
+                    let planes = Planes::from_rgb(&frame.rgb, frame.width as usize, frame.height as usize)?;
+                    let mut planes = planes.resize_with_pad(size, size, side, 0.0);
+                    planes.to_signed_range();
+                    pixels.extend(planes.data);
+                }
+            }
         }
-        let words = self.tokenizer.encode(&format!("{}{}", observation.instruction, self.config.prompt_suffix))?;
+        let mut words =
+            self.tokenizer.encode(&format!("{}{}", observation.instruction, self.config.prompt_suffix))?;
+        words.truncate(self.reading.max_words.unwrap_or(usize::MAX));
         let joints: Vec<f32> = observation.joint_positions.iter().map(|q| *q as f32).collect();
         let mut state = self.config.state.normalise(&joints)?;
         state.resize(self.config.state_dims, 0.0);
@@ -130,7 +168,9 @@ impl VlaPolicy {
             .squeeze(0)?
             .to_vec2::<f32>()?
             .iter()
-            .map(|row| Ok(self.config.action.unnormalise(&row[..joints])?.iter().map(|x| f64::from(*x)).collect()))
+            .map(|row| {
+                Ok(self.config.action.unnormalise(&row[..joints])?.iter().map(|x| f64::from(*x)).collect())
+            })
             .collect()
     }
 }
@@ -140,9 +180,14 @@ impl Policy for VlaPolicy {
         &self.spec
     }
 
-    fn infer(&mut self, history: &[Observation], options: &InferOptions) -> vela_embodiment::Result<ActionChunk> {
+    fn infer(
+        &mut self,
+        history: &[Observation],
+        options: &InferOptions,
+    ) -> vela_embodiment::Result<ActionChunk> {
         let failed = |e: Error| vela_embodiment::Error::Policy(e.to_string());
-        let newest = history.last().ok_or_else(|| failed(Error::invalid("expected one observation, got none")))?;
+        let newest =
+            history.last().ok_or_else(|| failed(Error::invalid("expected one observation, got none")))?;
         let chunk = ActionChunk {
             space: self.spec.space.clone(),
             actions: self.chunk(newest, options.seed).map_err(failed)?,

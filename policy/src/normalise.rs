@@ -203,7 +203,8 @@ pub fn step_normaliser(dir: &Path, step: &ProcessorStep, feature: &str, kind: &s
     let scaling = step.config.get("norm_map").and_then(|map| map.get(kind)).cloned();
     let scaling = scaling.ok_or_else(|| Error::invalid(format!("{name}: no norm_map entry for {kind}")))?;
     let scaling: Scaling = serde_json::from_value(scaling).map_err(|e| Error::parse(name, e))?;
-    let eps = step.config.get("eps").and_then(serde_json::Value::as_f64).map_or(Normaliser::EPS, |x| x as f32);
+    let eps =
+        step.config.get("eps").and_then(serde_json::Value::as_f64).map_or(Normaliser::EPS, |x| x as f32);
     let file = step.state_file.as_ref().ok_or_else(|| Error::invalid(format!("{name}: no state_file")))?;
     if Path::new(file).components().count() != 1 {
         return Err(Error::invalid(format!("{name}: state_file '{file}' is not a plain file name")));

@@ -1,15 +1,16 @@
 //! The assembled VLA: pictures, words and joints to one prefix, and an action expert with a flow head on it.
 
 use crate::expert::{Expert, ExpertConfig, Frame, Prefix};
-use crate::flow::{FlowConfig, StepTap};
+use crate::flow::{Direction, FlowConfig, StepTap};
 use crate::normalise::Normaliser;
+use crate::rtc::Guidance;
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use vela_embodiment::ActionSpace;
 use vela_fusion::{Projector, ProjectorConfig};
 use vela_llm::{Cache, Decoder, DecoderConfig};
 use vela_nn::{Error, Init, Linear, Mask, Result, Weights};
-use vela_vision::{VisionConfig, Vit};
+use vela_vision::{Tap, VisionConfig, Vit};
 
 /// A VLA as data: what `config.json` of a policy folder says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -86,7 +87,11 @@ impl Vla {
             return Err(Error::invalid("vla config: the projector fits neither tower nor decoder"));
         }
         let camera_embedding = match config.camera_embeddings {
-            true => Some(weights.get_init((config.cameras.len(), width), "camera_embedding", Init::Normal(0.02))?),
+            true => Some(weights.get_init(
+                (config.cameras.len(), width),
+                "camera_embedding",
+                Init::Normal(0.02),
+            )?),
             false => None,
         };
         Ok(Self {
@@ -102,11 +107,23 @@ impl Vla {
     }
 
     /// Reads pictures, words and joints once. Differentiable.
+    ///
+    /// # Errors
+    /// Inputs of another batch or size than each other or the network.
     pub fn prefix(&self, inputs: &VlaInputs) -> Result<Prefix> {
+        self.prefix_tapped(inputs, &mut |_, _| {})
+    }
+
+    /// The same; taps `vision_hidden`, `image_features` (both one per picture) and `prefix_embeddings`.
+    pub fn prefix_tapped(&self, inputs: &VlaInputs, tap: &mut Tap) -> Result<Prefix> {
         let (b, cameras, channels, height, width) = inputs.frames.dims5()?;
+        inputs.check(b)?;
         let frames = inputs.frames.reshape((b * cameras, channels, height, width))?;
         let patch_tokens = self.vision.forward(&frames)?;
-        let seen = (self.projector.forward(&patch_tokens)? * self.embedding_scale)?;
+        tap("vision_hidden", &patch_tokens);
+        let features = self.projector.forward(&patch_tokens)?;
+        tap("image_features", &features);
+        let seen = (features * self.embedding_scale)?;
         let (_, tokens, model_width) = seen.dims3()?;
         let mut seen = seen.reshape((b, cameras, tokens, model_width))?;
         if let Some(embedding) = &self.camera_embedding {
@@ -117,6 +134,7 @@ impl Vla {
         let words = (self.decoder.embed(&inputs.words)? * self.embedding_scale)?;
         let state = self.state_proj.forward(&inputs.state)?.unsqueeze(1)?;
         let embeds = Tensor::cat(&[&seen, &words, &state], 1)?;
+        tap("prefix_embeddings", &embeds);
         let (_, length, _) = embeds.dims3()?;
         let word_count = inputs.words.dim(1)?;
         let mut valid = Vec::with_capacity(b * length);
@@ -135,9 +153,7 @@ impl Vla {
             })
             .collect();
         let positions = Tensor::from_vec(positions, (b, length), &Device::Cpu)?;
-        // Pictures and words see each other; the state sees them and is not seen by them.
-        let mut blocks = vec![0u32; length];
-        blocks[length - 1] = 1;
+        let blocks = prefix_blocks(length);
         let mask = Mask::blocks(blocks.clone(), blocks, valid.clone());
         let mut cache = Cache::new();
         let hidden = self.decoder.fill(&embeds, &positions, &mask, &mut cache)?;
@@ -146,7 +162,13 @@ impl Vla {
 
     /// Mean squared error of the flow's velocity over `noise [b * draws, horizon, dims]` and `times [b * draws]` for
     /// `actions [b, horizon, dims]`, all normalised; the draws of one row lie side by side. Differentiable.
-    pub fn flow_loss(&self, prefix: &Prefix, actions: &Tensor, noise: &Tensor, times: &Tensor) -> Result<Tensor> {
+    pub fn flow_loss(
+        &self,
+        prefix: &Prefix,
+        actions: &Tensor,
+        noise: &Tensor,
+        times: &Tensor,
+    ) -> Result<Tensor> {
         let (b, horizon, dims) = actions.dims3()?;
         let draws = noise.dim(0)? / b.max(1);
         let frame = self.expert.frame(prefix, draws, horizon)?;
@@ -158,10 +180,59 @@ impl Vla {
 
     /// Integrates `noise [b, horizon, dims]` to normalised actions of the same shape.
     pub fn sample(&self, prefix: &Prefix, noise: &Tensor, tap: &mut StepTap) -> Result<Tensor> {
+        self.sample_guided(prefix, noise, None, tap)
+    }
+
+    /// The same, pulled towards the rest of the last chunk.
+    ///
+    /// # Errors
+    /// Guidance of a flow whose noise is at time 0, for which it is not defined here.
+    pub fn sample_guided(
+        &self,
+        prefix: &Prefix,
+        noise: &Tensor,
+        guidance: Option<&Guidance>,
+        tap: &mut StepTap,
+    ) -> Result<Tensor> {
+        if guidance.is_some() && self.flow.direction != Direction::NoiseAtOne {
+            return Err(Error::invalid("real-time chunking: expected a flow with its noise at time 1"));
+        }
         let frame: Frame = self.expert.frame(prefix, 1, noise.dim(1)?)?;
-        let mut field = |x: &Tensor, t: &Tensor| self.expert.velocity(prefix, &frame, x, t);
+        let mut field = |x: &Tensor, t: &Tensor| {
+            let velocity = self.expert.velocity(prefix, &frame, x, t)?;
+            match guidance {
+                // All rows share one time when sampling.
+                Some(guidance) => guidance.apply(x, &velocity, f64::from(t.get(0)?.to_scalar::<f32>()?)),
+                None => Ok(velocity),
+            }
+        };
         self.flow.sample(&mut field, noise, tap)
     }
+
+    /// The action expert.
+    pub fn expert(&self) -> &Expert {
+        &self.expert
+    }
+}
+
+impl VlaInputs {
+    /// Refuses parts that do not belong to `b` moments.
+    fn check(&self, b: usize) -> Result<()> {
+        let (rows, words) = self.words.dims2()?;
+        let (states, _) = self.state.dims2()?;
+        if rows != b || states != b || self.word_valid.len() != b * words {
+            let expected = format!("words and states of {b} moments and {} validities", b * words);
+            let got = format!("{rows}, {states} and {}", self.word_valid.len());
+            return Err(Error::invalid(format!("vla inputs: expected {expected}, got {got}")));
+        }
+        Ok(())
+    }
+}
+
+/// Attention blocks of a prefix: pictures and words see each other; the state, at the end, sees them and is not
+/// seen by them.
+pub fn prefix_blocks(length: usize) -> Vec<u32> {
+    (0..length).map(|i| u32::from(i + 1 == length)).collect()
 }
 
 /// Bytes `[height, width, 3]` to planes `[3, height, width]` in [-1, 1]: `x / 127.5 - 1`.

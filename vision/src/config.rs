@@ -55,12 +55,19 @@ impl VisionConfig {
 
     /// Refuses sizes that cannot work.
     pub fn check(&self) -> Result<()> {
-        if self.patch_size == 0 || self.grid() == 0 || self.width == 0 || self.heads == 0 || self.channels == 0 {
+        if self.patch_size == 0
+            || self.grid() == 0
+            || self.width == 0
+            || self.heads == 0
+            || self.channels == 0
+        {
             return Err(Error::invalid(format!("vision config: sizes must be positive: {self:?}")));
         }
         if self.width % self.heads != 0 {
             let (width, heads) = (self.width, self.heads);
-            return Err(Error::invalid(format!("vision config: width {width} is not a multiple of {heads} heads")));
+            return Err(Error::invalid(format!(
+                "vision config: width {width} is not a multiple of {heads} heads"
+            )));
         }
         Ok(())
     }
@@ -78,7 +85,9 @@ impl VisionConfig {
             "idefics3" | "smolvlm" => (224, 32, 12, 16, 1152, 3072, false),
             other => {
                 let known = "siglip_vision_model, smolvlm_vision, idefics3_vision";
-                return Err(Error::invalid(format!("vision model_type '{other}' is not known; known: {known}")));
+                return Err(Error::invalid(format!(
+                    "vision model_type '{other}' is not known; known: {known}"
+                )));
             }
         };
         let head = config.get("vision_use_head").and_then(Value::as_bool).unwrap_or(head);

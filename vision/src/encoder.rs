@@ -3,7 +3,8 @@
 use crate::Tap;
 use candle_core::Tensor;
 use vela_nn::{
-    Activation, Error, Heads, Linear, Mask, Mlp, MlpConfig, Norm, NormConfig, Result, Weights, attention_packed,
+    Activation, Error, Heads, Linear, Mask, Mlp, MlpConfig, Norm, NormConfig, Result, Weights,
+    attention_packed,
 };
 
 /// What the blocks of one encoder share.
@@ -68,7 +69,10 @@ impl Encoder {
     pub fn new(weights: &Weights, config: EncoderConfig) -> Result<Self> {
         let w = config.width;
         if config.heads == 0 || w % config.heads != 0 {
-            return Err(Error::invalid(format!("encoder: width {w} is no multiple of {} heads", config.heads)));
+            return Err(Error::invalid(format!(
+                "encoder: width {w} is no multiple of {} heads",
+                config.heads
+            )));
         }
         let block = |i: usize| {
             let weights = weights.pp("layers").pp(i);

@@ -1,6 +1,5 @@
 //! A picture as floating-point planes, and the resizing that torch does: bilinear, without antialiasing.
 
-
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use vela_nn::{Error, Result};
@@ -34,7 +33,10 @@ impl Planes {
     pub fn from_rgb(rgb: &[u8], width: usize, height: usize) -> Result<Self> {
         let area = width * height;
         if area == 0 || rgb.len() != area * 3 {
-            return Err(Error::invalid(format!("picture: expected {width}x{height} RGB, got {} bytes", rgb.len())));
+            return Err(Error::invalid(format!(
+                "picture: expected {width}x{height} RGB, got {} bytes",
+                rgb.len()
+            )));
         }
         let mut data = vec![0.0; area * 3];
         for (i, pixel) in rgb.chunks_exact(3).enumerate() {
@@ -49,7 +51,10 @@ impl Planes {
     pub fn from_tensor(pixels: &Tensor) -> Result<Self> {
         let (channels, height, width) = pixels.dims3()?;
         if channels != 3 || height * width == 0 {
-            return Err(Error::invalid(format!("picture: expected [3, height, width], got {:?}", pixels.dims())));
+            return Err(Error::invalid(format!(
+                "picture: expected [3, height, width], got {:?}",
+                pixels.dims()
+            )));
         }
         Ok(Self { height, width, data: pixels.flatten_all()?.to_vec1()? })
     }
@@ -164,7 +169,8 @@ mod tests {
 
     #[test]
     fn image_range_is_minus_one_to_one_and_padding_becomes_minus_one() -> Result<()> {
-        let mut picture = Planes::from_rgb(&[0, 128, 255], 1, 1)?.resize_with_pad(2, 1, PadSide::LeftTop, 0.0);
+        let mut picture =
+            Planes::from_rgb(&[0, 128, 255], 1, 1)?.resize_with_pad(2, 1, PadSide::LeftTop, 0.0);
         picture.to_signed_range();
         assert_eq!(picture.data[0], -1.0);
         assert_eq!((picture.data[1], picture.data[5]), (-1.0, 1.0));

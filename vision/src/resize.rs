@@ -1,7 +1,6 @@
 //! Resizing as Pillow does it: antialiased, on bytes, with 22-bit fixed-point weights, first across and then
 //! down, rounded to bytes in between. The arithmetic of Pillow's `Resample.c`, re-stated.
 
-
 use serde::{Deserialize, Serialize};
 use vela_nn::{Error, Result};
 
@@ -103,7 +102,10 @@ impl Picture {
     /// Checks that the bytes fit the size.
     pub fn new(width: usize, height: usize, rgb: Vec<u8>) -> Result<Self> {
         if width * height == 0 || rgb.len() != width * height * 3 {
-            return Err(Error::invalid(format!("picture: expected {width}x{height} RGB, got {} bytes", rgb.len())));
+            return Err(Error::invalid(format!(
+                "picture: expected {width}x{height} RGB, got {} bytes",
+                rgb.len()
+            )));
         }
         Ok(Self { width, height, rgb })
     }

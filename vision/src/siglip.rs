@@ -35,7 +35,8 @@ impl Siglip {
             norm,
             activation: activation(text, "gelu_pytorch_tanh")?,
         };
-        let (vocab, length) = (count(text, "vocab_size", 32_000)?, count(text, "max_position_embeddings", 64)?);
+        let (vocab, length) =
+            (count(text, "vocab_size", 32_000)?, count(text, "max_position_embeddings", 64)?);
         let projection = count(text, "projection_size", width)?;
         let tower = weights.pp("text_model");
         let embeddings = tower.pp("embeddings");

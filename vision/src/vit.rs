@@ -37,7 +37,8 @@ impl Vit {
             Pooling::None => None,
             Pooling::Probe => Some(Probe::new(&weights.pp("head"), encoder)?),
         };
-        let final_norm = config.final_norm.then(|| Norm::new(&weights.pp("post_layernorm"), width, config.norm));
+        let final_norm =
+            config.final_norm.then(|| Norm::new(&weights.pp("post_layernorm"), width, config.norm));
         Ok(Self {
             patch: Linear::from_tensors(kernel, Some(conv.get_init(width, "bias", Init::Zeros)?))?,
             positions: embeddings.pp("position_embedding").get((config.patches(), width), "weight")?,
@@ -119,7 +120,10 @@ impl Probe {
         let weight = attention.get_init((3 * w, w), "in_proj_weight", Init::XavierUniform)?;
         let bias = attention.get_init(3 * w, "in_proj_bias", Init::Zeros)?;
         let part = |i: usize| {
-            Linear::from_tensors(weight.narrow(0, i * w, w)?.contiguous()?, Some(bias.narrow(0, i * w, w)?.contiguous()?))
+            Linear::from_tensors(
+                weight.narrow(0, i * w, w)?.contiguous()?,
+                Some(bias.narrow(0, i * w, w)?.contiguous()?),
+            )
         };
         Ok(Self {
             config,
