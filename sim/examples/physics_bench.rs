@@ -23,6 +23,7 @@ fn main() -> Result<()> {
         physics: Physics::default(),
     };
     let mut world = World::new(&so101, &scene)?;
+    // Sweeps low over the table, so that things are met and pushed.
     let ticks = 3000;
     let (mut stepping, mut reading) = (0.0, 0.0);
     for tick in 0..ticks {
@@ -30,9 +31,9 @@ fn main() -> Result<()> {
         let lower = (t / 3.0).min(1.0);
         let targets = [
             0.6 * (1.1 * t).sin(),
-            -0.6 + 1.2 * lower,
-            0.6 - 0.3 * lower,
-            1.2 - 0.1 * lower,
+            -0.6 + 0.4 * lower,
+            0.6 + 0.137 * lower,
+            1.2 - 0.158 * lower,
             0.5 * (0.7 * t).sin(),
             0.5 + 0.4 * (2.0 * t).sin(),
         ];

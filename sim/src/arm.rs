@@ -13,10 +13,12 @@ const FULL_EFFORT_ERROR_RAD: f64 = 0.05;
 const FULL_EFFORT_ERROR_M: f64 = 0.005;
 /// Damping over stiffness, s.
 const DAMPING_SECS: f64 = 0.05;
-/// A rotor's inertia as felt behind the gears, per unit of effort, kg m^2 / (N m).
-const ARMATURE_PER_EFFORT: f64 = 0.002;
+/// A rotor's inertia as felt behind the gears, per unit of force, kg m^2 / (N m) or kg / N.
+const ARMATURE_PER_FORCE: f64 = 0.002;
+/// The gears' drag per unit of force, s. A jaw that meets something must not ring against it.
+const DRAG_PER_FORCE: f64 = 0.07;
 /// Share of its effort that the gripper's motor may use: a firm grip that crushes nothing.
-const GRIP_SHARE: f64 = 0.3;
+const GRIP_SHARE: f64 = 0.1;
 
 /// One driven joint.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +27,7 @@ struct Motor {
     axis: JointAxis,
     stiffness: f64,
     damping: f64,
+    max_force: f64,
     lower: f64,
     upper: f64,
 }
@@ -121,18 +124,25 @@ impl Arm {
             let handle = physics.multibodies.insert(parent, child, data, true).ok_or_else(|| {
                 Error::Robot(format!("joint '{}' does not fit into a tree of links", joint.name))
             })?;
-            motors[k] =
-                Some(Motor { handle, axis, stiffness, damping, lower: joint.lower, upper: joint.upper });
+            motors[k] = Some(Motor {
+                handle,
+                axis,
+                stiffness,
+                damping,
+                max_force,
+                lower: joint.lower,
+                upper: joint.upper,
+            });
         }
         let motors: Vec<Motor> = motors.into_iter().flatten().collect();
         let place = (0..model.links.len()).map(|link| (bodies[lead[link]], lead_from_link[link])).collect();
         let arm = Self { place, motors, gripper_link: gripper_link(model, embodiment)? };
-        arm.settle(physics, model, embodiment, start);
+        arm.settle(physics, start);
         Ok(arm)
     }
 
     /// Puts the joints where they start and gives each its rotor.
-    fn settle(&self, physics: &mut Physics, model: &RobotModel, embodiment: &Embodiment, start: &[f64]) {
+    fn settle(&self, physics: &mut Physics, start: &[f64]) {
         let Some(first) = self.motors.first() else { return };
         let Some((multibody, _)) = physics.multibodies.get_mut(first.handle) else { return };
         // A multibody is born with a free root; this sees that the root is fixed and drops its six coordinates.
@@ -143,10 +153,8 @@ impl Arm {
         for (dof, body) in dofs {
             let Some(k) = self.motors.iter().position(|motor| motor.handle.0 == body.0) else { continue };
             displacements[dof] = start[k] as Real;
-            let joint = model.joints.iter().find(|joint| joint.name == embodiment.joints[k].name);
-            let effort = joint.map_or(0.0, |joint| joint.effort);
-            multibody.armature_mut()[dof] = (effort * ARMATURE_PER_EFFORT) as Real;
-            multibody.damping_mut()[dof] = 0.0;
+            multibody.armature_mut()[dof] = (self.motors[k].max_force * ARMATURE_PER_FORCE) as Real;
+            multibody.damping_mut()[dof] = (self.motors[k].max_force * DRAG_PER_FORCE) as Real;
         }
         multibody.apply_displacements(&displacements);
         multibody.forward_kinematics(&physics.bodies, false);

@@ -96,7 +96,7 @@ pub(crate) fn insert_object(
 }
 
 /// What a camera draws of an object.
-pub(crate) fn solid(kind: ObjectKind) -> Solid {
+pub fn solid(kind: ObjectKind) -> Solid {
     match kind {
         ObjectKind::Cube => Solid::Box(Vector3::repeat(0.0135)),
         ObjectKind::Cylinder => Solid::Cylinder { radius: 0.0135, half_length: 0.015 },
@@ -124,7 +124,8 @@ fn bowl() -> SharedShape {
     let half_wall = BOWL_WALL_M / 2.0;
     let step = std::f64::consts::TAU / BOWL_SIDES as f64;
     let ring = BOWL_RADIUS_M - half_wall;
-    let half_side = BOWL_RADIUS_M * (step / 2.0).tan();
+    // Not std's tangent: that is the platform's, and every machine is to build the same bowl.
+    let half_side = BOWL_RADIUS_M * nalgebra::ComplexField::tan(step / 2.0);
     let mut parts: Vec<_> = (0..BOWL_SIDES)
         .map(|side| {
             let turn = UnitQuaternion::from_axis_angle(&Vector3::z_axis(), step * side as f64);

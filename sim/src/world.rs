@@ -39,14 +39,6 @@ impl World {
     /// Start joints of the wrong number, out of limits or not finite; an object that is nowhere; a URDF whose
     /// moving parts have no mass.
     pub fn new(embodiment: &Embodiment, scene: &Scene) -> Result<Self> {
-        Self::tuned(embodiment, scene, STEP_HZ, Self::SOLVER_ITERATIONS)
-    }
-
-    /// The same with another step rate and other solver iterations, for measuring what they cost and give.
-    ///
-    /// # Errors
-    /// As [`World::new`].
-    pub fn tuned(embodiment: &Embodiment, scene: &Scene, step_hz: f64, iterations: usize) -> Result<Self> {
         let kinematics = embodiment.kinematics()?;
         check(embodiment, "the scene's start joints", &scene.start_joints)?;
         for (joint, position) in embodiment.joints.iter().zip(&scene.start_joints) {
@@ -63,8 +55,8 @@ impl World {
                 return Err(Error::NotFinite(format!("the place of the {}", object.kind.word())));
             }
         }
-        let steps_per_tick = (embodiment.period_secs() * step_hz - 1e-9).ceil().max(1.0);
-        let mut physics = Physics::new(embodiment.period_secs() / steps_per_tick, iterations);
+        let steps_per_tick = (embodiment.period_secs() * STEP_HZ - 1e-9).ceil().max(1.0);
+        let mut physics = Physics::new(embodiment.period_secs() / steps_per_tick, Self::SOLVER_ITERATIONS);
         bodies::insert_table(&mut physics, &scene.physics);
         let friction_scale = scene.physics.friction_scale;
         let arm = Arm::insert(&mut physics, embodiment, &kinematics, friction_scale, &scene.start_joints)?;

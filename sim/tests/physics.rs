@@ -7,7 +7,13 @@ use std::path::Path;
 use support::{HOME, Wrong, crowd, grasp, scene};
 use vela_embodiment::{Embodiment, IkGoal, IkOptions, Result};
 use vela_sim::World;
-use vela_sim::scene::{ObjectKind, Physics, Scene};
+use vela_sim::scene::{ObjectKind, Physics};
+use vela_sim::state::ObjectState;
+
+/// From -1 to 1 and back in a period: a sine without the platform's own mathematics.
+fn wave(t: f64, period: f64) -> f64 {
+    4.0 * ((t / period + 0.25).rem_euclid(1.0) - 0.5).abs() - 1.0
+}
 
 /// A motion that meets things: sweeps low over the crowd.
 fn sweep(world: &mut World, ticks: usize) -> Result<()> {
@@ -15,12 +21,12 @@ fn sweep(world: &mut World, ticks: usize) -> Result<()> {
         let t = tick as f64 / 30.0;
         let lower = (t / 3.0).min(1.0);
         world.step(&[
-            0.6 * (1.1 * t).sin(),
-            -0.6 + 1.2 * lower,
-            0.6 - 0.3 * lower,
-            1.2 - 0.1 * lower,
-            0.5 * (0.7 * t).sin(),
-            0.5 + 0.4 * (2.0 * t).sin(),
+            0.6 * wave(t, 5.7),
+            -0.6 + 0.4 * lower,
+            0.6 + 0.137 * lower,
+            1.2 - 0.158 * lower,
+            0.5 * wave(t, 9.0),
+            0.5 + 0.4 * wave(t, 3.1),
         ])?;
     }
     Ok(())
@@ -30,11 +36,17 @@ fn sweep(world: &mut World, ticks: usize) -> Result<()> {
 fn the_same_targets_give_the_same_bytes() -> Result<()> {
     let so101 = Embodiment::so101()?;
     let mut world = World::new(&so101, &crowd())?;
+    let before = world.state();
     sweep(&mut world, 300)?;
+    let after = world.state();
+    let place = |object: &ObjectState| object.base_from_object.translation.vector;
+    let moved =
+        before.objects.iter().zip(&after.objects).filter(|(a, b)| (place(a) - place(b)).norm() > 0.01);
+    assert!(moved.count() >= 3, "the sweep meets things: {:?}", after.objects);
     assert_eq!(format!("{:016x}", world.hash()), GOLDEN_HASH, "the world's bytes changed");
     Ok(())
 }
-const GOLDEN_HASH: &str = "0000000000000000";
+const GOLDEN_HASH: &str = "4925bc5a3fac3ef1";
 
 #[test]
 fn a_clone_goes_the_same_way() -> Result<()> {
@@ -93,12 +105,7 @@ fn objects_stay_where_they_stand() -> Result<()> {
 }
 
 /// Held, tried, greatest slip in metres, over a grid of places and turns.
-fn grasps(
-    kind: ObjectKind,
-    wrong: Wrong,
-    feel: &Physics,
-    make: &dyn Fn(&Embodiment, &Scene) -> Result<World>,
-) -> Result<(usize, usize, f64)> {
+fn grasps(kind: ObjectKind, wrong: Wrong, feel: &Physics) -> Result<(usize, usize, f64)> {
     let so101 = Embodiment::so101()?;
     let (mut held, mut tried, mut slip) = (0, 0, 0.0_f64);
     for x in [0.16, 0.185, 0.21, 0.235, 0.26] {
@@ -106,7 +113,7 @@ fn grasps(
             for yaw in [0.0, 0.35, -0.7] {
                 let mut scene = scene(&[(kind, x, y, yaw)]);
                 scene.physics = feel.clone();
-                let mut world = make(&so101, &scene)?;
+                let mut world = World::new(&so101, &scene)?;
                 let Some(grasped) = grasp(&mut world, wrong)? else { continue };
                 tried += 1;
                 if grasped.lifted_m > 0.05 && grasped.last.pinched && !grasped.last.on_table {
@@ -131,10 +138,27 @@ fn grasps(
 #[test]
 fn a_grasp_holds_by_friction() -> Result<()> {
     for kind in ObjectKind::MOVABLE {
-        let (held, tried, slip) = grasps(kind, Wrong::default(), &Physics::default(), &World::new)?;
+        let (held, tried, slip) = grasps(kind, Wrong::default(), &Physics::default())?;
         println!("{}: held {held} of {tried}, slip {slip:.4} m", kind.word());
         assert!(tried >= 60 && held == tried, "{}: held {held} of {tried}", kind.word());
-        assert!(slip < 0.004, "{}: crept by {slip} m", kind.word());
+        assert!(slip < 0.003, "{}: crept by {slip} m", kind.word());
+    }
+    Ok(())
+}
+
+#[test]
+fn a_wrong_grasp_and_a_slippery_heavy_thing_hold_too() -> Result<()> {
+    let slippery = Physics { friction_scale: 0.6, mass_scale: 2.0 };
+    for (name, wrong, feel) in [
+        ("turned", Wrong { yaw_rad: 0.25, xy_m: [0.0; 2] }, Physics::default()),
+        ("off", Wrong { yaw_rad: 0.0, xy_m: [0.006, -0.006] }, Physics::default()),
+        ("slippery", Wrong::default(), slippery),
+    ] {
+        for kind in ObjectKind::MOVABLE {
+            let (held, tried, slip) = grasps(kind, wrong, &feel)?;
+            println!("{name} {}: held {held} of {tried}, slip {slip:.4} m", kind.word());
+            assert!(held * 100 >= tried * 93, "{name} {}: held {held} of {tried}", kind.word());
+        }
     }
     Ok(())
 }
@@ -153,33 +177,6 @@ fn without_friction_nothing_is_lifted() -> Result<()> {
 }
 
 #[test]
-#[ignore = "tuning"]
-fn tuning() -> Result<()> {
-    let rubs = |friction_scale, mass_scale| Physics { friction_scale, mass_scale };
-    for (hz, iterations) in
-        [(240.0, 4), (120.0, 8), (120.0, 4), (120.0, 2), (60.0, 8), (60.0, 4), (60.0, 2), (30.0, 8)]
-    {
-        let make = |e: &Embodiment, s: &Scene| World::tuned(e, s, hz, iterations);
-        let begin = std::time::Instant::now();
-        for (name, wrong, feel) in [
-            ("right", Wrong::default(), rubs(1.0, 1.0)),
-            ("turned", Wrong { yaw_rad: 0.25, ..Wrong::default() }, rubs(1.0, 1.0)),
-            ("off", Wrong { xy_m: [0.006, -0.006], yaw_rad: 0.0 }, rubs(1.0, 1.0)),
-            ("slippery", Wrong::default(), rubs(0.6, 2.0)),
-        ] {
-            let mut line = format!("{hz} x {iterations} {name}:");
-            for kind in ObjectKind::MOVABLE {
-                let (held, tried, slip) = grasps(kind, wrong, &feel, &make)?;
-                line += &format!(" {held}/{tried} {:.1}mm", slip * 1e3);
-            }
-            println!("{line}");
-        }
-        println!("{:.1} s", begin.elapsed().as_secs_f64());
-    }
-    Ok(())
-}
-
-#[test]
 fn a_seven_joint_arm_reaches_too() -> Result<()> {
     let arm7 = Embodiment::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/robots/arm7.toml"))?;
     let home = [0.0, 0.3, 0.0, 1.6, 0.0, 1.2, 0.0, 0.05];
@@ -190,7 +187,8 @@ fn a_seven_joint_arm_reaches_too() -> Result<()> {
     for (x, y, z) in [(0.45, 0.1, 0.15), (0.5, -0.2, 0.3), (0.35, 0.25, 0.08), (0.4, 0.0, 0.5)] {
         let goal = IkGoal { position: Point3::new(x, y, z), approach: Some(-Vector3::z()), rotation: None };
         let to = world.kinematics().solve_ik(&goal, &from, &IkOptions::default());
-        let Some(to) = to else { panic!("no way to {x} {y} {z}") };
+        assert!(to.is_some(), "no way to {x} {y} {z}");
+        let to = to.unwrap_or_default();
         for tick in 1..=75 {
             let share = (f64::from(tick) / 60.0).min(1.0);
             let targets: Vec<f64> = from.iter().zip(&to).map(|(a, b)| a + (b - a) * share).collect();
