@@ -99,7 +99,7 @@ impl Projector {
                 Body::Mlp(Mlp::new(&projection, mlp)?)
             }
             Projection::Queries { count, heads, hidden, layers, norm, activation } => {
-                if heads == 0 || output % heads != 0 {
+                if heads == 0 || !output.is_multiple_of(heads) {
                     return Err(Error::invalid(format!(
                         "projector: width {output} is no multiple of {heads} heads"
                     )));
@@ -185,7 +185,7 @@ pub fn pixel_shuffle(x: &Tensor, s: usize) -> Result<Tensor> {
     }
     let (b, n, c) = x.dims3()?;
     let side = n.isqrt();
-    if s == 0 || side * side != n || side % s != 0 {
+    if s == 0 || side * side != n || !side.is_multiple_of(s) {
         let expected = format!("[b, n, c], n the square of a multiple of {s}");
         return Err(Error::shape("input of pixel shuffle", expected, x.dims()));
     }

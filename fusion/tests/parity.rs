@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use std::path::PathBuf;
-use vela_nn::Result;
+use vela_nn::{Error, Result};
 use vela_vision::{Picture, Planes, TilingConfig};
 
 fn case(name: &str) -> PathBuf {
@@ -24,7 +24,7 @@ fn smolvlm_agrees_at_every_stage_and_writes_the_same_tokens() -> Result<()> {
     let golden = candle_core::safetensors::load(dir.join("golden.safetensors"), &Device::Cpu)?;
     let stages = vela_fusion::trace::trace(&dir, &golden)?;
     for (name, want) in golden.iter().filter(|(name, _)| name.starts_with("out.")) {
-        let got = stages.get(name).unwrap_or_else(|| panic!("{name} is left out"));
+        let got = stages.get(name).ok_or_else(|| Error::invalid(format!("{name} is left out")))?;
         if want.dtype() == DType::I64 {
             assert_eq!(got.to_vec2::<i64>()?, want.to_vec2::<i64>()?, "{name}");
             continue;

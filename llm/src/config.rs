@@ -50,7 +50,7 @@ impl DecoderConfig {
         if sizes.contains(&0) {
             return Err(Error::invalid(format!("decoder config: sizes must be positive: {self:?}")));
         }
-        if self.heads % self.kv_heads != 0 {
+        if !self.heads.is_multiple_of(self.kv_heads) {
             let (heads, kv) = (self.heads, self.kv_heads);
             return Err(Error::invalid(format!(
                 "decoder config: {heads} heads are no multiple of {kv} kv heads"

@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 use std::path::PathBuf;
 use vela_llm::{Cache, Decoder, trace};
-use vela_nn::{Mask, Result};
+use vela_nn::{Error, Mask, Result};
 
 fn case(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name)
@@ -24,7 +24,7 @@ fn llama_agrees_at_every_stage_and_writes_the_same_tokens() -> Result<()> {
     let golden = candle_core::safetensors::load(dir.join("golden.safetensors"), &Device::Cpu)?;
     let stages = trace::trace(&dir, &golden)?;
     for (name, want) in golden.iter().filter(|(name, _)| name.starts_with("out.")) {
-        let got = stages.get(name).unwrap_or_else(|| panic!("{name} is left out"));
+        let got = stages.get(name).ok_or_else(|| Error::invalid(format!("{name} is left out")))?;
         if want.dtype() == DType::I64 {
             assert_eq!(got.to_vec2::<i64>()?, want.to_vec2::<i64>()?, "{name}");
             continue;
@@ -103,7 +103,7 @@ fn filling_the_cache_gives_the_same_keys_and_values_as_a_forward() -> Result<()>
     decoder.forward(&embeds, &positions(0, t)?, &Mask::None, &mut full)?;
     for layer in 0..decoder.config().layers {
         let (Some((k, v)), Some((fk, fv))) = (filled.layer(layer), full.layer(layer)) else {
-            panic!("layer {layer} is missing");
+            return Err(Error::invalid(format!("layer {layer} is missing")));
         };
         assert!(difference(k, fk)? < 1e-6 && difference(v, fv)? < 1e-6);
     }

@@ -227,7 +227,7 @@ impl Expert {
 impl ExpertConfig {
     /// Whether the actions attend to each other in a layer.
     pub fn is_joint(&self, layer: usize) -> bool {
-        layer % self.self_attention_every == 0
+        layer.is_multiple_of(self.self_attention_every)
     }
 }
 

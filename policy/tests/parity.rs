@@ -3,8 +3,9 @@
 use candle_core::{Device, Tensor};
 use std::collections::HashMap;
 use std::path::PathBuf;
-use vela_nn::Result;
-use vela_policy::{SmolVla, verify};
+use vela_nn::{Error, Result};
+use vela_policy::rtc::{Guidance, Schedule};
+use vela_policy::{Normaliser, Scaling, SmolVla, Statistics, verify};
 
 fn case(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name)
@@ -50,8 +51,8 @@ fn smolvla_reads_its_prompt_and_state_as_the_reference_does() -> Result<()> {
 
 #[test]
 fn a_checkpoint_that_does_not_fit_names_everything_that_is_wrong() -> Result<()> {
-    let dir = tempfile::tempdir().map_err(vela_nn::Error::invalid)?;
-    let io = |e: std::io::Error| vela_nn::Error::invalid(e);
+    let dir = tempfile::tempdir().map_err(Error::invalid)?;
+    let io = |e: std::io::Error| Error::invalid(e);
     for file in ["config.json", "golden.safetensors"] {
         std::fs::copy(case("llama").join(file), dir.path().join(file)).map_err(io)?;
     }
@@ -67,5 +68,78 @@ fn a_checkpoint_that_does_not_fit_names_everything_that_is_wrong() -> Result<()>
     std::fs::write(dir.path().join("config.json"), br#"{"model_type": "teapot"}"#).map_err(io)?;
     let error = verify(dir.path(), dir.path()).err().map(|e| e.to_string()).unwrap_or_default();
     assert!(error.contains("teapot") && error.contains("smolvla"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn every_scaling_agrees_both_ways_degenerate_dimensions_included() -> Result<()> {
+    let golden = golden("normalisation")?;
+    let flat = |name: &str| -> Result<Vec<f32>> { Ok(golden[name].flatten_all()?.to_vec1()?) };
+    let mut statistics = HashMap::new();
+    for name in ["mean", "std", "min", "max", "q01", "q10", "q90", "q99"] {
+        statistics.insert(format!("x.{name}"), flat(&format!("in.stats.{name}"))?);
+    }
+    let statistics = Statistics::from_map(statistics);
+    for (name, scaling) in [
+        ("MEAN_STD", Scaling::MeanStd),
+        ("MIN_MAX", Scaling::MinMax),
+        ("QUANTILES", Scaling::Quantiles),
+        ("QUANTILE10", Scaling::Quantile10),
+    ] {
+        let normaliser = statistics.normaliser("x", scaling, Normaliser::EPS)?;
+        let (x, z) = (golden["in.x"].to_vec2::<f32>()?, golden["in.z"].to_vec2::<f32>()?);
+        let normalised: Vec<Vec<f32>> =
+            x.iter().map(|row| normaliser.normalise(row)).collect::<Result<_>>()?;
+        let back: Vec<Vec<f32>> =
+            normalised.iter().map(|row| normaliser.unnormalise(row)).collect::<Result<_>>()?;
+        let physical: Vec<Vec<f32>> =
+            z.iter().map(|row| normaliser.unnormalise(row)).collect::<Result<_>>()?;
+        for (what, got) in [("normalised", normalised), ("back", back), ("unnormalised_z", physical)] {
+            let want = flat(&format!("out.{name}.{what}"))?;
+            for (a, b) in got.concat().iter().zip(&want) {
+                assert!((a - b).abs() <= 1e-5 * b.abs().max(1.0), "{name} {what}: {a} against {b}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn guidance_agrees_with_real_time_chunking_of_the_reference() -> Result<()> {
+    let golden = golden("rtc_guidance")?;
+    let text = std::fs::read_to_string(case("rtc_guidance").join("golden.json")).unwrap_or_default();
+    let cases: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+    let cases = cases.as_array().cloned().unwrap_or_default();
+    assert!(!cases.is_empty());
+    for (i, case) in cases.iter().enumerate() {
+        let schedule = match case["schedule"].as_str() {
+            Some("ZEROS") => Schedule::Zeros,
+            Some("ONES") => Schedule::Ones,
+            Some("LINEAR") => Schedule::Linear,
+            Some("EXP") => Schedule::Exp,
+            other => return Err(Error::invalid(format!("unknown schedule {other:?}"))),
+        };
+        let guidance = Guidance {
+            left_over: golden[&format!("in.{i}.prev_chunk_left_over")].clone(),
+            delay: case["delay"].as_u64().unwrap_or(0) as usize,
+            execution_horizon: case["execution_horizon"].as_u64().unwrap_or(0) as usize,
+            schedule,
+            max_weight: case["max_guidance_weight"].as_f64().unwrap_or(0.0),
+        };
+        let time = case["time"].as_f64().unwrap_or(0.0);
+        let got = guidance.apply(&golden[&format!("in.{i}.x_t")], &golden[&format!("in.{i}.v_t")], time)?;
+        let outputs = golden.iter().filter(|(name, _)| name.starts_with(&format!("out.{i}.")));
+        let mut compared = 0;
+        for (name, want) in outputs {
+            if want.dims() != got.dims() {
+                continue;
+            }
+            let stage = vela_policy::verify::compare(name, &got, want)?;
+            println!("{name} {case}: {:.1e}", stage.max_abs_over_spread);
+            assert!(stage.pass, "{name} {case} {stage:?}");
+            compared += 1;
+        }
+        assert_eq!(compared, 1, "case {i}");
+    }
     Ok(())
 }

@@ -63,7 +63,7 @@ impl VisionConfig {
         {
             return Err(Error::invalid(format!("vision config: sizes must be positive: {self:?}")));
         }
-        if self.width % self.heads != 0 {
+        if !self.width.is_multiple_of(self.heads) {
             let (width, heads) = (self.width, self.heads);
             return Err(Error::invalid(format!(
                 "vision config: width {width} is not a multiple of {heads} heads"

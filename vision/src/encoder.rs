@@ -68,7 +68,7 @@ impl Encoder {
     /// Reads `layers.{i}.{layer_norm1,self_attn.{q,k,v,out}_proj,layer_norm2,mlp.{fc1,fc2}}`.
     pub fn new(weights: &Weights, config: EncoderConfig) -> Result<Self> {
         let w = config.width;
-        if config.heads == 0 || w % config.heads != 0 {
+        if config.heads == 0 || !w.is_multiple_of(config.heads) {
             return Err(Error::invalid(format!(
                 "encoder: width {w} is no multiple of {} heads",
                 config.heads

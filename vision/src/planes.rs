@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn padding_is_left_and_top_for_smolvla_and_centred_for_pi0() -> Result<()> {
+    fn padding_side_is_left_and_top_for_smolvla_and_centred_for_pi0() -> Result<()> {
         let picture = ramp(8, 4)?;
         let left_top = picture.resize_with_pad(8, 8, PadSide::LeftTop, 0.0);
         assert!(left_top.data[..4 * 8].iter().all(|x| *x == 0.0));

@@ -3,7 +3,7 @@
 use candle_core::{Device, Tensor};
 use std::collections::HashMap;
 use std::path::PathBuf;
-use vela_nn::Result;
+use vela_nn::{Error, Result};
 
 fn case(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name)
@@ -30,7 +30,7 @@ fn siglip_agrees_at_every_stage() -> Result<()> {
     let outputs: Vec<_> = golden.iter().filter(|(name, _)| name.starts_with("out.")).collect();
     assert_eq!(outputs.len(), 15);
     for (name, want) in outputs {
-        let got = stages.get(name).unwrap_or_else(|| panic!("{name} is left out"));
+        let got = stages.get(name).ok_or_else(|| Error::invalid(format!("{name} is left out")))?;
         let difference = difference(got, want)?;
         println!("{name}: {difference:.1e}");
         assert!(difference < 1e-4, "{name}: {difference}");
