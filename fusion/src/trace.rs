@@ -5,7 +5,7 @@ use candle_core::{DType, Tensor};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use vela_llm::trace::{input, stages_of};
-use vela_nn::Result;
+use vela_nn::{Error, Result};
 use vela_vision::trace::as_convolution;
 
 /// Every stage of an Idefics3 or SmolVLM folder on `in.pixel_values` and `in.input_ids`, and on the pictureless
@@ -13,6 +13,11 @@ use vela_vision::trace::as_convolution;
 pub fn trace(dir: &Path, golden: &HashMap<String, Tensor>) -> Result<BTreeMap<String, Tensor>> {
     let vlm = Vlm::load(dir)?;
     let mut stages = BTreeMap::new();
+    if let Some(mask) = golden.get("in.pixel_attention_mask")
+        && mask.to_dtype(DType::U32)?.flatten_all()?.min(0)?.to_scalar::<u32>()? == 0
+    {
+        return Err(Error::invalid("pictures that fill only part of their canvas are not supported"));
+    }
     let pixels = input(golden, "in.pixel_values")?.flatten(0, 1)?;
     let hidden = vlm.vision().forward_tapped(&pixels, &mut |name, x| {
         let name = match name {

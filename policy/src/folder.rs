@@ -1,9 +1,10 @@
 //! A VLA as a policy: from a folder or from inside the binary, observations in, chunks in physical units out.
 
+use crate::rtc::{Guidance, Schedule};
 use crate::vla::{Vla, VlaConfig, VlaInputs, signed_planes};
 use candle_core::{DType, Device, Tensor};
 use std::path::Path;
-use vela_embodiment::{ActionChunk, Embodiment, InferOptions, Observation, Policy, PolicySpec};
+use vela_embodiment::{ActionChunk, ActionSpace, Embodiment, InferOptions, Observation, Policy, PolicySpec};
 use vela_llm::Tokenizer;
 use vela_nn::{Error, Result, Weights, hash_of, random};
 use vela_vision::{PadSide, Planes};
@@ -19,6 +20,16 @@ pub struct VlaPolicy {
     tokenizer: Tokenizer,
     spec: PolicySpec,
     reading: Reading,
+    guide: Option<Guide>,
+}
+
+/// Real-time chunking: a new chunk starts as the rest of the last one goes on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Guide {
+    /// How the pull falls off after the delay.
+    pub schedule: Schedule,
+    /// Upper bound of the pull.
+    pub max_weight: f64,
 }
 
 /// How a policy reads what it is given.
@@ -115,7 +126,12 @@ impl VlaPolicy {
             history: 1,
             checkpoint: checkpoint.to_owned(),
         };
-        Ok(Self { vla, config: config.clone(), tokenizer, spec, reading })
+        Ok(Self { vla, config: config.clone(), tokenizer, spec, reading, guide: None })
+    }
+
+    /// Turns real-time chunking on or off (it is off at first): whether [`InferOptions::unexecuted`] is heeded.
+    pub fn set_guide(&mut self, guide: Option<Guide>) {
+        self.guide = guide;
     }
 
     /// What it is.
@@ -156,22 +172,59 @@ impl VlaPolicy {
         })
     }
 
-    fn chunk(&self, observation: &Observation, seed: u64) -> Result<Vec<Vec<f64>>> {
+    fn chunk(&self, observation: &Observation, options: &InferOptions) -> Result<Vec<Vec<f64>>> {
         let prefix = self.vla.prefix(&self.inputs(observation)?)?;
         let dims = self.config.expert.action_dims;
-        let mut rng = random::stream(seed, "flow noise");
+        let mut rng = random::stream(options.seed, "flow noise");
         let noise = self.config.flow.draw_noise(self.config.horizon * dims, &mut rng);
         let noise = Tensor::from_vec(noise, (1, self.config.horizon, dims), &Device::Cpu)?;
-        let actions = self.vla.sample(&prefix, &noise, &mut |_, _, _| {})?;
+        let guidance = match self.guide {
+            Some(guide) if !options.unexecuted.is_empty() => {
+                Some(self.guidance(guide, observation, options)?)
+            }
+            _ => None,
+        };
+        let actions = self.vla.sample_guided(&prefix, &noise, guidance.as_ref(), &mut |_, _, _| {})?;
         let joints = self.spec.embodiment.joints.len();
-        actions
-            .squeeze(0)?
-            .to_vec2::<f32>()?
-            .iter()
-            .map(|row| {
-                Ok(self.config.action.unnormalise(&row[..joints])?.iter().map(|x| f64::from(*x)).collect())
-            })
-            .collect()
+        let physical = |row: &Vec<f32>| -> Result<Vec<f64>> {
+            Ok(self.config.action.unnormalise(&row[..joints])?.iter().map(|x| f64::from(*x)).collect())
+        };
+        actions.squeeze(0)?.to_vec2::<f32>()?.iter().map(physical).collect()
+    }
+
+    /// The unexecuted absolute targets as the network sees actions.
+    fn guidance(&self, guide: Guide, observation: &Observation, options: &InferOptions) -> Result<Guidance> {
+        let (joints, dims) = (self.spec.embodiment.joints.len(), self.config.expert.action_dims);
+        let rows = &options.unexecuted[..options.unexecuted.len().min(self.config.horizon)];
+        let mut values = Vec::with_capacity(rows.len() * dims);
+        for row in rows {
+            if row.len() != joints || row.iter().any(|x| !x.is_finite()) {
+                return Err(Error::invalid(format!(
+                    "unexecuted actions: expected {joints} finite numbers each"
+                )));
+            }
+            let action: Vec<f32> = match self.config.space {
+                ActionSpace::JointDeltas => {
+                    row.iter().zip(&observation.joint_positions).map(|(a, q)| (a - q) as f32).collect()
+                }
+                ActionSpace::JointPositions => row.iter().map(|a| *a as f32).collect(),
+                ActionSpace::EndEffectorDeltas => {
+                    return Err(Error::invalid(
+                        "real-time chunking of end-effector actions is not supported",
+                    ));
+                }
+            };
+            let mut action = self.config.action.normalise(&action)?;
+            action.resize(dims, 0.0);
+            values.extend(action);
+        }
+        Ok(Guidance {
+            left_over: Tensor::from_vec(values, (1, rows.len(), dims), &Device::Cpu)?,
+            delay: options.delay_ticks,
+            execution_horizon: self.config.horizon.saturating_sub(self.config.execute),
+            schedule: guide.schedule,
+            max_weight: guide.max_weight,
+        })
     }
 }
 
@@ -190,7 +243,7 @@ impl Policy for VlaPolicy {
             history.last().ok_or_else(|| failed(Error::invalid("expected one observation, got none")))?;
         let chunk = ActionChunk {
             space: self.spec.space.clone(),
-            actions: self.chunk(newest, options.seed).map_err(failed)?,
+            actions: self.chunk(newest, options).map_err(failed)?,
             period_secs: self.spec.embodiment.period_secs(),
             observation_stamp: newest.stamp,
             seed: options.seed,

@@ -15,7 +15,7 @@ pub mod vla;
 
 pub use expert::{Expert, ExpertConfig, Prefix};
 pub use flow::FlowConfig;
-pub use folder::{Reading, VlaPolicy};
+pub use folder::{Guide, Reading, VlaPolicy};
 pub use normalise::{Normaliser, Scaling, Statistics};
 pub use smolvla::SmolVla;
 pub use verify::{Stage, Verdict, verify};

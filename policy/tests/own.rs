@@ -5,8 +5,10 @@ use vela_embodiment::{ActionSpace, Embodiment, Frame, InferOptions, Observation,
 use vela_fusion::{Projection, ProjectorConfig};
 use vela_llm::{DecoderConfig, Tokenizer};
 use vela_nn::{Activation, Error, NormConfig, Result, RopeConfig, Weights, random};
+use vela_policy::rtc::Schedule;
 use vela_policy::{
-    ExpertConfig, FlowConfig, Normaliser, Prefix, Scaling, Vla, VlaConfig, VlaInputs, VlaPolicy, folder,
+    ExpertConfig, FlowConfig, Guide, Normaliser, Prefix, Scaling, Vla, VlaConfig, VlaInputs, VlaPolicy,
+    folder,
 };
 use vela_vision::{Pooling, VisionConfig};
 
@@ -281,5 +283,24 @@ fn a_nan_in_the_weights_never_becomes_an_action() -> Result<()> {
     let observation = seen(&policy.spec().embodiment.clone(), "touch the red cube");
     let answer = policy.infer(&[observation], &InferOptions::default());
     assert!(answer.is_err_and(|e| e.to_string().contains("not finite")));
+    Ok(())
+}
+
+#[test]
+fn a_guided_chunk_starts_nearer_to_what_the_arm_is_doing() -> Result<()> {
+    let dir = tempfile::tempdir().map_err(Error::invalid)?;
+    written(dir.path(), &Weights::fresh(9))?;
+    let mut policy = VlaPolicy::load(dir.path())?;
+    let observation = seen(&policy.spec().embodiment.clone(), "touch the red cube");
+    let old = vec![vec![0.4; 6]; 4];
+    let options = InferOptions { seed: 1, delay_ticks: 1, unexecuted: old.clone() };
+    let mut first = |guide: Option<Guide>| -> Result<f64> {
+        policy.set_guide(guide);
+        let chunk = policy.infer(std::slice::from_ref(&observation), &options).map_err(Error::invalid)?;
+        Ok(chunk.actions[0].iter().map(|delta| (0.1 + delta - old[0][0]).abs()).sum())
+    };
+    let free = first(None)?;
+    let guided = first(Some(Guide { schedule: Schedule::Exp, max_weight: 5.0 }))?;
+    assert!(guided < 0.5 * free, "{guided} against {free}");
     Ok(())
 }

@@ -3,6 +3,7 @@
 use candle_core::{Device, Tensor};
 use std::collections::HashMap;
 use std::path::PathBuf;
+use vela_embodiment::{Embodiment, Frame, InferOptions, Observation, Policy, Stamp};
 use vela_nn::{Error, Result};
 use vela_policy::rtc::{Guidance, Schedule};
 use vela_policy::{Normaliser, Scaling, SmolVla, Statistics, verify};
@@ -141,5 +142,36 @@ fn guidance_agrees_with_real_time_chunking_of_the_reference() -> Result<()> {
         }
         assert_eq!(compared, 1, "case {i}");
     }
+    Ok(())
+}
+
+#[test]
+fn a_lerobot_folder_is_a_policy_too() -> Result<()> {
+    let mut embodiment = Embodiment::so101().map_err(Error::invalid)?;
+    for (camera, name) in embodiment.cameras.iter_mut().zip(["camera1", "camera2"]) {
+        (camera.name, camera.width, camera.height) = (name.into(), 80, 48);
+    }
+    let mut policy = SmolVla::load(&case("smolvla"))?.policy(&embodiment)?;
+    let golden = golden("smolvla")?;
+    let bytes = |name: &str| -> Result<Vec<u8>> {
+        let planes = golden[name].squeeze(0)?.permute((1, 2, 0))?.flatten_all()?.to_vec1::<f32>()?;
+        Ok(planes.iter().map(|x| (x * 255.0).round() as u8).collect())
+    };
+    let frame = |camera: &str| -> Result<Frame> {
+        let rgb = bytes(&format!("in.observation.images.{camera}"))?.into();
+        Ok(Frame { camera: camera.into(), width: 80, height: 48, rgb, stamp: Stamp(0) })
+    };
+    let joints = golden["in.raw.observation.state"].flatten_all()?.to_vec1::<f32>()?;
+    let observation = Observation {
+        frames: vec![frame("camera2")?, frame("camera1")?],
+        joint_positions: joints.iter().map(|q| f64::from(*q)).collect(),
+        instruction: "pick up the red cube and place it in the box".into(),
+        stamp: Stamp(0),
+    };
+    let inputs = policy.inputs(&observation)?;
+    let pictures = inputs.frames.flatten_all()?.to_vec1::<f32>()?;
+    assert_eq!(pictures[0], -1.0, "padding is at the top left and black");
+    let chunk = policy.infer(&[observation], &InferOptions::default()).map_err(Error::invalid)?;
+    assert_eq!((chunk.horizon(), policy.spec().checkpoint.len()), (10, 64));
     Ok(())
 }
