@@ -13,7 +13,8 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 use vela_embodiment::{Embodiment, Environment, Episode};
 use vela_robots::{
-    ControlEvent, ControlOptions, ControlReport, Controller, Latest, RemotePolicy, loopback_pair, serve_policy,
+    ControlEvent, ControlOptions, ControlReport, Controller, Latest, RemotePolicy, loopback_pair,
+    serve_policy,
 };
 use vela_sim::tabletop::Tabletop;
 use vela_sim::tasks::{Split, TaskKind};
@@ -71,9 +72,8 @@ pub fn run(args: &Args) -> Result<()> {
     let (robot_session, policy_session) = loopback_pair()?;
     let shutdown = AtomicBool::new(false);
     let rows = std::thread::scope(|scope| -> Result<Vec<Row>> {
-        let server = scope.spawn(|| {
-            serve_policy(&policy_session, BASE_KEY, policy.as_mut(), &shutdown, &mut |_| {})
-        });
+        let server =
+            scope.spawn(|| serve_policy(&policy_session, BASE_KEY, policy.as_mut(), &shutdown, &mut |_| {}));
         let played = (|| -> Result<Vec<Row>> {
             let mut remote = RemotePolicy::new(&robot_session, BASE_KEY, &embodiment, LINK_TIMEOUT_SECS)?;
             remote.wait_ready(10.0)?;
@@ -178,7 +178,10 @@ fn print(args: &Args, rows: &[Row]) -> Result<()> {
             })
             .collect();
         let successes = rows.iter().filter(|r| r.success).count();
-        println!("{}", json!({"episodes": episodes, "successes": successes, "ticks": ticks, "ticks_late": late}));
+        println!(
+            "{}",
+            json!({"episodes": episodes, "successes": successes, "ticks": ticks, "ticks_late": late})
+        );
         return Ok(());
     }
     println!();
@@ -198,6 +201,8 @@ fn print(args: &Args, rows: &[Row]) -> Result<()> {
             format!("{}/{}", r.report.late_ticks, r.report.ticks),
         );
     }
-    println!("policy latency is from question to answer over zenoh; {late} of {ticks} control ticks were late");
+    println!(
+        "policy latency is from question to answer over zenoh; {late} of {ticks} control ticks were late"
+    );
     Ok(())
 }

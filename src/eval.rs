@@ -66,7 +66,8 @@ pub fn run(args: &Args) -> Result<()> {
                 || Player::new(args, split),
                 |player, k| {
                     let player = player.as_mut().map_err(|e| anyhow::anyhow!("{e:#}"))?;
-                    let rollout = vela_nn::threads::with_threads(1, || player.play(args, task, args.seed + k))?;
+                    let rollout =
+                        vela_nn::threads::with_threads(1, || player.play(args, task, args.seed + k))?;
                     bar.inc(1);
                     Ok(rollout)
                 },
@@ -97,11 +98,18 @@ pub fn run(args: &Args) -> Result<()> {
         println!("{report}");
         return Ok(());
     }
-    println!("{:<8} {:>9} {:>9} {:>7}   {:<15} {:>9}", "task", "episodes", "successes", "rate", "95 % interval", "seconds");
+    println!(
+        "{:<8} {:>9} {:>9} {:>7}   {:<15} {:>9}",
+        "task", "episodes", "successes", "rate", "95 % interval", "seconds"
+    );
     for (task, n, k, seconds) in &rows {
         let [low, high] = wilson95(*k, *n);
         let interval = format!("{:.1} - {:.1} %", low * 1e2, high * 1e2);
-        println!("{:<8} {n:>9} {k:>9} {:>5.1} %   {interval:<15} {seconds:>9.1}", task.name(), rate(*k, *n) * 1e2);
+        println!(
+            "{:<8} {n:>9} {k:>9} {:>5.1} %   {interval:<15} {seconds:>9.1}",
+            task.name(),
+            rate(*k, *n) * 1e2
+        );
     }
     println!("policy latency per chunk, one thread: p50 {:.1} ms, p99 {:.1} ms", ms(0.5), ms(0.99));
     Ok(())

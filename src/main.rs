@@ -7,14 +7,15 @@ mod builtin;
 mod chooser;
 mod demo;
 mod eval;
+mod realtime;
 mod record;
 mod replay;
+mod showing;
 mod sim;
 mod stats;
 mod teacher;
 mod train;
-mod realtime;
-mod showing;
+mod verify;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -36,9 +37,12 @@ enum Verb {
     Record(record::Args),
     Replay(replay::Args),
     Train(train::Args),
+    Verify(verify::Args),
 }
 
 fn main() -> ExitCode {
+    // First of all, while this is the only thread. Where it cannot be done things are slower, not wrong.
+    vela_nn::threads::quiet_candle();
     let done = match Cli::parse().verb {
         Verb::Demo(args) => demo::run(&args),
         Verb::Eval(args) => eval::run(&args),
@@ -47,6 +51,7 @@ fn main() -> ExitCode {
         Verb::Record(args) => record::run(&args),
         Verb::Replay(args) => replay::run(&args),
         Verb::Train(args) => train::run(&args),
+        Verb::Verify(args) => verify::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 use vela_embodiment::{
-    Action, Applied, Camera, Checked, Clock, Embodiment, Environment, Error, Frame, FrameSource, JointReading,
-    JointSide, MonotonicClock, Outcome, Result, Robot, Stamp,
+    Action, Applied, Camera, Checked, Clock, Embodiment, Environment, Error, Frame, FrameSource,
+    JointReading, JointSide, MonotonicClock, Outcome, Result, Robot, Stamp,
 };
 use vela_robots::Latest;
 use vela_sim::drawing::Drawing;

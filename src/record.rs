@@ -84,8 +84,11 @@ pub fn run(args: &Args) -> Result<()> {
     let (_, writer) = recorder.finish().with_context(|| format!("writing {}", args.out.display()))?;
     let (episodes, frames) = (writer.episodes(), writer.frames());
     if args.json {
-        println!("{}", json!({"dataset": args.out, "recorded": args.episodes, "successes": successes,
-            "episodes": episodes, "frames": frames}));
+        println!(
+            "{}",
+            json!({"dataset": args.out, "recorded": args.episodes, "successes": successes,
+            "episodes": episodes, "frames": frames})
+        );
     } else {
         println!(
             "{}: {} episodes recorded, {successes} successful; the dataset holds {episodes} with {frames} frames",

@@ -92,8 +92,7 @@ pub fn event(show: &Show, event: &ControlEvent, moment: &Moment) {
 
 fn tick(observation: Observation, report: Option<&TickReport>, moment: &Moment) -> Tick {
     let zones = moment.drawing.marks.iter();
-    let zones =
-        zones.map(|m| Isometry3::translation(f64::from(m.xy_m[0]), f64::from(m.xy_m[1]), 0.0005));
+    let zones = zones.map(|m| Isometry3::translation(f64::from(m.xy_m[0]), f64::from(m.xy_m[1]), 0.0005));
     let objects = moment.state.objects.iter().map(|o| o.base_from_object);
     Tick {
         joint_targets: report.map_or_else(|| moment.state.joint_targets.clone(), |r| r.targets.clone()),

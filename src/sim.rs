@@ -7,7 +7,7 @@ use serde_json::json;
 use std::path::PathBuf;
 use std::time::Duration;
 use vela_embodiment::{Embodiment, Environment, Episode};
-use vela_robots::{ControlEvent, ControlOptions, Controller, RemotePolicy, Side, open_session};
+use vela_robots::{ControlEvent, ControlOptions, Controller, RemotePolicy, Side, open_session, ros2};
 use vela_sim::tabletop::Tabletop;
 use vela_sim::tasks::Split;
 
@@ -85,9 +85,11 @@ fn serve(args: &Args, embodiment: &Embodiment, table: Tabletop) -> Result<()> {
     let (controller, events) =
         Controller::start(arm, cameras, remote, &instruction, &ControlOptions::default())?;
     let handle = controller.handle();
+    let mut node = ros2::Node::start(&session, embodiment, &handle)?;
     loop {
         match events.recv_timeout(Duration::from_millis(100)) {
             Ok(event) => {
+                node.publish(&event)?;
                 let over = moments.get().is_some_and(|m| m.outcome.finished);
                 if over && matches!(event, ControlEvent::Tick(_)) {
                     handle.stop("the episode is over");

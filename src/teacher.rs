@@ -112,9 +112,8 @@ fn disturbance(rng: &mut ChaCha8Rng, table: &Tabletop, ticks: usize) -> Vec<Vec<
     }
     let state = table.state();
     let arm = table.embodiment().joints.len().saturating_sub(1);
-    let drift: Vec<f64> = (0..=arm)
-        .map(|joint| if joint < arm { rng.random_range(-0.03..0.03) } else { 0.0 })
-        .collect();
+    let drift: Vec<f64> =
+        (0..=arm).map(|joint| if joint < arm { rng.random_range(-0.03..0.03) } else { 0.0 }).collect();
     let count = rng.random_range(2..=ticks);
     (1..=count)
         .map(|k| state.joint_targets.iter().zip(&drift).map(|(q, d)| q + d * k as f64).collect())
@@ -146,7 +145,10 @@ fn label(id: u16, drawing: &Drawing, scene: &Scene, task: &Task) -> u8 {
 fn truth(table: &Tabletop) -> [f32; 7] {
     let state = table.state();
     let place = |index: usize| {
-        state.objects.get(index).map_or([0.0; 3], |o| o.base_from_object.translation.vector.cast::<f32>().into())
+        state
+            .objects
+            .get(index)
+            .map_or([0.0; 3], |o| o.base_from_object.translation.vector.cast::<f32>().into())
     };
     let target: [f32; 3] = place(table.task().target);
     let goal: Option<[f32; 3]> = match table.task().destination {

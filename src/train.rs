@@ -205,7 +205,12 @@ fn tabletop_vla(config: &TrainConfig, library: &Library, tokenizer: &Tokenizer) 
             projection: Projection::Mlp { hidden: m.width, activation: Activation::GeluTanh },
         },
         expert: ExpertConfig {
-            layers: DecoderConfig { vocab: 1, width: m.expert_width, inner_width: m.expert_inner_width, ..decoder.clone() },
+            layers: DecoderConfig {
+                vocab: 1,
+                width: m.expert_width,
+                inner_width: m.expert_inner_width,
+                ..decoder.clone()
+            },
             self_attention_every: 1,
             causal: false,
             action_dims: 6,

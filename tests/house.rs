@@ -65,8 +65,7 @@ fn every_source_file_says_what_it_is_and_is_short() -> Outcome {
 #[test]
 fn no_arrow_runs_back_up_the_stairs() -> Outcome {
     for (name, allowed) in MAY_USE {
-        let manifest: toml::Table =
-            std::fs::read_to_string(root().join(name).join("Cargo.toml"))?.parse()?;
+        let manifest: toml::Table = std::fs::read_to_string(root().join(name).join("Cargo.toml"))?.parse()?;
         for section in ["dependencies", "dev-dependencies", "build-dependencies"] {
             let Some(table) = manifest.get(section).and_then(|t| t.as_table()) else { continue };
             for dependency in table.keys() {
@@ -109,7 +108,8 @@ fn unsafe_lives_in_the_kernels_with_a_reason() -> Outcome {
                 continue;
             }
             assert!(kernels, "{}:{}: unsafe outside nn/src/kernels", path.display(), k + 1);
-            let reason = lines[k.saturating_sub(8)..=k].iter().any(|l| l.contains("SAFETY") || l.contains("# Safety"));
+            let reason =
+                lines[k.saturating_sub(8)..=k].iter().any(|l| l.contains("SAFETY") || l.contains("# Safety"));
             assert!(reason, "{}:{}: unsafe without a SAFETY comment", path.display(), k + 1);
         }
     }

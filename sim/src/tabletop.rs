@@ -1,25 +1,18 @@
-//! The tabletop as a robot that can be reset and judged: in lockstep, or in real time.
+//! The tabletop as a robot that can be reset and judged, in lockstep. Whoever keeps a rate of their own applies one
+//! action per control period and takes the pictures from [`Tabletop::drawing`] on another thread.
 
 use crate::camera::CameraView;
 use crate::drawing::Drawing;
 use crate::scene::Scene;
 use crate::state::WorldState;
-use crate::studio::{Studio, photograph, views};
+use crate::studio::{photograph, views};
 use crate::tasks::{Judge, Sampler, Split, Task, TaskKind};
 use crate::world::World;
 use std::sync::Arc;
 use vela_embodiment::{
-    Action, Applied, Checked, Clock, Embodiment, Environment, Episode, Frame, MonotonicClock, Observation,
-    Outcome, Result, Robot, VirtualClock,
+    Action, Applied, Checked, Clock, Embodiment, Environment, Episode, Observation, Outcome, Result, Robot,
+    VirtualClock,
 };
-
-/// How time passes and who takes the pictures.
-enum Pace {
-    /// As fast as it goes: `apply` moves the clock, `observe` takes the pictures.
-    Lockstep { clock: Arc<VirtualClock>, frames: bool },
-    /// The caller keeps the rate; a thread takes the pictures.
-    RealTime { clock: Arc<MonotonicClock>, studio: Studio },
-}
 
 /// A simulated arm over a table. What a policy may see is in [`Robot::observe`]; the truth is in the other methods.
 pub struct Tabletop {
@@ -29,46 +22,35 @@ pub struct Tabletop {
     world: World,
     task: Task,
     judge: Judge,
-    pace: Pace,
+    clock: Arc<VirtualClock>,
+    pictures: bool,
 }
 
 impl Tabletop {
-    /// A table in lockstep, set up with reach episode 0 of `split`. Same seeds, same actions: same bytes.
+    /// A table in lockstep, set up with reach episode 0 of `split`: [`Robot::apply`] moves the clock and
+    /// [`Robot::observe`] takes the pictures. Same seeds, same actions: same bytes.
     pub fn lockstep(embodiment: &Embodiment, split: Split) -> Result<Self> {
-        let pace = Pace::Lockstep { clock: Arc::new(VirtualClock::new()), frames: true };
-        Self::new(embodiment, split, pace)
+        Self::new(embodiment, split, true)
     }
 
     /// The same without pictures: for experts, which look at the state.
     pub fn blind(embodiment: &Embodiment, split: Split) -> Result<Self> {
-        let pace = Pace::Lockstep { clock: Arc::new(VirtualClock::new()), frames: false };
-        Self::new(embodiment, split, pace)
+        Self::new(embodiment, split, false)
     }
 
-    /// A table in real time: the caller applies one action per control period; each advances the world by one.
-    /// A thread takes the pictures; [`Robot::observe`] gives the newest ones and never waits.
-    pub fn real_time(embodiment: &Embodiment, split: Split) -> Result<Self> {
-        let pace = Pace::RealTime {
-            clock: Arc::new(MonotonicClock::new()),
-            studio: Studio::open(&embodiment.cameras),
-        };
-        Self::new(embodiment, split, pace)
-    }
-
-    fn new(embodiment: &Embodiment, split: Split, pace: Pace) -> Result<Self> {
+    fn new(embodiment: &Embodiment, split: Split, pictures: bool) -> Result<Self> {
         let sampler = Sampler::new(embodiment)?;
         let (scene, task) = sampler.sample(TaskKind::Reach, 0, split, false)?;
-        let mut table = Self {
+        Ok(Self {
             embodiment: embodiment.clone(),
             world: World::new(embodiment, &scene)?,
             judge: Judge::new(&scene, &task),
             sampler,
             split,
             task,
-            pace,
-        };
-        table.first_pictures()?;
-        Ok(table)
+            clock: Arc::new(VirtualClock::new()),
+            pictures,
+        })
     }
 
     /// Sets up a scene of the caller's own.
@@ -76,20 +58,13 @@ impl Tabletop {
         self.world = World::new(&self.embodiment, scene)?;
         self.judge = Judge::new(scene, task);
         self.task = task.clone();
-        self.first_pictures()
+        Ok(())
     }
 
     /// Asks for something else in the present state of the present scene; the judge begins anew.
     pub fn ask(&mut self, task: &Task) {
         self.judge = Judge::new(self.world.scene(), task);
         self.task = task.clone();
-    }
-
-    fn first_pictures(&mut self) -> Result<()> {
-        match &self.pace {
-            Pace::RealTime { clock, studio } => studio.begin(&self.world.drawing(), clock.now()),
-            Pace::Lockstep { .. } => Ok(()),
-        }
     }
 
     /// From which scenes and sentences [`Environment::reset`] draws.
@@ -131,16 +106,6 @@ impl Tabletop {
     pub fn camera_views(&self, drawing: &Drawing) -> Result<Vec<CameraView>> {
         views(&self.embodiment.cameras, drawing)
     }
-
-    fn frames(&self) -> Result<Vec<Frame>> {
-        match &self.pace {
-            Pace::Lockstep { frames: false, .. } => Ok(Vec::new()),
-            Pace::Lockstep { clock, .. } => {
-                photograph(&self.embodiment.cameras, &self.world.drawing(), clock.now())
-            }
-            Pace::RealTime { studio, .. } => Ok(studio.newest()),
-        }
-    }
 }
 
 impl Robot for Tabletop {
@@ -149,8 +114,12 @@ impl Robot for Tabletop {
     }
 
     fn observe(&mut self) -> Result<Observation> {
+        let frames = match self.pictures {
+            true => photograph(&self.embodiment.cameras, &self.world.drawing(), self.clock.now())?,
+            false => Vec::new(),
+        };
         Ok(Observation {
-            frames: self.frames()?,
+            frames,
             joint_positions: self.world.state().joint_positions,
             instruction: self.task.instruction.clone(),
             stamp: self.clock().now(),
@@ -159,20 +128,14 @@ impl Robot for Tabletop {
 
     fn apply(&mut self, action: Checked<Action>) -> Result<Applied> {
         self.world.step(&action.get().joint_targets)?;
-        match &self.pace {
-            Pace::Lockstep { clock, .. } => clock.advance_secs(self.embodiment.period_secs()),
-            Pace::RealTime { clock, studio } => studio.submit(self.world.drawing(), clock.now()),
-        }
+        self.clock.advance_secs(self.embodiment.period_secs());
         let state = self.world.state();
         self.judge.update(&state);
         Ok(Applied { joint_targets: state.joint_targets, stamp: self.clock().now() })
     }
 
     fn clock(&self) -> Arc<dyn Clock> {
-        match &self.pace {
-            Pace::Lockstep { clock, .. } => Arc::clone(clock) as Arc<dyn Clock>,
-            Pace::RealTime { clock, .. } => Arc::clone(clock) as Arc<dyn Clock>,
-        }
+        Arc::clone(&self.clock) as Arc<dyn Clock>
     }
 }
 
@@ -234,27 +197,6 @@ mod tests {
             assert_eq!(targets, expert.targets(table.scene(), table.task(), &table.state()));
             table.world.step(&targets)?;
         }
-        Ok(())
-    }
-
-    #[test]
-    fn in_real_time_pictures_come_from_a_thread_and_are_there_from_the_start() -> Result<()> {
-        let so101 = Embodiment::so101()?;
-        let mut table = Tabletop::real_time(&so101, Split::Test)?;
-        table.reset(&episode("reach", 1))?;
-        let first = table.observe()?;
-        first.check(&so101)?;
-        let mut gate = SafetyGate::new(&so101, GateConfig::default(), &first.joint_positions)?;
-        for _ in 0..30 {
-            let targets: Vec<f64> = first.joint_positions.iter().map(|q| q + 0.2).collect();
-            let now = table.clock().now();
-            let verdict = gate.check(Some((&Action { joint_targets: targets }, now)), now);
-            table.apply(verdict.action)?;
-            table.clock().sleep_until(now.plus_secs(0.034));
-        }
-        let last = table.observe()?;
-        assert!(last.frames[0].stamp > first.frames[0].stamp);
-        assert!(last.frames[0].rgb != first.frames[0].rgb);
         Ok(())
     }
 

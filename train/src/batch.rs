@@ -55,7 +55,8 @@ pub fn lot(
     let (mut positions, mut position_mask) = (Vec::new(), Vec::new());
     let cell = config.vision.patch_size * config.projector.shuffle;
     for ((_, example), sentence) in moments.iter().zip(&sentences) {
-        if example.frames.len() != cameras * size * size * 3 || example.actions.len() != horizon * example.state.len()
+        if example.frames.len() != cameras * size * size * 3
+            || example.actions.len() != horizon * example.state.len()
         {
             return Err(Error::Parse {
                 what: "lesson".into(),

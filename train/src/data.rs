@@ -36,7 +36,8 @@ impl Library {
 
     /// The moments of a step, with their sentences; the same for the same seed, step and lessons.
     pub fn draw(&self, seed: u64, step: usize, count: usize) -> Vec<(&str, &Example)> {
-        let mut rng = vela_embodiment::stream(seed ^ (step as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15), "batch");
+        let mut rng =
+            vela_embodiment::stream(seed ^ (step as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15), "batch");
         (0..count)
             .filter(|_| !self.index.is_empty())
             .map(|_| {
@@ -73,13 +74,18 @@ pub fn grounding(labels: &[u8], size: usize, cell: usize) -> [Vec<f32>; 2] {
 }
 
 /// Applies `f` to the labels of each `cell x cell` square, camera by camera, row by row.
-fn cells<T>(labels: &[u8], size: usize, cell: usize, f: impl Fn(&mut dyn Iterator<Item = u8>) -> T) -> Vec<T> {
+fn cells<T>(
+    labels: &[u8],
+    size: usize,
+    cell: usize,
+    f: impl Fn(&mut dyn Iterator<Item = u8>) -> T,
+) -> Vec<T> {
     let grid = size / cell;
     let mut out = Vec::with_capacity(labels.len() / (cell * cell));
     for picture in labels.chunks_exact(size * size) {
         for (row, column) in (0..grid * grid).map(|k| (k / grid, k % grid)) {
-            let mut pixels = (0..cell * cell)
-                .map(|k| picture[(row * cell + k / cell) * size + column * cell + k % cell]);
+            let mut pixels =
+                (0..cell * cell).map(|k| picture[(row * cell + k / cell) * size + column * cell + k % cell]);
             out.push(f(&mut pixels));
         }
     }

@@ -89,10 +89,12 @@ impl Lesson {
     pub fn load(path: &Path) -> Result<Self> {
         let tensors = candle_core::safetensors::load(path, &Device::Cpu)?;
         let refuse = |why: &str| Error::Parse { what: path.display().to_string(), why: why.to_owned() };
-        let get = |name: &str| tensors.get(name).ok_or_else(|| refuse(&format!("tensor '{name}' is missing")));
+        let get =
+            |name: &str| tensors.get(name).ok_or_else(|| refuse(&format!("tensor '{name}' is missing")));
         let n = get("state")?.dim(0)?;
         let rows = |name: &str| -> Result<Vec<Vec<f32>>> { Ok(get(name)?.to_vec2::<f32>()?) };
-        let bytes = |name: &str| -> Result<Vec<Vec<u8>>> { Ok(get(name)?.reshape((n, ()))?.to_vec2::<u8>()?) };
+        let bytes =
+            |name: &str| -> Result<Vec<Vec<u8>>> { Ok(get(name)?.reshape((n, ()))?.to_vec2::<u8>()?) };
         let (states, actions, truths) = (rows("state")?, rows("actions")?, rows("truth")?);
         let (frames, labels) = (bytes("frames")?, bytes("labels")?);
         let mut examples = Vec::with_capacity(n);

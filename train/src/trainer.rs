@@ -7,9 +7,9 @@ use crate::data::Library;
 use crate::error::{Error, Result};
 use std::collections::HashMap;
 use std::path::Path;
-use vela_nn::{AdamW, AdamWConfig, Device, Tensor, Var, Weights, random, shard_gradients_with};
 use vela_embodiment::Embodiment;
 use vela_llm::Tokenizer;
+use vela_nn::{AdamW, AdamWConfig, Device, Tensor, Var, Weights, random, shard_gradients_with};
 use vela_policy::{Vla, VlaConfig, VlaPolicy, folder};
 
 /// What one step showed.
@@ -115,10 +115,9 @@ impl Trainer {
                 lot(&self.vla_config, &self.tokenizer, moments, config.flow_draws, &mut rng)
             })
             .collect::<Result<_>>()?;
-        let (gradients, parts) =
-            shard_gradients_with(&self.vars, config.shards, |shard| {
-                self.loss(&lots[shard]).map_err(vela_nn::Error::invalid)
-            })?;
+        let (gradients, parts) = shard_gradients_with(&self.vars, config.shards, |shard| {
+            self.loss(&lots[shard]).map_err(vela_nn::Error::invalid)
+        })?;
         if !gradients.loss.is_finite() {
             return Err(Error::Diverged(step));
         }
@@ -153,8 +152,8 @@ impl Trainer {
         let patch = self.auxiliary.patch_loss(prefix.patch_tokens(), &lot.labels)?;
         let grounding = self.auxiliary.grounding_loss(&prefix.image_hidden()?, &lot.labels)?;
         let position = self.auxiliary.position_loss(&prefix.state_hidden()?, &lot.labels)?;
-        let parts = [&flow, &patch, &grounding, &position]
-            .map(|loss| loss.to_scalar::<f32>().unwrap_or(f32::NAN));
+        let parts =
+            [&flow, &patch, &grounding, &position].map(|loss| loss.to_scalar::<f32>().unwrap_or(f32::NAN));
         let sum = (((&flow + (patch * c.patch_weight)?)? + (grounding * c.grounding_weight)?)?
             + (position * c.position_weight)?)?;
         Ok((sum, parts))

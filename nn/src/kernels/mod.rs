@@ -6,6 +6,7 @@
 pub mod activation;
 pub mod adam;
 pub mod attention;
+pub mod candle_pool;
 pub mod data;
 pub mod embedding;
 pub mod heads;
@@ -16,5 +17,6 @@ pub mod matmul;
 pub mod mlp;
 pub mod node;
 pub mod norm;
+pub mod pool;
 pub mod rope;
 pub mod simd;

@@ -70,11 +70,14 @@ pub enum Split {
     HeldOutPhrasing,
     /// Targets that training never names.
     HeldOutPair,
+    /// A test scene, with the sentence changed to name another of its objects.
+    Swap,
 }
 
 impl Split {
     /// All of them.
-    pub const ALL: [Split; 4] = [Split::Train, Split::Test, Split::HeldOutPhrasing, Split::HeldOutPair];
+    pub const ALL: [Split; 5] =
+        [Split::Train, Split::Test, Split::HeldOutPhrasing, Split::HeldOutPair, Split::Swap];
 
     /// Its name in commands and tables.
     pub fn name(self) -> &'static str {
@@ -83,7 +86,20 @@ impl Split {
             Split::Test => "test",
             Split::HeldOutPhrasing => "held_out_phrasing",
             Split::HeldOutPair => "held_out_pair",
+            Split::Swap => "swap",
         }
+    }
+
+    /// The split of a name.
+    ///
+    /// # Errors
+    /// Names the splits that are known.
+    pub fn from_name(name: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|split| split.name() == name).ok_or_else(|| Error::Unknown {
+            kind: "split",
+            name: name.to_owned(),
+            known: Self::ALL.map(Self::name).join(", "),
+        })
     }
 }
 

@@ -40,8 +40,19 @@ impl Sampler {
         Ok(Self { home: pointing.home()?, pointing, open })
     }
 
-    /// A scene and its task. Decided by all four arguments; no two splits share a scene.
+    /// A scene and its task. Decided by all four arguments; no two splits share a scene, but that a swap is a test
+    /// scene (another one where nothing else can be named).
     pub fn sample(&self, kind: TaskKind, seed: u64, split: Split, randomise: bool) -> Result<(Scene, Task)> {
+        if split == Split::Swap {
+            for again in 0..100 {
+                let (scene, task) =
+                    self.sample(kind, seed.wrapping_add(again << 32), Split::Test, randomise)?;
+                if let Some(task) = task.swapped(&scene) {
+                    return Ok((scene, task));
+                }
+            }
+            return Err(Error::Robot(format!("found no scene to swap with seed {seed}")));
+        }
         let book = TaskBook::builtin()?;
         let mut rng = stream(seed, &format!("tabletop {} {} words", split.name(), kind.name()));
         let none = || Error::Robot("the task book has no target or phrasing left".into());

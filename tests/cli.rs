@@ -1,0 +1,186 @@
+//! End to end, over the built binary: what each verb prints, what it leaves behind, and how it fails.
+
+use serde_json::Value;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+fn vela(args: &[&str]) -> Result<Output, Box<dyn std::error::Error>> {
+    Ok(Command::new(env!("CARGO_BIN_EXE_vela")).args(args).output()?)
+}
+
+/// Runs a verb that must succeed and print JSON.
+fn json(args: &[&str]) -> Result<Value, Box<dyn std::error::Error>> {
+    let output = vela(args)?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).into_owned().into());
+    }
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+/// The one sentence of a verb that must fail with status 1.
+fn complaint(args: &[&str]) -> Result<String, Box<dyn std::error::Error>> {
+    let output = vela(args)?;
+    let words = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{args:?}: {words}");
+    assert!(words.starts_with("vela: ") && !words.contains("panicked"), "{words}");
+    Ok(words)
+}
+
+fn text(path: &Path) -> String {
+    path.display().to_string()
+}
+
+#[test]
+fn every_verb_explains_itself_and_wrong_usage_is_status_2() -> Outcome {
+    for verb in ["demo", "eval", "sim", "act", "record", "replay", "train", "verify"] {
+        let help = vela(&[verb, "--help"])?;
+        assert!(help.status.success() && help.stdout.len() > 200, "{verb} --help");
+    }
+    assert_eq!(vela(&["juggle"])?.status.code(), Some(2));
+    assert_eq!(vela(&["eval", "--episodes", "many"])?.status.code(), Some(2));
+    Ok(())
+}
+
+#[test]
+fn a_snapshot_is_a_picture_and_the_truth_and_repeats() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let picture = |name: &str| text(&dir.path().join(name));
+    let [first, again] = ["a.png", "b.png"].map(picture);
+    let scene = json(&["sim", "--snapshot", &first, "--seed", "7", "--json"])?;
+    let objects = scene["objects"].as_array().ok_or("no objects")?;
+    assert!(objects.len() >= 3, "{scene}");
+    for object in objects {
+        assert!(object["color"].is_string() && object["shape"].is_string());
+        assert_eq!(object["position_m"].as_array().map(Vec::len), Some(3));
+    }
+    assert_eq!(scene, json(&["sim", "--snapshot", &again, "--seed", "7", "--json"])?);
+    assert_eq!(std::fs::read(&first)?, std::fs::read(&again)?);
+    let size = image::image_dimensions(&first)?;
+    assert_eq!(size, (640, 480));
+    Ok(())
+}
+
+#[test]
+fn the_expert_s_rates_are_counted_with_an_interval() -> Outcome {
+    let report = json(&["eval", "--policy", "expert", "--episodes", "10", "--json"])?;
+    let tasks = report["tasks"].as_array().ok_or("no tasks")?;
+    assert_eq!(tasks.len(), 5);
+    assert!(report["rate"].as_f64().ok_or("no rate")? >= 0.9, "{report}");
+    for task in tasks {
+        assert_eq!(task["episodes"], 10);
+        let interval = task["ci95"].as_array().ok_or("no interval")?;
+        assert!(interval[0].as_f64() <= task["rate"].as_f64());
+    }
+    Ok(())
+}
+
+#[test]
+fn the_built_in_policy_plays_a_suite() -> Outcome {
+    let args = ["eval", "--task", "reach", "--episodes", "3", "--json"];
+    let report = json(&args)?;
+    assert_eq!(report["tasks"][0]["task"], "reach");
+    assert!(report["policy_ms"]["p50"].as_f64().ok_or("no latency")? > 0.0);
+    let again = json(&args)?;
+    assert_eq!(report["tasks"], again["tasks"], "the same seeds give the same episodes");
+    Ok(())
+}
+
+#[test]
+fn a_recording_is_replayed_and_compared_with_a_policy() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let data = text(&dir.path().join("data"));
+    let rrd = dir.path().join("replay.rrd");
+    let recorded = json(&["record", "--out", &data, "--episodes", "2", "--task", "reach", "--json"])?;
+    assert_eq!(recorded["episodes"], 2);
+    let shown = json(&["replay", &data, "--rrd", &text(&rrd), "--json"])?;
+    assert_eq!(shown["frames"], recorded["frames"]);
+    assert!(std::fs::metadata(&rrd)?.len() > 10_000);
+    let compared = json(&["replay", &data, "--policy", "builtin", "--json"])?;
+    assert!(compared["mae_rad"].as_f64().ok_or("no error")? < 1.0);
+    assert_eq!(compared, json(&["replay", &data, "--policy", "builtin", "--json"])?);
+    // Adding to it works; another robot's data would be refused by the dataset's own tests.
+    let more = json(&["record", "--out", &data, "--episodes", "1", "--task", "reach", "--json"])?;
+    assert_eq!(more["episodes"], 3);
+    Ok(())
+}
+
+#[test]
+fn the_demo_moves_the_arm_over_zenoh_and_records_it() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let rrd = dir.path().join("demo.rrd");
+    let report = json(&["demo", "--task", "reach", "--rrd", &text(&rrd), "--json"])?;
+    let episode = &report["episodes"][0];
+    assert!(episode["chunks"].as_u64().ok_or("no chunks")? >= 1, "{report}");
+    assert!(episode["ticks"].as_u64().ok_or("no ticks")? >= 5, "{report}");
+    assert!(std::fs::metadata(&rrd)?.len() > 10_000);
+    Ok(())
+}
+
+#[test]
+fn sim_and_act_meet_in_two_processes() -> Outcome {
+    let sim = Command::new(env!("CARGO_BIN_EXE_vela"))
+        .args(["sim", "--task", "reach", "--wait-secs", "60", "--json"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let mut act = Command::new(env!("CARGO_BIN_EXE_vela"))
+        .args(["act", "--for-secs", "120"])
+        .stderr(Stdio::null())
+        .spawn()?;
+    let started = Instant::now();
+    let output = sim.wait_with_output()?;
+    act.kill()?;
+    act.wait()?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout)?;
+    assert!(report["chunks"].as_u64().ok_or("no chunks")? >= 1, "{report}");
+    assert!(started.elapsed() < Duration::from_secs(100));
+    Ok(())
+}
+
+#[test]
+fn bad_input_gets_one_clear_sentence() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let here = text(dir.path());
+    assert!(complaint(&["demo", "--task", "juggle"])?.contains("known: reach, push, pick, place, stack"));
+    assert!(complaint(&["demo", "--task", "fold the shirt"])?.contains("fold"));
+    assert!(complaint(&["eval", "--suite", "kitchen"])?.contains("known: tabletop"));
+    assert!(complaint(&["eval", "--policy", "nowhere"])?.contains("known: builtin, expert"));
+    assert!(complaint(&["eval", "--policy", &here])?.contains("config.json"));
+    assert!(complaint(&["replay", &here])?.contains("info.json"));
+    assert!(complaint(&["train", "--config", "nowhere.toml"])?.contains("nowhere.toml"));
+    Ok(())
+}
+
+#[test]
+fn a_torn_or_foreign_checkpoint_is_refused_with_every_difference() -> Outcome {
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tabletop");
+    let dir = tempfile::tempdir()?;
+    let copy = dir.path();
+    for entry in std::fs::read_dir(&shipped)? {
+        let entry = entry?;
+        std::fs::copy(entry.path(), copy.join(entry.file_name()))?;
+    }
+    let eval = ["eval", "--task", "reach", "--episodes", "1", "--policy", &text(copy)];
+    let weights = std::fs::read(copy.join("model.safetensors"))?;
+    std::fs::write(copy.join("model.safetensors"), &weights[..weights.len() / 2])?;
+    complaint(&eval)?;
+    std::fs::write(copy.join("model.safetensors"), &weights)?;
+    // Another robot: its joints have other names.
+    let embodiment = std::fs::read_to_string(copy.join("embodiment.json"))?;
+    std::fs::write(copy.join("embodiment.json"), embodiment.replace("elbow_flex", "knee"))?;
+    assert!(complaint(&eval)?.contains("knee"));
+    std::fs::write(copy.join("embodiment.json"), &embodiment)?;
+    // A deeper network than the weights: the missing tensors are named.
+    let config = std::fs::read_to_string(copy.join("config.json"))?;
+    let mut deeper: Value = serde_json::from_str(&config)?;
+    let layers = deeper["decoder"]["layers"].as_u64().ok_or("no layers")?;
+    deeper["decoder"]["layers"] = (layers + 1).into();
+    std::fs::write(copy.join("config.json"), deeper.to_string())?;
+    let words = complaint(&eval)?;
+    assert!(words.contains("missing") && words.contains(&format!("layers.{layers}.")), "{words}");
+    Ok(())
+}
