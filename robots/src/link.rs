@@ -1,8 +1,9 @@
 //! The link between control loop and policy: two zenoh sessions, queries with whole messages, a liveliness token.
 //!
-//! Under a base key (`vela/so101`): `BASE/policy/hello` and `BASE/policy/chunk` answer queries with the messages of
-//! [`crate::wire`], and `BASE/policy/alive/ID` is there for as long as the policy is. The robot asks, the policy
-//! answers; one question is in flight at a time.
+//! Every policy has a place of its own under the arm's base key (`vela/so101`): `BASE/policy/ID/hello` and
+//! `BASE/policy/ID/chunk` answer queries with the messages of [`crate::wire`], and the token `BASE/policy/ID/alive` is
+//! there for as long as the policy is; ID is its session's. The robot asks the one that has been there longest, one
+//! question at a time, so that two policies never answer the same question.
 
 mod remote;
 mod serve;
@@ -14,7 +15,7 @@ pub use session::{Side, loopback_pair, open_session};
 
 use vela_embodiment::Error;
 
-/// The keys of one arm's policy.
+/// The keys of one policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Keys {
     hello: String,
@@ -23,8 +24,9 @@ struct Keys {
 }
 
 impl Keys {
-    fn new(base: &str) -> Self {
-        let key = |name: &str| format!("{base}/policy/{name}");
+    /// Of the policy with this ID, or with `*` of all.
+    fn new(base: &str, id: &str) -> Self {
+        let key = |name: &str| format!("{base}/policy/{id}/{name}");
         Self { hello: key("hello"), chunk: key("chunk"), alive: key("alive") }
     }
 }

@@ -3,7 +3,6 @@
 use super::{Keys, failed};
 use crate::resolve::require_policy_fits;
 use crate::wire::{answer, ask, hello};
-use std::collections::HashSet;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -18,18 +17,34 @@ use zenoh::{Session, Wait};
 /// How often a waiting call looks whether the policy is still alive.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// Who is there, and whether someone came since we last greeted.
+/// Who is there.
 #[derive(Default)]
 struct Presence {
-    alive: HashSet<String>,
-    greeted: bool,
+    /// Tokens, the one that has been there longest first.
+    tokens: Vec<String>,
+    /// The token of the policy whose contract was compared.
+    greeted: Option<String>,
+}
+
+impl Presence {
+    fn saw(&mut self, token: &str, kind: SampleKind) {
+        self.tokens.retain(|known| known != token);
+        match kind {
+            SampleKind::Put => self.tokens.push(token.to_owned()),
+            SampleKind::Delete => {}
+        }
+        // Who left and came back, or is another, is greeted again.
+        if self.greeted.as_deref() == Some(token) {
+            self.greeted = None;
+        }
+    }
 }
 
 /// A policy behind zenoh. It may come, go and come back: while it is away every question fails at once, and when it
 /// returns the contracts are compared again before the first question.
 pub struct RemotePolicy {
     session: Session,
-    keys: Keys,
+    base: String,
     robot: Embodiment,
     spec: PolicySpec,
     timeout: Duration,
@@ -47,33 +62,24 @@ impl RemotePolicy {
     /// # Errors
     /// The session is closed or the key is no key.
     pub fn new(session: &Session, base: &str, robot: &Embodiment, timeout_secs: f64) -> Result<Self> {
-        let keys = Keys::new(base);
+        let watched = Keys::new(base, "*").alive;
         let presence = Arc::new(Mutex::new(Presence::default()));
         let watcher = session
             .liveliness()
-            .declare_subscriber(format!("{}/*", keys.alive))
+            .declare_subscriber(watched.as_str())
             .history(true)
             .callback({
                 let presence = presence.clone();
                 move |sample: Sample| {
                     let mut presence = presence.lock().unwrap_or_else(PoisonError::into_inner);
-                    let key = sample.key_expr().as_str().to_owned();
-                    match sample.kind() {
-                        SampleKind::Put => {
-                            presence.alive.insert(key);
-                            presence.greeted = false;
-                        }
-                        SampleKind::Delete => {
-                            presence.alive.remove(&key);
-                        }
-                    }
+                    presence.saw(sample.key_expr().as_str(), sample.kind());
                 }
             })
             .wait()
-            .map_err(|e| failed(&format!("watching {}", keys.alive), e))?;
+            .map_err(|e| failed(&format!("watching {watched}"), e))?;
         Ok(Self {
             session: session.clone(),
-            keys,
+            base: base.to_owned(),
             robot: robot.clone(),
             spec: PolicySpec {
                 embodiment: robot.clone(),
@@ -99,15 +105,15 @@ impl RemotePolicy {
     pub fn wait_ready(&mut self, secs: f64) -> Result<()> {
         let deadline = self.clock.now().plus_secs(secs);
         loop {
-            if self.alive() {
-                match self.greet() {
+            if let Some(token) = self.token() {
+                match self.greet(&token) {
                     // It may have gone between its token and our question.
                     Err(Error::Link(_)) if self.clock.now() < deadline => {}
                     other => return other,
                 }
             }
             if self.clock.now() >= deadline {
-                return Err(Error::Link(format!("no policy at {} within {secs:.1} s", self.keys.chunk)));
+                return Err(Error::Link(format!("no policy at {} within {secs:.1} s", self.base)));
             }
             std::thread::sleep(LOOK);
         }
@@ -115,7 +121,18 @@ impl RemotePolicy {
 
     /// Whether a policy is there now.
     pub fn alive(&self) -> bool {
-        !self.presence.lock().unwrap_or_else(PoisonError::into_inner).alive.is_empty()
+        self.token().is_some()
+    }
+
+    /// The token of the policy to ask.
+    fn token(&self) -> Option<String> {
+        self.presence.lock().unwrap_or_else(PoisonError::into_inner).tokens.first().cloned()
+    }
+
+    /// The keys beside a token.
+    fn keys(&self, token: &str) -> Keys {
+        let id = token.rsplit('/').nth(1).unwrap_or_default();
+        Keys::new(&self.base, id)
     }
 
     /// Seconds that the policy itself thought about the last answer, link excluded.
@@ -123,31 +140,20 @@ impl RemotePolicy {
         self.thought_secs
     }
 
-    fn greet(&mut self) -> Result<()> {
-        // Marked first: who comes while we greet is greeted again.
-        self.presence.lock().unwrap_or_else(PoisonError::into_inner).greeted = true;
-        let greeting = hello::Hello { embodiment: self.robot.clone() };
-        let result = self
-            .ask(&self.keys.hello, hello::encode_hello(&greeting)?)
-            .and_then(|bytes| hello::decode_welcome(&bytes)?.into_spec())
-            .and_then(|spec| require_policy_fits(&self.robot, &spec).map(|()| spec));
-        match result {
-            Ok(spec) => {
-                self.spec = spec;
-                Ok(())
-            }
-            Err(error) => {
-                self.presence.lock().unwrap_or_else(PoisonError::into_inner).greeted = false;
-                Err(error)
-            }
-        }
+    /// Compares contracts with the policy that has this token.
+    fn greet(&mut self, token: &str) -> Result<()> {
+        let greeting = hello::encode_hello(&hello::Hello { embodiment: self.robot.clone() })?;
+        let welcome = self.ask(&self.keys(token).hello, token, greeting)?;
+        let spec = hello::decode_welcome(&welcome)?.into_spec()?;
+        require_policy_fits(&self.robot, &spec)?;
+        self.spec = spec;
+        let mut presence = self.presence.lock().unwrap_or_else(PoisonError::into_inner);
+        presence.greeted = presence.tokens.first().filter(|first| *first == token).cloned();
+        Ok(())
     }
 
     /// One query and its reply.
-    fn ask(&self, key: &str, payload: Vec<u8>) -> Result<Vec<u8>> {
-        if !self.alive() {
-            return Err(Error::Link(format!("no policy at {key}")));
-        }
+    fn ask(&self, key: &str, token: &str, payload: Vec<u8>) -> Result<Vec<u8>> {
         let (sender, replies) = channel();
         self.session
             .get(key)
@@ -174,7 +180,7 @@ impl RemotePolicy {
                 Err(RecvTimeoutError::Disconnected) => {
                     return Err(Error::Link(format!("{key}: the policy gave no answer")));
                 }
-                Err(RecvTimeoutError::Timeout) if !self.alive() => {
+                Err(RecvTimeoutError::Timeout) if self.token().as_deref() != Some(token) => {
                     return Err(Error::Link(format!("{key}: the policy went away")));
                 }
                 Err(RecvTimeoutError::Timeout) if self.clock.now() >= deadline => {
@@ -193,14 +199,14 @@ impl Policy for RemotePolicy {
     }
 
     fn infer(&mut self, history: &[Observation], options: &InferOptions) -> Result<ActionChunk> {
-        let greeted = self.presence.lock().unwrap_or_else(PoisonError::into_inner).greeted;
-        if !greeted {
-            if !self.alive() {
-                return Err(Error::Link(format!("no policy at {}", self.keys.chunk)));
-            }
-            let before = self.spec.history;
-            self.greet()?;
-            if self.spec.history != before && history.len() != self.spec.history {
+        let (token, greeted) = {
+            let presence = self.presence.lock().unwrap_or_else(PoisonError::into_inner);
+            (presence.tokens.first().cloned(), presence.greeted.clone())
+        };
+        let Some(token) = token else { return Err(Error::Link(format!("no policy at {}", self.base))) };
+        if greeted.as_ref() != Some(&token) {
+            self.greet(&token)?;
+            if history.len() != self.spec.history {
                 let (wanted, got) = (self.spec.history, history.len());
                 return Err(Error::Policy(format!(
                     "it wants {wanted} observations, this question has {got}"
@@ -210,7 +216,7 @@ impl Policy for RemotePolicy {
         self.sequence += 1;
         let question =
             ask::Ask { sequence: self.sequence, history: history.to_vec(), options: options.clone() };
-        let bytes = self.ask(&self.keys.chunk, ask::encode(&question)?)?;
+        let bytes = self.ask(&self.keys(&token).chunk, &token, ask::encode(&question)?)?;
         let reply = answer::decode(&bytes)?;
         if reply.sequence != self.sequence {
             let (wanted, got) = (self.sequence, reply.sequence);

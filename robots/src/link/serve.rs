@@ -48,7 +48,7 @@ pub fn serve_policy(
     shutdown: &AtomicBool,
     listener: &mut dyn FnMut(ServeEvent),
 ) -> Result<ServeReport> {
-    let keys = Keys::new(base);
+    let keys = Keys::new(base, &session.zid().to_string());
     let spec = policy.spec().clone();
     // Dropping these at the end takes them back; the token goes first because it was declared last.
     let _hello = session
@@ -69,8 +69,8 @@ pub fn serve_policy(
         })
         .wait()
         .map_err(|e| failed(&keys.chunk, e))?;
-    let alive = format!("{}/{}", keys.alive, session.zid());
-    let _token = session.liveliness().declare_token(alive.as_str()).wait().map_err(|e| failed(&alive, e))?;
+    let token = session.liveliness().declare_token(keys.alive.as_str());
+    let _token = token.wait().map_err(|e| failed(&keys.alive, e))?;
 
     let watch = MonotonicClock::new();
     let mut report = ServeReport::default();

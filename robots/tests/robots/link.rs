@@ -84,7 +84,7 @@ fn nobody_there_a_slow_and_a_leaving_policy_are_errors_in_time() -> Result<()> {
     let history = [observation];
     let options = InferOptions::default();
     let said = |remote: &mut RemotePolicy| remote.infer(&history, &options).err().map(|e| e.to_string());
-    assert!(said(&mut remote).is_some_and(|text| text.contains("no policy at vela/test/policy/chunk")));
+    assert!(said(&mut remote).is_some_and(|text| text.contains("no policy at vela/test")));
     assert!(remote.wait_ready(0.05).is_err());
 
     let policy = FakePolicy::new()?;
@@ -139,6 +139,31 @@ fn the_arm_follows_a_far_policy_holds_when_it_dies_and_goes_on_with_the_next() -
     let report = controller.finish().report;
     assert!(report.chunks > 0 && report.failures > 0);
     server.end()?;
+    Ok(())
+}
+
+/// Seen once: with one key for all policies both answered, and neither when the first had gone.
+#[test]
+fn a_second_policy_waits_and_takes_over_when_the_first_goes() -> Result<()> {
+    let (robot, far) = loopback_pair()?;
+    let mut remote = RemotePolicy::new(&robot, KEY, &Embodiment::so101()?, 2.0)?;
+    let server = serve(&far, FakePolicy::new()?);
+    remote.wait_ready(10.0)?;
+    // The robot's own session serves as the second one's: another identity all the same.
+    let mut second = FakePolicy::new()?;
+    second.spec.checkpoint = "second".into();
+    let calls = second.switches.calls.clone();
+    let second = serve(&robot, second);
+    let history = [FakeArm::lockstep()?.observe()?];
+    for _ in 0..20 {
+        assert_eq!(remote.infer(&history, &InferOptions::default())?.checkpoint, "fake");
+    }
+    assert_eq!(calls.load(Ordering::SeqCst), 0);
+    server.end()?;
+    let mut next = || remote.infer(&history, &InferOptions::default());
+    assert!(eventually(|| next().is_ok_and(|chunk| chunk.checkpoint == "second")));
+    assert_eq!(remote.spec().checkpoint, "second");
+    second.end()?;
     Ok(())
 }
 
