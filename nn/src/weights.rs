@@ -147,6 +147,8 @@ pub struct Weights {
 
 impl Weights {
     fn new(mode: Mode, stored: HashMap<String, Stored>) -> Self {
+        // Every model begins with its weights.
+        crate::kernels::candle_pool::keep_out();
         Self { source: Arc::new(Source { mode, stored, state: Mutex::default() }), prefix: String::new() }
     }
 
