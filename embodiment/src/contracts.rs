@@ -26,9 +26,10 @@ pub struct PolicySpec {
 pub struct InferOptions {
     /// Seed of the sampling noise.
     pub seed: u64,
-    /// Control ticks that are expected to pass before the chunk arrives.
+    /// Control ticks that are expected to pass between the observation and the chunk's arrival.
     pub delay_ticks: usize,
-    /// The rest of the previous chunk, `[ticks][dims]`, that will be carried out meanwhile.
+    /// The rest of the previous chunk in absolute joint targets, `[ticks][joints]`, rad or m: row `k` is for the tick
+    /// of the new chunk's action `k`, and the first `delay_ticks` rows will be carried out whatever the answer.
     pub unexecuted: Vec<Vec<f64>>,
 }
 

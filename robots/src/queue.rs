@@ -82,7 +82,8 @@ impl ChunkQueue {
     }
 
     /// What is still to be carried out from the tick at `now` on: absolute joint targets, one row per control tick,
-    /// `[ticks][joints]`, rad or m.
+    /// `[ticks][joints]`, rad or m. At the stamp of an observation, row `k` is for the tick of action `k` of the chunk
+    /// that will answer it.
     pub fn unexecuted(&self, now: Stamp) -> Vec<Vec<f64>> {
         let Some(plan) = &self.plan else { return Vec::new() };
         (1..)

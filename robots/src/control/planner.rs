@@ -2,6 +2,7 @@
 
 use super::report::ControlEvent;
 use super::shared::{EventSink, Shared};
+use crate::queue::ChunkQueue;
 use crate::resolve::{Plan, Resolver, chunk_seed};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender};
@@ -12,7 +13,8 @@ use vela_embodiment::{ActionChunk, Error, InferOptions, Observation, Policy, Res
 pub(super) struct Request {
     pub(super) number: u64,
     pub(super) delay_ticks: usize,
-    pub(super) unexecuted: Vec<Vec<f64>>,
+    /// The present plan: only this thread knows which observation it will be compared with.
+    pub(super) queue: ChunkQueue,
 }
 
 /// What came of it.
@@ -74,7 +76,7 @@ fn think<P: Policy>(
     let options = InferOptions {
         seed: chunk_seed(seed, request.number),
         delay_ticks: request.delay_ticks,
-        unexecuted: request.unexecuted,
+        unexecuted: request.queue.unexecuted(newest.stamp),
     };
     let chunk = policy.infer(&history, &options)?;
     if chunk.observation_stamp != newest.stamp {

@@ -201,8 +201,7 @@ impl Loop<'_> {
         {
             return;
         }
-        let unexecuted = self.queue.unexecuted(now);
-        let request = Request { number: self.asked, delay_ticks: self.lead_ticks, unexecuted };
+        let request = Request { number: self.asked, delay_ticks: self.lead_ticks, queue: self.queue.clone() };
         if self.channels.requests.try_send(request).is_ok() {
             self.asked += 1;
             self.in_flight = true;
