@@ -51,6 +51,7 @@ pub fn shard_gradients_with<T: Send>(
     if shards == 0 {
         return Err(Error::invalid("shard_gradients: expected at least one shard"));
     }
+    crate::kernels::memory::keep_freed();
     let shared = Mutex::new(Shared {
         pending: BTreeMap::new(),
         extras: (0..shards).map(|_| None).collect(),

@@ -14,6 +14,7 @@ pub mod linear;
 pub mod loss;
 pub mod mapped;
 pub mod matmul;
+pub mod memory;
 pub mod mlp;
 pub mod node;
 pub mod norm;

@@ -1,0 +1,28 @@
+//! Keeps freed memory in the process while training.
+//!
+//! A training step frees and asks again for the same few hundred megabytes; by default glibc gives large blocks back to
+//! the system each time, and every page is faulted in and zeroed again (about 5 % of a step).
+
+/// Tells glibc's allocator to keep what is freed, in one arena. Elsewhere it does nothing.
+pub fn keep_freed() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        use std::ffi::c_int;
+        unsafe extern "C" {
+            fn mallopt(parameter: c_int, value: c_int) -> c_int;
+        }
+        const TRIM_THRESHOLD: c_int = -1;
+        const TOP_PAD: c_int = -2;
+        const MMAP_THRESHOLD: c_int = -3;
+        const ARENA_MAX: c_int = -8;
+        static ONCE: std::sync::Once = std::sync::Once::new();
+        ONCE.call_once(|| {
+            for (parameter, value) in
+                [(TRIM_THRESHOLD, c_int::MAX), (TOP_PAD, 64 << 20), (MMAP_THRESHOLD, 1 << 30), (ARENA_MAX, 1)]
+            {
+                // SAFETY: mallopt takes the allocator's own lock and only sets a number; an unknown parameter is refused.
+                unsafe { mallopt(parameter, value) };
+            }
+        });
+    }
+}
