@@ -32,7 +32,7 @@ pub(crate) const NAMES: [&str; 9] = ["min", "max", "mean", "std", "q01", "q10", 
 
 impl FeatureStats {
     /// Statistics of rows of equal width; linear interpolation between ranks, as numpy's default.
-    pub fn of_rows(rows: &[&[f32]]) -> Self {
+    pub(crate) fn of_rows(rows: &[&[f32]]) -> Self {
         let wide = rows.first().map_or(0, |row| row.len());
         let mut stats = Self { count: rows.len() as u64, ..Self::default() };
         for k in 0..wide {
@@ -47,7 +47,7 @@ impl FeatureStats {
     }
 
     /// Statistics of one column of numbers.
-    pub fn of_column(values: &[f64]) -> Self {
+    pub(crate) fn of_column(values: &[f64]) -> Self {
         let rows: Vec<[f32; 1]> = values.iter().map(|x| [*x as f32]).collect();
         Self::of_rows(&rows.iter().map(|row| &row[..]).collect::<Vec<_>>())
     }

@@ -219,5 +219,7 @@ fn spawn_viewer() -> Result<()> {
         wait_for_bind: true,
         ..rerun::SpawnOptions::default()
     };
-    rerun::spawn(&options).map(|_| ()).map_err(|e| Error::Viewer(e.to_string()))
+    // The rest of rerun's text is about installing; ours says that in one sentence.
+    let first_line = |e: rerun::SpawnError| e.to_string().lines().next().unwrap_or_default().to_owned();
+    rerun::spawn(&options).map(|_| ()).map_err(|e| Error::Viewer(first_line(e)))
 }
