@@ -1,12 +1,12 @@
 //! `vela demo`: a simulated arm does what sentences ask, in real time, over zenoh, through the safety gate.
 
 use crate::chooser;
-use crate::realtime::{self, Moment};
+use crate::realtime::{self, Moment, Stage};
 use crate::showing;
 use crate::stats::quantile;
 use anyhow::{Context, Result};
 use serde_json::json;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
@@ -113,7 +113,7 @@ fn play(
     let instruction = table.task().instruction.clone();
     let task = table.task().kind.name().to_owned();
     let scene = table.scene().clone();
-    let (arm, cameras, moments) = realtime::split(table);
+    let Stage { arm, cameras, moments, .. } = realtime::split(table);
     let options = ControlOptions { seed: episode.seed, ..ControlOptions::default() };
     let (controller, events) = Controller::start(arm, cameras, policy, &instruction, &options)?;
     let handle = controller.handle();
@@ -154,7 +154,7 @@ fn play(
 }
 
 fn live_line(args: &Args, task: &str, instruction: &str, moments: &Latest<Moment>, tick: u64) -> Result<()> {
-    if args.json || tick % 6 != 0 {
+    if args.json || tick % 6 != 0 || !std::io::stdout().is_terminal() {
         return Ok(());
     }
     let seconds = moments.get().map_or(0.0, |m| m.outcome.seconds);

@@ -1,6 +1,7 @@
 //! The simulated arm in real time: joints on the control loop's thread, pictures on the camera's.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use vela_embodiment::{
     Action, Applied, Camera, Checked, Clock, Embodiment, Environment, Error, Frame, FrameSource,
@@ -12,7 +13,7 @@ use vela_sim::state::WorldState;
 use vela_sim::studio::photograph;
 use vela_sim::tabletop::Tabletop;
 
-/// What the arm shows to the other threads after every tick.
+/// What the arm shows to the other threads at every tick.
 #[derive(Clone)]
 pub struct Moment {
     /// What the cameras see.
@@ -30,6 +31,7 @@ pub struct SimArm {
     table: Tabletop,
     clock: Arc<MonotonicClock>,
     moments: Arc<Latest<Moment>>,
+    restart: Arc<AtomicBool>,
 }
 
 /// The arm's cameras.
@@ -39,23 +41,42 @@ pub struct SimCameras {
     seen: u64,
 }
 
-/// Splits a table without pictures of its own into what the control loop needs, and what happens on it.
-pub fn split(table: Tabletop) -> (SimArm, SimCameras, Arc<Latest<Moment>>) {
+/// A table in the parts that the control loop needs, and what the others watch.
+pub struct Stage {
+    /// For the loop.
+    pub arm: SimArm,
+    /// For the camera thread.
+    pub cameras: SimCameras,
+    /// What happens.
+    pub moments: Arc<Latest<Moment>>,
+    /// When set, the judge begins anew at the next tick.
+    pub restart: Arc<AtomicBool>,
+}
+
+/// Takes apart a table without pictures of its own.
+pub fn split(table: Tabletop) -> Stage {
     let moments = Arc::new(Latest::default());
-    let cameras = table.embodiment().cameras.clone();
-    let arm = SimArm { table, clock: Arc::new(MonotonicClock::new()), moments: Arc::clone(&moments) };
-    arm.show();
-    (arm, SimCameras { cameras, moments: Arc::clone(&moments), seen: 0 }, moments)
+    let restart = Arc::new(AtomicBool::new(false));
+    let cameras =
+        SimCameras { cameras: table.embodiment().cameras.clone(), moments: Arc::clone(&moments), seen: 0 };
+    let arm = SimArm {
+        table,
+        clock: Arc::new(MonotonicClock::new()),
+        moments: Arc::clone(&moments),
+        restart: Arc::clone(&restart),
+    };
+    arm.show(arm.clock.now());
+    Stage { arm, cameras, moments, restart }
 }
 
 impl SimArm {
-    fn show(&self) {
+    fn show(&self, stamp: Stamp) {
         // A picture that is being copied just now costs this one; the next tick shows the next.
         self.moments.offer(Moment {
             drawing: self.table.drawing(),
             state: self.table.state(),
             outcome: self.table.outcome(),
-            stamp: self.clock.now(),
+            stamp,
         });
     }
 }
@@ -66,12 +87,24 @@ impl JointSide for SimArm {
     }
 
     fn joints(&mut self) -> Result<JointReading> {
-        Ok(JointReading { positions: self.table.state().joint_positions, stamp: self.clock.now() })
+        // Pictures and joints of one moment carry one stamp.
+        let stamp = self.clock.now();
+        self.show(stamp);
+        Ok(JointReading { positions: self.table.state().joint_positions, stamp })
     }
 
     fn apply(&mut self, action: Checked<Action>) -> Result<Applied> {
+        let restart = self.restart.load(Ordering::Acquire);
+        if restart {
+            let task = self.table.task().clone();
+            self.table.ask(&task);
+        }
         let applied = self.table.apply(action)?;
-        self.show();
+        if restart {
+            // Shown before the flag falls, so that nobody takes the old judge's word for the new one's.
+            self.show(self.clock.now());
+            self.restart.store(false, Ordering::Release);
+        }
         Ok(Applied { stamp: self.clock.now(), ..applied })
     }
 

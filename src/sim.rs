@@ -1,10 +1,11 @@
 //! `vela sim`: the simulated arm as a robot on zenoh, or one picture of its table with the truth beside it.
 
 use crate::demo::{BASE_KEY, LINK_TIMEOUT_SECS};
-use crate::realtime;
-use anyhow::{Context, Result};
+use crate::realtime::{self, Stage};
+use anyhow::{Context, Result, bail};
 use serde_json::json;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use vela_embodiment::{Embodiment, Environment, Episode};
 use vela_robots::{ControlEvent, ControlOptions, Controller, RemotePolicy, Side, open_session, ros2};
@@ -79,20 +80,30 @@ fn serve(args: &Args, embodiment: &Embodiment, table: Tabletop) -> Result<()> {
     let instruction = table.task().instruction.clone();
     eprintln!("the arm is on zenoh as '{BASE_KEY}' and as a ROS 2 robot; asked to: {instruction}");
     eprintln!("now run `vela act` in another shell");
-    let mut remote = RemotePolicy::new(&session, BASE_KEY, embodiment, LINK_TIMEOUT_SECS)?;
-    remote.wait_ready(args.wait_secs)?;
-    let (arm, cameras, moments) = realtime::split(table);
-    let (controller, events) =
-        Controller::start(arm, cameras, remote, &instruction, &ControlOptions::default())?;
+    // Not waited for: the arm stands and shows its joints until a policy comes.
+    let remote = RemotePolicy::new(&session, BASE_KEY, embodiment, LINK_TIMEOUT_SECS)?;
+    let Stage { arm, cameras, moments, restart } = realtime::split(table);
+    let options = ControlOptions { start_within_secs: args.wait_secs, ..ControlOptions::default() };
+    let (controller, events) = Controller::start(arm, cameras, remote, &instruction, &options)?;
     let handle = controller.handle();
+    let mut begun = false;
     let mut node = ros2::Node::start(&session, embodiment, &handle)?;
     loop {
         match events.recv_timeout(Duration::from_millis(100)) {
             Ok(event) => {
                 node.publish(&event)?;
-                let over = moments.get().is_some_and(|m| m.outcome.finished);
-                if over && matches!(event, ControlEvent::Tick(_)) {
-                    handle.stop("the episode is over");
+                match event {
+                    // The task's time runs from the first plan on.
+                    ControlEvent::Merged { .. } if !begun => {
+                        begun = true;
+                        restart.store(true, Ordering::Release);
+                    }
+                    ControlEvent::Tick(_) if begun && !restart.load(Ordering::Acquire) => {
+                        if moments.get().is_some_and(|m| m.outcome.finished) {
+                            handle.stop("the episode is over");
+                        }
+                    }
+                    _ => {}
                 }
             }
             Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {}
@@ -100,6 +111,9 @@ fn serve(args: &Args, embodiment: &Embodiment, table: Tabletop) -> Result<()> {
         }
     }
     let report = controller.wait().report;
+    if !begun {
+        bail!("no policy came in {} s: run `vela act` in another shell", args.wait_secs);
+    }
     let outcome = moments.get().context("the arm never moved")?.outcome;
     if args.json {
         let answer = json!({"instruction": instruction, "success": outcome.success, "seconds": outcome.seconds,

@@ -63,7 +63,7 @@ impl Tabletop {
 
     /// Asks for something else in the present state of the present scene; the judge begins anew.
     pub fn ask(&mut self, task: &Task) {
-        self.judge = Judge::new(self.world.scene(), task);
+        self.judge = Judge::new(self.world.scene(), task).from(self.world.time_secs());
         self.task = task.clone();
     }
 

@@ -23,6 +23,8 @@ pub struct Judge {
     task: Task,
     zones: Vec<([f64; 2], f64)>,
     time_limit_secs: f64,
+    /// World time of the first update of a judge that begins in a world already at work; else zero.
+    from_secs: f64,
     /// Since when the condition holds without a break.
     since_secs: Option<f64>,
     touched_another: bool,
@@ -36,15 +38,21 @@ impl Judge {
             task: task.clone(),
             zones: scene.zones.iter().map(|zone| (zone.xy_m, zone.half_m)).collect(),
             time_limit_secs: task.time_limit_secs(),
+            from_secs: 0.0,
             since_secs: None,
             touched_another: false,
             outcome: Outcome::default(),
         }
     }
 
+    /// The same, its time counted from `from_secs` of the world's.
+    pub fn from(self, from_secs: f64) -> Self {
+        Self { from_secs, ..self }
+    }
+
     /// Looks at the newest state and says how the episode stands.
     pub fn update(&mut self, state: &WorldState) -> Outcome {
-        let seconds = state.time_secs;
+        let seconds = state.time_secs - self.from_secs;
         if !self.outcome.success {
             let hold = match self.task.kind {
                 TaskKind::Reach | TaskKind::Push => 0.0,
