@@ -71,6 +71,7 @@ pub fn run(args: &Args) -> Result<()> {
         eprintln!("taken up at step {}", trainer.steps());
     }
     eprintln!("{} parameters, {} moments", trainer.parameters(), library.len());
+    let curves = Curves::open(&args.out, trainer.steps())?;
     let last = args.steps.unwrap_or(usize::MAX).min(config.total_steps());
     let bar = ProgressBar::new(last as u64)
         .with_style(ProgressStyle::with_template("{bar:30} {pos}/{len} steps, {eta} left  {msg}")?);
@@ -87,7 +88,11 @@ pub fn run(args: &Args) -> Result<()> {
             let report = trainer.step(&library)?;
             bar.set_position(report.step as u64);
             if report.step % 10 == 0 {
-                log(&args.out, &report, &bar)?;
+                curves.add(&report)?;
+                bar.set_message(format!(
+                    "loss {:.4}  flow {:.4}  patch {:.3}  grounding {:.3}  position {:.4}",
+                    report.loss, report.flow, report.patch, report.grounding, report.position
+                ));
             }
             if report.step % config.checkpoint_every == 0 || report.step == until {
                 trainer.save(&state)?;
@@ -103,18 +108,42 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// One line per ten steps, as JSON, beside the checkpoints.
-fn log(out: &Path, report: &Report, bar: &ProgressBar) -> Result<()> {
-    bar.set_message(format!(
-        "loss {:.4}  flow {:.4}  patch {:.3}  grounding {:.3}  position {:.4}",
-        report.loss, report.flow, report.patch, report.grounding, report.position
-    ));
-    let line = serde_json::json!({"step": report.step, "loss": report.loss, "flow": report.flow,
-        "patch": report.patch, "grounding": report.grounding, "position": report.position,
-        "gradient_norm": report.gradient_norm, "learning_rate": report.learning_rate});
-    let path = out.join("log.jsonl");
-    let mut file = std::fs::OpenOptions::new().create(true).append(true).open(&path)?;
-    Ok(writeln!(file, "{line}")?)
+/// The run's curves, in two forms: `log.jsonl`, one line per ten steps, and `curves.rrd` for rerun.
+struct Curves {
+    log: PathBuf,
+    recording: vela_viz::Curves,
+}
+
+impl Curves {
+    /// Takes up the curves up to `step`; later points, of a run that was stopped before it saved, are dropped.
+    fn open(out: &Path, step: usize) -> Result<Self> {
+        let log = out.join("log.jsonl");
+        let old = if log.exists() { std::fs::read_to_string(&log)? } else { String::new() };
+        let kept: Vec<Report> = old
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Report>(line).ok())
+            .filter(|report| report.step <= step)
+            .collect();
+        std::fs::write(&log, "")?;
+        let curves = Self { log, recording: vela_viz::Curves::open(&out.join("curves.rrd"))? };
+        kept.iter().try_for_each(|report| curves.add(report))?;
+        Ok(curves)
+    }
+
+    fn add(&self, report: &Report) -> Result<()> {
+        let points = [
+            ("loss", f64::from(report.loss)),
+            ("flow", f64::from(report.flow)),
+            ("patch", f64::from(report.patch)),
+            ("grounding", f64::from(report.grounding)),
+            ("position", f64::from(report.position)),
+            ("gradient_norm", f64::from(report.gradient_norm)),
+            ("learning_rate", report.learning_rate),
+        ];
+        self.recording.add(report.step, &points)?;
+        let mut file = std::fs::OpenOptions::new().append(true).open(&self.log)?;
+        Ok(writeln!(file, "{}", serde_json::to_string(report)?)?)
+    }
 }
 
 /// Makes the lessons of some seeds, or reads those that are there, and adds them in order.

@@ -5,6 +5,7 @@ use crate::batch::{Lot, lot};
 use crate::config::TrainConfig;
 use crate::data::Library;
 use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::path::Path;
 use vela_embodiment::Embodiment;
@@ -13,7 +14,7 @@ use vela_nn::{AdamW, AdamWConfig, Device, Tensor, Var, Weights, random, shard_gr
 use vela_policy::{Vla, VlaConfig, VlaPolicy, folder};
 
 /// What one step showed.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// Steps so far.
     pub step: usize,

@@ -4,11 +4,13 @@
 //! loop. The recording goes to a file, to the viewer, to both, or to memory for tests.
 
 mod blueprint;
+mod curves;
 mod error;
 mod scribe;
 mod show;
 mod solid;
 
+pub use curves::Curves;
 pub use error::{Error, Result};
 pub use show::{Backlog, Destination, Report, Show, Tick};
 pub use solid::{Form, Solid, srgb_from_linear};
