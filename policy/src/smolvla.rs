@@ -223,7 +223,8 @@ impl File {
         };
         Ok(VlaConfig {
             kind: "vela_vla".into(),
-            embedding_scale: (decoder.width as f32).sqrt(),
+            image_scale: (decoder.width as f32).sqrt(),
+            word_scale: (decoder.width as f32).sqrt(),
             vision: vlm.vision,
             projector: vlm.projector,
             decoder,

@@ -35,8 +35,10 @@ pub struct VlaConfig {
     pub camera_embeddings: bool,
     /// Numbers in the robot's state as the network sees it (padded).
     pub state_dims: usize,
-    /// Image and word embeddings are multiplied by this.
-    pub embedding_scale: f32,
+    /// Image tokens are multiplied by this.
+    pub image_scale: f32,
+    /// Word and camera embeddings are multiplied by this: what brings a fresh table to the size of the rest.
+    pub word_scale: f32,
     /// Added to every sentence.
     pub prompt_suffix: String,
     /// What the actions mean.
@@ -73,7 +75,8 @@ pub struct Vla {
     state_proj: Linear,
     expert: Expert,
     flow: FlowConfig,
-    embedding_scale: f64,
+    image_scale: f64,
+    word_scale: f64,
 }
 
 impl Vla {
@@ -102,7 +105,8 @@ impl Vla {
             state_proj: Linear::new(&weights.pp("state_proj"), config.state_dims, width, true)?,
             expert: Expert::new(weights, &both.pp("lm_expert"), &config.expert)?,
             flow: config.flow.clone(),
-            embedding_scale: f64::from(config.embedding_scale),
+            image_scale: f64::from(config.image_scale),
+            word_scale: f64::from(config.word_scale),
         })
     }
 
@@ -123,15 +127,15 @@ impl Vla {
         tap("vision_hidden", &patch_tokens);
         let features = self.projector.forward(&patch_tokens)?;
         tap("image_features", &features);
-        let seen = (features * self.embedding_scale)?;
+        let seen = (features * self.image_scale)?;
         let (_, tokens, model_width) = seen.dims3()?;
         let mut seen = seen.reshape((b, cameras, tokens, model_width))?;
         if let Some(embedding) = &self.camera_embedding {
-            let embedding = (embedding * self.embedding_scale)?.reshape((1, cameras, 1, model_width))?;
+            let embedding = (embedding * self.word_scale)?.reshape((1, cameras, 1, model_width))?;
             seen = seen.broadcast_add(&embedding)?;
         }
         let seen = seen.reshape((b, cameras * tokens, model_width))?;
-        let words = (self.decoder.embed(&inputs.words)? * self.embedding_scale)?;
+        let words = (self.decoder.embed(&inputs.words)? * self.word_scale)?;
         let state = self.state_proj.forward(&inputs.state)?.unsqueeze(1)?;
         let embeds = Tensor::cat(&[&seen, &words, &state], 1)?;
         tap("prefix_embeddings", &embeds);

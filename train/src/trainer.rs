@@ -172,7 +172,7 @@ impl Trainer {
         for (name, tensor) in self.optimizer.state()? {
             tensors.push((format!("optimizer.{name}"), tensor));
         }
-        tensors.push(("step".into(), Tensor::new(&[self.step as u32], &Device::Cpu)?));
+        tensors.push(("step".into(), Tensor::new(&[self.step as f32], &Device::Cpu)?));
         Ok(vela_nn::save(path, &tensors)?)
     }
 
@@ -201,7 +201,7 @@ impl Trainer {
             .collect();
         self.optimizer.load_state(&state)?;
         self.average = average;
-        let step = tensors.get("step").ok_or_else(|| missing("step"))?.to_vec1::<u32>()?;
+        let step = tensors.get("step").ok_or_else(|| missing("step"))?.to_vec1::<f32>()?;
         self.step = step.first().copied().ok_or_else(|| missing("step"))? as usize;
         Ok(())
     }
