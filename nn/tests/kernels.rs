@@ -70,6 +70,25 @@ fn linear_is_its_composed_form() -> Result<()> {
 }
 
 #[test]
+fn constant_layers_are_their_composed_forms() -> Result<()> {
+    let (weight, bias) = (random::normal(1, "w", (37, 11))?, random::normal(1, "b", 37)?);
+    for bias in [None, Some(bias)] {
+        let layer = Linear::from_tensors(weight.clone(), bias.clone())?;
+        for rows in [1, 2, 7, 130] {
+            let x = random::normal(1, "x", (rows, 11))?;
+            let expected = oracle::linear(&x, &weight, bias.as_ref())?;
+            close("constant linear", &layer.forward(&x)?, &expected, 3e-6)?;
+            // The input's gradient flows through constants.
+            let x = Var::from_tensor(&x)?;
+            let fused = loss(&layer.forward(&x)?)?.backward()?;
+            let composed = loss(&oracle::linear(&x, &weight, bias.as_ref())?)?.backward()?;
+            close("through constants", fused.get(&x).unwrap(), composed.get(&x).unwrap(), 2e-5)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn norms_are_their_composed_forms() -> Result<()> {
     for width in [1, 7, 16, 33, 192] {
         let all = vars(2, &[&[3, 5, width], &[width], &[width]])?;
@@ -139,6 +158,10 @@ fn feed_forward_is_its_composed_form() -> Result<()> {
         };
         let fused = mlp.forward(&x)?;
         close("mlp", &fused, &composed, 3e-6)?;
+        let constants =
+            weights.trainable().into_iter().map(|(name, v)| (name, v.as_tensor().detach())).collect();
+        let constant = Mlp::new(&Weights::from_tensors(constants), config)?;
+        close("constant mlp", &constant.forward(&x.detach())?, &composed, 3e-6)?;
         all.push(("x".to_string(), x));
         let (a, b) = (loss(&fused)?.backward()?, loss(&composed)?.backward()?);
         for (name, var) in &all {

@@ -85,7 +85,7 @@ pub unsafe fn raw(
     let threads = threads::current();
     // Below this many multiply-adds, waking another thread costs more than it saves.
     let parallelism =
-        if threads > 1 && m * n * k > 1 << 19 { Parallelism::Rayon(threads) } else { Parallelism::None };
+        if threads > 1 && m * n * k > 1 << 21 { Parallelism::Rayon(threads) } else { Parallelism::None };
     // SAFETY: the caller's promise, which is the one that `gemm` asks for.
     unsafe {
         gemm::gemm(

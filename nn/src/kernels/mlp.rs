@@ -2,7 +2,7 @@
 
 use super::activation::{apply_and_scale, forward as activate, gated_backward, gated_forward};
 use super::data::{Values, tensor};
-use super::linear::{backward_input, backward_weight, column_sums, forward};
+use super::linear::{backward_input, backward_weight, column_sums};
 use super::matmul::{View, matmul_add};
 use super::node::{node, tracked};
 use crate::activation::Activation;
@@ -33,19 +33,15 @@ pub fn mlp(
     }
     let biases: Vec<bool> = layers.iter().map(|layer| layer.bias().is_some()).collect();
 
-    let project = |layer: &Linear, x: &[f32], size| -> Result<Vec<f32>> {
-        let bias = layer.bias().map(Values::of).transpose()?;
-        Ok(forward(x, &Values::of(layer.weight())?, bias.as_deref(), size))
-    };
     let (up_values, gate_values, values) = {
         let x = Values::of(x)?;
-        let up_values = project(up, &x, (m, hidden, input))?;
-        let gate_values = gate.map(|gate| project(gate, &x, (m, hidden, input))).transpose()?;
+        let up_values = up.project(&x)?;
+        let gate_values = gate.map(|gate| gate.project(&x)).transpose()?;
         let inside = match &gate_values {
             Some(gate) => gated_forward(gate, &up_values, kind),
             None => activate(&up_values, kind),
         };
-        let values = project(down, &inside, (m, output, hidden))?;
+        let values = down.project(&inside)?;
         (up_values, gate_values, values)
     };
     if !tracked(&args) {
