@@ -129,7 +129,7 @@ fn main() -> Result<()> {
     let rows = |t: &Tensor, from: usize, count: usize| -> Result<Tensor> {
         Ok(t.narrow(0, from, count)?.contiguous()?)
     };
-    if BATCH % shards != 0 {
+    if !BATCH.is_multiple_of(shards) {
         return Err(Error::invalid(format!("{shards} shards do not divide a batch of {BATCH}")));
     }
     let size = BATCH / shards;

@@ -120,7 +120,8 @@ fn merge<T>(shared: &Mutex<Shared<T>>, shard: usize, shards: usize, result: Resu
         let whole = start == 0 && size >= shards;
         let left = start % (2 * size) == 0;
         let sibling = if left { start + size } else { start - size };
-        if !whole && !(left && sibling >= shards) {
+        let alone = whole || (left && sibling >= shards);
+        if !alone {
             let mut shared = lock();
             match shared.pending.remove(&(sibling, size)) {
                 Some(other) => {

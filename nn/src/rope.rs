@@ -89,7 +89,7 @@ impl Rope {
     /// Works out the frequencies. Errors if `rotary_dim` is odd or zero, or a number is not positive.
     pub fn new(config: RopeConfig) -> Result<Self> {
         let RopeConfig { rotary_dim: dim, theta, style, scaling } = config;
-        if dim == 0 || dim % 2 != 0 || !(theta > 0.0) {
+        if dim == 0 || dim % 2 != 0 || theta.is_nan() || theta <= 0.0 {
             return Err(Error::invalid(format!(
                 "rope: expected an even rotary_dim and theta > 0, got {dim} and {theta}"
             )));
