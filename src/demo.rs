@@ -154,7 +154,7 @@ fn play(
 }
 
 fn live_line(args: &Args, task: &str, instruction: &str, moments: &Latest<Moment>, tick: u64) -> Result<()> {
-    if args.json || tick % 6 != 0 || !std::io::stdout().is_terminal() {
+    if args.json || !tick.is_multiple_of(6) || !std::io::stdout().is_terminal() {
         return Ok(());
     }
     let seconds = moments.get().map_or(0.0, |m| m.outcome.seconds);

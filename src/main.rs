@@ -41,8 +41,8 @@ enum Verb {
 }
 
 fn main() -> ExitCode {
-    // First of all, while this is the only thread. Where it cannot be done things are slower, not wrong.
-    vela_nn::threads::quiet_candle();
+    // First of all, while this is the only thread: it also takes Candle's own pool out of the way.
+    vela_nn::threads::set(0);
     let done = match Cli::parse().verb {
         Verb::Demo(args) => demo::run(&args),
         Verb::Eval(args) => eval::run(&args),

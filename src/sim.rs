@@ -98,10 +98,12 @@ fn serve(args: &Args, embodiment: &Embodiment, table: Tabletop) -> Result<()> {
                         begun = true;
                         restart.store(true, Ordering::Release);
                     }
-                    ControlEvent::Tick(_) if begun && !restart.load(Ordering::Acquire) => {
-                        if moments.get().is_some_and(|m| m.outcome.finished) {
-                            handle.stop("the episode is over");
-                        }
+                    ControlEvent::Tick(_)
+                        if begun
+                            && !restart.load(Ordering::Acquire)
+                            && moments.get().is_some_and(|m| m.outcome.finished) =>
+                    {
+                        handle.stop("the episode is over");
                     }
                     _ => {}
                 }

@@ -67,7 +67,7 @@ impl Teacher for TabletopTeacher {
         // A learner's episode often begins with some of the expert's ticks, so that late phases are seen too.
         let hand_over = if rng.random_bool(0.5) { rng.random_range(0..100) } else { 0 };
         let (mut tick, mut glow) = (0usize, 0usize);
-        while glow < AFTERGLOW_TICKS && !(table.outcome().finished && !table.outcome().success) {
+        while glow < AFTERGLOW_TICKS && (table.outcome().success || !table.outcome().finished) {
             let seen = table.observe()?;
             lesson.examples.push(self.moment(&table, &seen, &expert)?);
             let student = match &mut driver {

@@ -250,7 +250,7 @@ fn tabletop_vla(config: &TrainConfig, library: &Library, tokenizer: &Tokenizer) 
         cameras: vec!["front".into(), "wrist".into()],
         camera_embeddings: true,
         state_dims: 6,
-        image_scale: 1.0,
+        image_scale: m.image_scale,
         word_scale: (m.width as f32).sqrt(),
         prompt_suffix: String::new(),
         space: ActionSpace::JointDeltas,

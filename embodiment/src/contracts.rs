@@ -1,6 +1,8 @@
 //! The traits that robots, simulators, policies and experts implement. Wrappers implement what they wrap.
 
-use crate::{Action, ActionChunk, ActionSpace, Checked, Clock, Embodiment, Frame, Observation, Result, Stamp};
+use crate::{
+    Action, ActionChunk, ActionSpace, Checked, Clock, Embodiment, Frame, Observation, Result, Stamp,
+};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 

@@ -18,8 +18,8 @@ pub mod stream;
 pub use action::{Action, ActionChunk, ActionSpace};
 pub use clock::{Clock, MonotonicClock, Stamp, VirtualClock};
 pub use contracts::{
-    Applied, Environment, Episode, Expert, FrameSource, InferOptions, JointReading, JointSide, Outcome, Policy,
-    PolicySpec, Robot,
+    Applied, Environment, Episode, Expert, FrameSource, InferOptions, JointReading, JointSide, Outcome,
+    Policy, PolicySpec, Robot,
 };
 pub use error::{Error, Result};
 pub use gate::{Checked, GateConfig, SafetyGate, Trip, TripReason, Verdict};

@@ -9,8 +9,6 @@ thread_local! {
     static HERE: Cell<usize> = const { Cell::new(0) };
 }
 
-pub use crate::kernels::pool::quiet_candle;
-
 /// Sets the thread count of the process (0: as many as the machine has). Call it first thing in `main`: it also takes
 /// Candle's own pool out of the way, through the environment.
 pub fn set(count: usize) {

@@ -1,7 +1,7 @@
 //! Moments to the tensors of one shard.
 
 use crate::auxiliary::Labels;
-use crate::data::{grounding, patch_classes};
+use crate::data::{grounding, patch_classes, patch_offsets};
 use crate::error::{Error, Result};
 use crate::lesson::Example;
 use rand_chacha::ChaCha8Rng;
@@ -52,6 +52,7 @@ pub fn lot(
     let (mut pixels, mut ids, mut word_valid) = (Vec::new(), Vec::new(), Vec::new());
     let (mut state, mut actions) = (Vec::new(), Vec::new());
     let (mut patches, mut cells) = (Vec::new(), Vec::new());
+    let (mut offsets, mut offset_mask) = (Vec::new(), Vec::new());
     let (mut positions, mut position_mask) = (Vec::new(), Vec::new());
     let cell = config.vision.patch_size * config.projector.shuffle;
     for ((_, example), sentence) in moments.iter().zip(&sentences) {
@@ -77,6 +78,10 @@ pub fn lot(
             actions.extend(row);
         }
         patches.extend(patch_classes(&example.labels, size, config.vision.patch_size));
+        for (offset, counts) in patch_offsets(&example.labels, size, config.vision.patch_size) {
+            offsets.extend(offset);
+            offset_mask.extend([counts; 2]);
+        }
         let [first, second] = grounding(&example.labels, size, cell);
         cells.extend(first.into_iter().zip(second).flat_map(|(a, b)| [a, b]));
         positions.extend_from_slice(&example.truth[..6]);
@@ -85,7 +90,7 @@ pub fn lot(
     }
     let cpu = &Device::Cpu;
     let tokens = cells.len() / (2 * b.max(1));
-    let count = patches.len();
+    let (count, per_picture) = (patches.len(), config.vision.patches());
     let noise = config.flow.draw_noise(b * draws * horizon * dims, rng);
     let times = config.flow.draw_times(b * draws, rng)?;
     Ok(Lot {
@@ -100,6 +105,8 @@ pub fn lot(
         times: Tensor::from_vec(times, b * draws, cpu)?,
         labels: Labels {
             patches: Tensor::from_vec(patches, count, cpu)?,
+            offsets: Tensor::from_vec(offsets, (b * cameras, per_picture, 2), cpu)?,
+            offset_mask: Tensor::from_vec(offset_mask, (b * cameras, per_picture, 2), cpu)?,
             grounding: Tensor::from_vec(cells, (b, tokens, 2), cpu)?,
             positions: Tensor::from_vec(positions, (b, 6), cpu)?,
             position_mask: Tensor::from_vec(position_mask, (b, 6), cpu)?,

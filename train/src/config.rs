@@ -84,6 +84,8 @@ pub struct ModelSizes {
     pub expert_inner_width: usize,
     /// Flow steps per chunk.
     pub flow_steps: usize,
+    /// Image tokens are multiplied by this before the decoder reads them.
+    pub image_scale: f32,
 }
 
 impl TrainConfig {
@@ -92,7 +94,7 @@ impl TrainConfig {
         let text = std::fs::read_to_string(path).map_err(at(path))?;
         let refuse = |why: String| Error::Parse { what: path.display().to_string(), why };
         let config: Self = toml::from_str(&text).map_err(|e| refuse(e.to_string()))?;
-        if config.shards == 0 || config.batch == 0 || config.batch % config.shards != 0 {
+        if config.shards == 0 || config.batch == 0 || !config.batch.is_multiple_of(config.shards) {
             return Err(refuse(format!("batch {} must divide into {} shards", config.batch, config.shards)));
         }
         if config.flow_draws == 0 || config.checkpoint_every == 0 {

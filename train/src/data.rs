@@ -62,6 +62,31 @@ pub fn patch_classes(labels: &[u8], size: usize, patch: usize) -> Vec<u32> {
     })
 }
 
+/// From each patch's centre to the middle of what it shows, in patches, `[cameras * patches]` pairs (column, row), and
+/// 1 where that means something: the patch shows a thing or a zone, not the table or the arm.
+pub fn patch_offsets(labels: &[u8], size: usize, patch: usize) -> Vec<([f32; 2], f32)> {
+    let mut out = Vec::with_capacity(labels.len() / (patch * patch));
+    for picture in labels.chunks_exact(size * size) {
+        let mut sums = [[0f32; 3]; 32];
+        for (k, label) in picture.iter().enumerate() {
+            let sum = &mut sums[usize::from(label & 31)];
+            *sum = [sum[0] + (k % size) as f32 + 0.5, sum[1] + (k / size) as f32 + 0.5, sum[2] + 1.0];
+        }
+        let grid = size / patch;
+        for (k, class) in patch_classes(picture, size, patch).into_iter().enumerate() {
+            let [x, y, count] = sums[class as usize];
+            if class < 2 || count == 0.0 {
+                out.push(([0.0; 2], 0.0));
+                continue;
+            }
+            let centre = |index: usize| (index as f32 + 0.5) * patch as f32;
+            let offset = |sum: f32, centre: f32| ((sum / count - centre) / patch as f32).clamp(-3.0, 3.0);
+            out.push(([offset(x, centre(k % grid)), offset(y, centre(k / grid))], 1.0));
+        }
+    }
+    out
+}
+
 /// Which cells show the thing named first and which its destination: two `[cameras * cells]` rows of 0 or 1.
 pub fn grounding(labels: &[u8], size: usize, cell: usize) -> [Vec<f32>; 2] {
     let role = |role: u8| {
@@ -103,6 +128,9 @@ mod tests {
             labels[k] = 5 | (1 << 5);
         }
         assert_eq!(patch_classes(&labels, 8, 4), [5, 0, 0, 0]);
+        // Six pixels: rows 0 and 1, columns 0 to 2; their middle is (1.5, 1), the first patch's centre (2, 2).
+        let offsets = patch_offsets(&labels, 8, 4);
+        assert_eq!((offsets[0], offsets[1].1), (([-0.125, -0.25], 1.0), 0.0));
         let [first, second] = grounding(&labels, 8, 4);
         assert_eq!(first, [1.0, 0.0, 0.0, 0.0]);
         assert_eq!(second, [0.0; 4]);

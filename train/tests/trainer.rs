@@ -49,6 +49,7 @@ fn run() -> TrainConfig {
             expert_width: 16,
             expert_inner_width: 32,
             flow_steps: 3,
+            image_scale: 1.0,
         },
     }
 }
@@ -177,10 +178,8 @@ fn a_stopped_run_goes_on_bit_for_bit_at_any_thread_count() -> Result<()> {
         };
         assert_eq!(bits(a)?, bits(b)?, "{name}");
     }
-    std::fs::write(&path, b"torn").map_err(|source| vela_train::Error::Io {
-        path: path.display().to_string(),
-        source,
-    })?;
+    std::fs::write(&path, b"torn")
+        .map_err(|source| vela_train::Error::Io { path: path.display().to_string(), source })?;
     assert!(resumed.resume(&path).is_err());
     let _ = std::fs::remove_file(&path);
     Ok(())

@@ -18,6 +18,5 @@ pub mod memory;
 pub mod mlp;
 pub mod node;
 pub mod norm;
-pub mod pool;
 pub mod rope;
 pub mod simd;
