@@ -32,6 +32,8 @@ pub struct TabletopTeacher {
 
 /// Ticks that an episode goes on after its success, so that the learner sees how to stay.
 const AFTERGLOW_TICKS: usize = 12;
+/// Ticks that a learner drives at most: one that is lost teaches little more by staying lost.
+const STUDENT_TICKS: usize = 160;
 
 impl TabletopTeacher {
     fn moment(&self, table: &Tabletop, seen: &Observation, expert: &ScriptedExpert) -> Result<Example> {
@@ -67,7 +69,12 @@ impl Teacher for TabletopTeacher {
         // A learner's episode often begins with some of the expert's ticks, so that late phases are seen too.
         let hand_over = if rng.random_bool(0.5) { rng.random_range(0..100) } else { 0 };
         let (mut tick, mut glow) = (0usize, 0usize);
-        while glow < AFTERGLOW_TICKS && (table.outcome().success || !table.outcome().finished) {
+        let last = match driver {
+            Driver::Student(_) => hand_over + STUDENT_TICKS,
+            Driver::Expert => usize::MAX,
+        };
+        while tick < last && glow < AFTERGLOW_TICKS && (table.outcome().success || !table.outcome().finished)
+        {
             let seen = table.observe()?;
             lesson.examples.push(self.moment(&table, &seen, &expert)?);
             let student = match &mut driver {

@@ -184,7 +184,12 @@ fn teach(
         .collect::<Result<_>>()?;
     bar.finish_and_clear();
     let (count, good) = (lessons.len(), lessons.iter().filter(|lesson| lesson.success).count());
-    lessons.into_iter().for_each(|lesson| library.add(lesson));
+    for lesson in lessons {
+        match student {
+            Some(_) => library.add_student(lesson),
+            None => library.add_expert(lesson),
+        }
+    }
     eprintln!("{name}: {good} of {count} lessons ended in success");
     Ok(())
 }

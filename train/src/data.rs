@@ -9,11 +9,19 @@ pub struct Library {
     lessons: Vec<Lesson>,
     /// Lesson and example of every moment.
     index: Vec<(usize, usize)>,
+    /// How many of these the expert drove; the learner's come after them.
+    driven_by_expert: usize,
 }
 
 impl Library {
-    /// Adds one lesson.
-    pub fn add(&mut self, lesson: Lesson) {
+    /// Adds a lesson that the expert drove. These come first.
+    pub fn add_expert(&mut self, lesson: Lesson) {
+        self.add_student(lesson);
+        self.driven_by_expert = self.index.len();
+    }
+
+    /// Adds a lesson that the learner drove.
+    pub fn add_student(&mut self, lesson: Lesson) {
         let k = self.lessons.len();
         self.index.extend((0..lesson.examples.len()).map(|example| (k, example)));
         self.lessons.push(lesson);
@@ -34,14 +42,21 @@ impl Library {
         &self.lessons
     }
 
-    /// The moments of a step, with their sentences; the same for the same seed, step and lessons.
-    pub fn draw(&self, seed: u64, step: usize, count: usize) -> Vec<(&str, &Example)> {
+    /// The moments of a step, with their sentences, `student_share` of them (0 to 1) from the learner's own lessons
+    /// once there are any; the same for the same seed, step and lessons.
+    pub fn draw(&self, seed: u64, step: usize, count: usize, student_share: f64) -> Vec<(&str, &Example)> {
         let mut rng =
             vela_embodiment::stream(seed ^ (step as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15), "batch");
         (0..count)
             .filter(|_| !self.index.is_empty())
             .map(|_| {
-                let (lesson, example) = self.index[rng.random_range(0..self.index.len())];
+                let (expert, all) = (self.driven_by_expert, self.index.len());
+                let from = match (expert, all - expert) {
+                    (0, _) | (_, 0) => 0..all,
+                    _ if rng.random_bool(student_share) => expert..all,
+                    _ => 0..expert,
+                };
+                let (lesson, example) = self.index[rng.random_range(from)];
                 (self.lessons[lesson].instruction.as_str(), &self.lessons[lesson].examples[example])
             })
             .collect()
@@ -147,9 +162,13 @@ mod tests {
                 labels: vec![],
                 truth: [0.0; 7],
             };
-            library.add(Lesson { instruction: k.to_string(), examples: vec![example; 3], success: true });
+            library.add_expert(Lesson {
+                instruction: k.to_string(),
+                examples: vec![example; 3],
+                success: true,
+            });
         }
-        let states = |step| library.draw(1, step, 8).iter().map(|(_, e)| e.state[0]).collect::<Vec<_>>();
+        let states = |step| library.draw(1, step, 8, 0.5).iter().map(|(_, e)| e.state[0]).collect::<Vec<_>>();
         assert_eq!(states(3), states(3));
         assert_ne!(states(3), states(4));
     }

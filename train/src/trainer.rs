@@ -103,7 +103,7 @@ impl Trainer {
     /// An empty library; a loss that is not finite.
     pub fn step(&mut self, library: &Library) -> Result<Report> {
         let (config, step) = (&self.config, self.step);
-        let drawn = library.draw(config.seed, step, config.batch);
+        let drawn = library.draw(config.seed, step, config.batch, config.dagger_share);
         if drawn.len() != config.batch {
             return Err(Error::Parse { what: "training".into(), why: "there are no lessons".into() });
         }

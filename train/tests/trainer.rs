@@ -18,6 +18,7 @@ fn run() -> TrainConfig {
         expert_lessons: 0,
         dagger_rounds: 0,
         dagger_lessons: 0,
+        dagger_share: 0.5,
         first_steps: 60,
         round_steps: 0,
         batch: 8,
@@ -129,7 +130,7 @@ fn library() -> Library {
             labels: vec![5 | (1 << 5); 2 * SIZE * SIZE],
             truth: [lean, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
         };
-        library.add(Lesson { instruction: word.into(), examples: vec![example; 3], success: true });
+        library.add_expert(Lesson { instruction: word.into(), examples: vec![example; 3], success: true });
     }
     library
 }
