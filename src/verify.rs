@@ -2,7 +2,8 @@
 
 use anyhow::{Result, bail};
 use std::path::PathBuf;
-use vela_policy::verify::{BOUND, verify};
+use vela_nn::parity::BOUND;
+use vela_policy::verify;
 
 /// Compare a checkpoint with a reference run stage by stage; fails if a stage differs or is left out.
 #[derive(clap::Args)]

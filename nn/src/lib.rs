@@ -17,6 +17,7 @@ pub mod norm;
 pub mod optim;
 pub mod oracle;
 pub mod parallel;
+pub mod parity;
 pub mod random;
 pub mod rope;
 pub mod threads;

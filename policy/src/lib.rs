@@ -18,5 +18,5 @@ pub use flow::FlowConfig;
 pub use folder::{Guide, Reading, VlaPolicy};
 pub use normalise::{Normaliser, Scaling, Statistics};
 pub use smolvla::SmolVla;
-pub use verify::{Stage, Verdict, verify};
+pub use verify::verify;
 pub use vla::{Vla, VlaConfig, VlaInputs};

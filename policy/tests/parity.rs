@@ -135,7 +135,7 @@ fn guidance_agrees_with_real_time_chunking_of_the_reference() -> Result<()> {
             if want.dims() != got.dims() {
                 continue;
             }
-            let stage = vela_policy::verify::compare(name, &got, want)?;
+            let stage = vela_nn::parity::compare(name, &got, want)?;
             println!("{name} {case}: {:.1e}", stage.max_abs_over_spread);
             assert!(stage.pass, "{name} {case} {stage:?}");
             compared += 1;
