@@ -18,6 +18,8 @@ pub struct TrainConfig {
     pub dagger_lessons: usize,
     /// Share of a batch that comes from the learner's own episodes once there are any, 0 to 1.
     pub dagger_share: f64,
+    /// Share of a batch that comes from the first moments of lessons, 0 to 1.
+    pub early_share: f64,
     /// Steps before the first round.
     pub first_steps: usize,
     /// Steps after each round.
@@ -99,8 +101,11 @@ impl TrainConfig {
         if config.shards == 0 || config.batch == 0 || !config.batch.is_multiple_of(config.shards) {
             return Err(refuse(format!("batch {} must divide into {} shards", config.batch, config.shards)));
         }
-        if ![config.dagger_share, config.randomised].iter().all(|share| (0.0..=1.0).contains(share)) {
-            return Err(refuse("dagger_share and randomised are shares from 0 to 1".into()));
+        if ![config.dagger_share, config.early_share, config.randomised]
+            .iter()
+            .all(|share| (0.0..=1.0).contains(share))
+        {
+            return Err(refuse("dagger_share, early_share and randomised are shares from 0 to 1".into()));
         }
         if config.flow_draws == 0 || config.checkpoint_every == 0 {
             return Err(refuse("flow_draws and checkpoint_every must be at least 1".into()));

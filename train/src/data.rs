@@ -42,9 +42,8 @@ impl Library {
         &self.lessons
     }
 
-    /// The moments of a step, with their sentences, `student_share` of them (0 to 1) from the learner's own lessons
-    /// once there are any; the same for the same seed, step and lessons.
-    pub fn draw(&self, seed: u64, step: usize, count: usize, student_share: f64) -> Vec<(&str, &Example)> {
+    /// The moments of a step, with their sentences; the same for the same seed, step and lessons.
+    pub fn draw(&self, seed: u64, step: usize, count: usize, shares: Shares) -> Vec<(&str, &Example)> {
         let mut rng =
             vela_embodiment::stream(seed ^ (step as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15), "batch");
         (0..count)
@@ -53,14 +52,37 @@ impl Library {
                 let (expert, all) = (self.driven_by_expert, self.index.len());
                 let from = match (expert, all - expert) {
                     (0, _) | (_, 0) => 0..all,
-                    _ if rng.random_bool(student_share) => expert..all,
+                    _ if rng.random_bool(shares.student) => expert..all,
                     _ => 0..expert,
                 };
-                let (lesson, example) = self.index[rng.random_range(from)];
+                let (mut lesson, mut example) = self.index[rng.random_range(from.clone())];
+                if rng.random_bool(shares.early) {
+                    let lessons = self.index[from.start].0..self.index[from.end - 1].0 + 1;
+                    lesson = rng.random_range(lessons);
+                    let early = self.lessons[lesson].examples.len().min(EARLY);
+                    // A lesson without a moment gives up its place to the one drawn before.
+                    match early {
+                        0 => (lesson, example) = self.index[rng.random_range(from)],
+                        _ => example = rng.random_range(0..early),
+                    }
+                }
                 (self.lessons[lesson].instruction.as_str(), &self.lessons[lesson].examples[example])
             })
             .collect()
     }
+}
+
+/// Moments at the beginning of a lesson that count as early.
+const EARLY: usize = 3;
+
+/// From where a batch is drawn; shares from 0 to 1.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Shares {
+    /// From the learner's own lessons, once there are any; the others from the expert's.
+    pub student: f64,
+    /// From the first moments of a lesson, every lesson alike: there the sentence decides, and later mostly what the
+    /// gripper is at already. The others from all moments alike.
+    pub early: f64,
 }
 
 /// What each patch mostly shows: `[cameras * patches]` classes from per-pixel labels `[cameras, size, size]`.
@@ -168,7 +190,13 @@ mod tests {
                 success: true,
             });
         }
-        let states = |step| library.draw(1, step, 8, 0.5).iter().map(|(_, e)| e.state[0]).collect::<Vec<_>>();
+        let states = |step| {
+            library
+                .draw(1, step, 8, Shares { student: 0.5, early: 0.5 })
+                .iter()
+                .map(|(_, e)| e.state[0])
+                .collect::<Vec<_>>()
+        };
         assert_eq!(states(3), states(3));
         assert_ne!(states(3), states(4));
     }

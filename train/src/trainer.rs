@@ -3,7 +3,7 @@
 use crate::auxiliary::Auxiliary;
 use crate::batch::{Lot, lot};
 use crate::config::TrainConfig;
-use crate::data::Library;
+use crate::data::{Library, Shares};
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -103,7 +103,8 @@ impl Trainer {
     /// An empty library; a loss that is not finite.
     pub fn step(&mut self, library: &Library) -> Result<Report> {
         let (config, step) = (&self.config, self.step);
-        let drawn = library.draw(config.seed, step, config.batch, config.dagger_share);
+        let shares = Shares { student: config.dagger_share, early: config.early_share };
+        let drawn = library.draw(config.seed, step, config.batch, shares);
         if drawn.len() != config.batch {
             return Err(Error::Parse { what: "training".into(), why: "there are no lessons".into() });
         }

@@ -19,6 +19,7 @@ fn run() -> TrainConfig {
         dagger_rounds: 0,
         dagger_lessons: 0,
         dagger_share: 0.5,
+        early_share: 0.4,
         first_steps: 60,
         round_steps: 0,
         batch: 8,
