@@ -6,6 +6,7 @@ use anyhow::Result;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use vela_nn::threads;
 use vela_robots::{ServeEvent, Side, open_session, serve_policy};
 
 /// Serve a policy to a robot over zenoh until interrupted.
@@ -20,6 +21,9 @@ pub struct Args {
     /// The robot's base key.
     #[arg(long, default_value = BASE_KEY)]
     key: String,
+    /// Threads of the policy; a small one is fastest on one.
+    #[arg(long, default_value_t = 1)]
+    threads: usize,
     /// End after this many seconds; 0 serves until interrupted.
     #[arg(long, default_value_t = 0.0)]
     for_secs: f64,
@@ -48,10 +52,13 @@ pub fn run(args: &Args) -> Result<()> {
         }
     });
     eprintln!("serving '{}' on '{}'; Ctrl-C ends it", args.policy, args.key);
-    let report = serve_policy(&session, &args.key, policy.as_mut(), &shutdown, &mut |event| {
+    let mut tell = |event| {
         if let ServeEvent::Refused(why) = event {
             eprintln!("refused: {why}");
         }
+    };
+    let report = threads::with_threads(args.threads, || {
+        serve_policy(&session, &args.key, policy.as_mut(), &shutdown, &mut tell)
     })?;
     eprintln!("{} chunks sent, {} questions refused", report.answered, report.refused);
     Ok(())

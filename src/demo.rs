@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 use vela_embodiment::{Embodiment, Environment, Episode};
+use vela_nn::threads;
 use vela_robots::{
     ControlEvent, ControlOptions, ControlReport, Controller, Latest, RemotePolicy, loopback_pair,
     serve_policy,
@@ -72,8 +73,12 @@ pub fn run(args: &Args) -> Result<()> {
     let (robot_session, policy_session) = loopback_pair()?;
     let shutdown = AtomicBool::new(false);
     let rows = std::thread::scope(|scope| -> Result<Vec<Row>> {
-        let server =
-            scope.spawn(|| serve_policy(&policy_session, BASE_KEY, policy.as_mut(), &shutdown, &mut |_| {}));
+        let server = scope.spawn(|| {
+            // One thread: a network this small loses more by handing work over than it gains.
+            threads::with_threads(1, || {
+                serve_policy(&policy_session, BASE_KEY, policy.as_mut(), &shutdown, &mut |_| {})
+            })
+        });
         let played = (|| -> Result<Vec<Row>> {
             let mut remote = RemotePolicy::new(&robot_session, BASE_KEY, &embodiment, LINK_TIMEOUT_SECS)?;
             remote.wait_ready(10.0)?;

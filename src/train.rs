@@ -10,7 +10,7 @@ use vela_embodiment::{ActionSpace, Embodiment, Policy};
 use vela_fusion::{Projection, ProjectorConfig};
 use vela_llm::{DecoderConfig, Tokenizer};
 use vela_nn::{Activation, NormConfig, RopeConfig, threads};
-use vela_policy::{ExpertConfig, FlowConfig, Normaliser, VlaConfig};
+use vela_policy::{ExpertConfig, FlowConfig, Normaliser, VlaConfig, VlaPolicy};
 use vela_sim::language::vocabulary;
 use vela_sim::tasks::TaskKind;
 use vela_train::batch::deltas;
@@ -26,6 +26,9 @@ pub struct Args {
     /// Where lessons, checkpoints and the exported policy go.
     #[arg(long, default_value = "out/tabletop")]
     out: PathBuf,
+    /// Begin with the weights of this policy folder, of the same sizes and statistics, in place of random ones.
+    #[arg(long)]
+    init: Option<PathBuf>,
     /// Make the expert's lessons and stop.
     #[arg(long)]
     lessons_only: bool,
@@ -63,12 +66,17 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let words = vocabulary()?;
     let tokenizer = Tokenizer::word_level(&words.iter().map(String::as_str).collect::<Vec<_>>())?;
-    let vla = tabletop_vla(&config, &library, &tokenizer)?;
+    let vla = match &args.init {
+        Some(dir) => VlaPolicy::load(dir)?.config().clone(),
+        None => tabletop_vla(&config, &library, &tokenizer)?,
+    };
     let mut trainer = Trainer::new(&config, &vla, &tokenizer, &embodiment)?;
     let state = args.out.join("state.safetensors");
     if state.exists() {
         trainer.resume(&state)?;
         eprintln!("taken up at step {}", trainer.steps());
+    } else if let Some(dir) = &args.init {
+        trainer.start_from(dir)?;
     }
     eprintln!("{} parameters, {} moments", trainer.parameters(), library.len());
     let curves = Curves::open(&args.out, trainer.steps())?;

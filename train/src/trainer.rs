@@ -207,6 +207,31 @@ impl Trainer {
         Ok(())
     }
 
+    /// Begins with the weights of a policy folder in place of random ones; moments and steps stay at zero.
+    ///
+    /// # Errors
+    /// A torn file, or a policy of other sizes: nothing has changed then.
+    pub fn start_from(&mut self, dir: &Path) -> Result<()> {
+        let path = dir.join("model.safetensors");
+        let tensors = candle_core::safetensors::load(&path, &Device::Cpu)?;
+        let mut found = Vec::new();
+        for (k, (name, var)) in self.vars.iter().enumerate() {
+            let Some(name) = name.strip_prefix("policy.") else { continue };
+            let like = var.as_tensor();
+            let tensor =
+                tensors.get(name).filter(|t| t.shape() == like.shape()).ok_or_else(|| Error::Parse {
+                    what: path.display().to_string(),
+                    why: format!("tensor '{name}' is missing or not of shape {:?}", like.dims()),
+                })?;
+            found.push((k, tensor.to_dtype(like.dtype())?));
+        }
+        for (k, tensor) in found {
+            self.vars[k].1.set(&tensor)?;
+            self.average[k] = flat(&tensor)?;
+        }
+        Ok(())
+    }
+
     /// The averaged weights of the policy, by the names of its checkpoint.
     pub fn averaged(&self) -> Result<Vec<(String, Tensor)>> {
         let mut tensors = Vec::new();

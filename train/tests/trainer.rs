@@ -188,6 +188,25 @@ fn a_stopped_run_goes_on_bit_for_bit_at_any_thread_count() -> Result<()> {
 }
 
 #[test]
+fn a_new_run_begins_with_an_old_policy() -> Result<()> {
+    let dir = std::env::temp_dir().join(format!("vela-init-{}", std::process::id()));
+    let (mut old, mut new) = (trainer()?, trainer()?);
+    for _ in 0..3 {
+        old.step(&library())?;
+    }
+    old.export(&dir)?;
+    new.start_from(&dir)?;
+    for ((name, a), (_, b)) in old.averaged()?.iter().zip(&new.averaged()?) {
+        let difference = (a - b)?.abs()?.max_all()?.to_scalar::<f32>()?;
+        // Policies are stored as 16-bit floats.
+        assert!(difference < 1e-3, "{name}: {difference}");
+    }
+    let _ = std::fs::remove_dir_all(&dir);
+    assert!(new.start_from(&dir).is_err());
+    Ok(())
+}
+
+#[test]
 fn no_lessons_are_refused() -> Result<()> {
     let error = trainer()?.step(&Library::default()).err().map(|e| e.to_string()).unwrap_or_default();
     assert!(error.contains("no lessons"), "{error}");
