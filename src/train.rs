@@ -104,7 +104,9 @@ pub fn run(args: &Args) -> Result<()> {
             }
             if report.step % config.checkpoint_every == 0 || report.step == until {
                 trainer.save(&state)?;
-                trainer.export(&args.out.join("policy"))?;
+                let policy = args.out.join("policy");
+                trainer.export(&policy)?;
+                std::fs::write(policy.join("simulator.txt"), format!("{}\n", vela_sim::fingerprint()?))?;
             }
         }
         if trainer.steps() >= last {

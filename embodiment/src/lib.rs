@@ -28,4 +28,4 @@ pub use kinematics::Kinematics;
 pub use model::{Geometry, Link, ModelJoint, RobotModel, Shape};
 pub use observation::{Frame, Observation};
 pub use robot::{Camera, Embodiment, Gripper, Joint, JointKind, Limits};
-pub use stream::stream;
+pub use stream::{fnv1a, stream};

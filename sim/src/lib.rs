@@ -7,6 +7,7 @@ mod bodies;
 pub mod camera;
 pub mod drawing;
 pub mod expert;
+pub mod fingerprint;
 pub mod language;
 mod physics;
 mod pointing;
@@ -19,4 +20,5 @@ pub mod tasks;
 pub mod world;
 
 pub use bodies::solid;
+pub use fingerprint::fingerprint;
 pub use world::World;
