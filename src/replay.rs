@@ -5,7 +5,7 @@ use crate::stats::quantile;
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 use std::path::PathBuf;
-use vela_embodiment::{Embodiment, InferOptions, Policy};
+use vela_embodiment::{Clock, Embodiment, InferOptions, MonotonicClock, Policy};
 use vela_episodes::{ActionError, Dataset, Recording};
 use vela_robots::{Resolver, chunk_seed, require_policy_fits};
 use vela_viz::{Backlog, Destination, Show, Tick};
@@ -105,6 +105,7 @@ fn compare(
     compared: &mut Compared,
 ) -> Result<Plans> {
     let resolver = Resolver::new(embodiment)?;
+    let clock = MonotonicClock::new();
     let history = policy.spec().history;
     let actions: Vec<Vec<f64>> = recording.frames.iter().map(|f| f.action.clone()).collect();
     let fps = embodiment.control_hz;
@@ -114,9 +115,9 @@ fn compare(
             .map(|back| recording.frames[frame.saturating_sub(history - 1 - back)].observation.clone())
             .collect();
         let seed = chunk_seed(args.seed ^ recording.index as u64, frame as u64);
-        let started = std::time::Instant::now();
+        let started = clock.now();
         let chunk = policy.infer(&seen, &InferOptions { seed, ..InferOptions::default() })?;
-        compared.infer_secs.push(started.elapsed().as_secs_f64());
+        compared.infer_secs.push(clock.now().secs_since(started));
         let measured = &recording.frames[frame].observation.joint_positions;
         let plan = resolver.resolve(&chunk, measured)?;
         error.add(&actions, fps, frame, &plan.targets, plan.period_secs)?;

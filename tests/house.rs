@@ -135,6 +135,21 @@ fn tensors_and_robots_keep_apart() -> Outcome {
     Ok(())
 }
 
+#[test]
+fn time_is_read_through_one_clock() -> Outcome {
+    for (path, text) in sources()? {
+        let measures =
+            path.components().any(|c| ["examples", "tests"].iter().any(|name| c.as_os_str() == *name));
+        let reads = ["Instant::now", "SystemTime::now"].iter().any(|call| text.contains(call));
+        assert!(
+            !reads || measures || path.ends_with("embodiment/src/clock.rs"),
+            "{} reads a clock of its own",
+            path.display()
+        );
+    }
+    Ok(())
+}
+
 /// Paths in backticks: something with a slash, or a file with an ending that we use.
 fn named_paths(text: &str) -> Vec<String> {
     let mut found = Vec::new();

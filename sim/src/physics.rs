@@ -104,12 +104,8 @@ impl Physics {
 
     /// FNV-1a (Fowler, Noll, Vo) over the bits of every pose, velocity and joint coordinate.
     pub fn hash(&self) -> u64 {
-        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-        let mut eat = |x: f32| {
-            for byte in x.to_bits().to_le_bytes() {
-                hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-            }
-        };
+        let mut bytes = Vec::new();
+        let mut eat = |x: f32| bytes.extend(x.to_bits().to_le_bytes());
         for (_, body) in self.bodies.iter() {
             let pose = body.position();
             pose.translation.to_array().into_iter().for_each(&mut eat);
@@ -124,7 +120,7 @@ impl Physics {
                 (0..6).map(|axis| coords[axis]).for_each(&mut eat);
             }
         }
-        hash
+        vela_embodiment::fnv1a(bytes)
     }
 }
 

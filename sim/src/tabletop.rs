@@ -67,11 +67,6 @@ impl Tabletop {
         self.task = task.clone();
     }
 
-    /// From which scenes and sentences [`Environment::reset`] draws.
-    pub fn set_split(&mut self, split: Split) {
-        self.split = split;
-    }
-
     /// The samples that [`Environment::reset`] draws.
     pub fn sampler(&self) -> &Sampler {
         &self.sampler
