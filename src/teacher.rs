@@ -72,7 +72,12 @@ impl Teacher for TabletopTeacher {
         let last = match driver {
             Driver::Student(_) => hand_over + STUDENT_TICKS,
             Driver::Expert => usize::MAX,
+            Driver::Nobody => 0,
         };
+        if matches!(driver, Driver::Nobody) {
+            let seen = table.observe()?;
+            lesson.examples.push(self.moment(&table, &seen, &expert)?);
+        }
         while tick < last && glow < AFTERGLOW_TICKS && (table.outcome().success || !table.outcome().finished)
         {
             let seen = table.observe()?;

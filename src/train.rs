@@ -29,6 +29,9 @@ pub struct Args {
     /// Begin with the weights of this policy folder, of the same sizes and statistics, in place of random ones.
     #[arg(long)]
     init: Option<PathBuf>,
+    /// Learn from the learner's episodes of an earlier run too: its folder of lessons.
+    #[arg(long)]
+    earlier: Option<PathBuf>,
     /// Make the expert's lessons and stop.
     #[arg(long)]
     lessons_only: bool,
@@ -40,6 +43,8 @@ pub struct Args {
     threads: usize,
 }
 
+/// Seeds of the glances: far from those of the episodes.
+const GLANCES_FROM: u64 = 100_000;
 /// Ticks per chunk and ticks carried out of it.
 const HORIZON: usize = 16;
 const EXECUTE: usize = 8;
@@ -59,7 +64,14 @@ pub fn run(args: &Args) -> Result<()> {
     let lessons = args.out.join("lessons");
     std::fs::create_dir_all(&lessons).with_context(|| format!("creating {}", lessons.display()))?;
     let mut library = Library::default();
-    teach(&teacher, &lessons, "expert", 0..config.expert_lessons as u64, None, &mut library)?;
+    let experts = 0..config.expert_lessons as u64;
+    teach(&teacher, &lessons, "expert", experts, Who::Expert, &mut library)?;
+    let glances = GLANCES_FROM..GLANCES_FROM + config.glances as u64;
+    teach(&teacher, &lessons, "glance", glances, Who::Nobody, &mut library)?;
+    if let Some(dir) = &args.earlier {
+        let count = earlier(dir, &mut library)?;
+        eprintln!("{count} lessons of the learner of {}", dir.display());
+    }
     if args.lessons_only {
         println!("{} moments in {} lessons", library.len(), library.lessons().len());
         return Ok(());
@@ -89,7 +101,7 @@ pub fn run(args: &Args) -> Result<()> {
             let seeds = first..first + config.dagger_lessons as u64;
             let student = trainer.student()?;
             let made = move || -> Box<dyn Policy> { Box::new(student.clone()) };
-            teach(&teacher, &lessons, &format!("round-{round}"), seeds, Some(&made), &mut library)?;
+            teach(&teacher, &lessons, &format!("round-{round}"), seeds, Who::Student(&made), &mut library)?;
         }
         let until = (config.first_steps + round * config.round_steps).min(last);
         while trainer.steps() < until {
@@ -97,10 +109,8 @@ pub fn run(args: &Args) -> Result<()> {
             bar.set_position(report.step as u64);
             if report.step % 10 == 0 {
                 curves.add(&report)?;
-                bar.set_message(format!(
-                    "loss {:.4}  flow {:.4}  patch {:.3}  grounding {:.3}  position {:.4}",
-                    report.loss, report.flow, report.patch, report.grounding, report.position
-                ));
+                let parts = report.parts().map(|(name, value)| format!("  {name} {value:.4}"));
+                bar.set_message(format!("loss {:.4}{}", report.loss, parts.collect::<String>()));
             }
             if report.step % config.checkpoint_every == 0 || report.step == until {
                 trainer.save(&state)?;
@@ -141,19 +151,25 @@ impl Curves {
     }
 
     fn add(&self, report: &Report) -> Result<()> {
-        let points = [
+        let mut points = vec![
             ("loss", f64::from(report.loss)),
-            ("flow", f64::from(report.flow)),
-            ("patch", f64::from(report.patch)),
-            ("grounding", f64::from(report.grounding)),
-            ("position", f64::from(report.position)),
             ("gradient_norm", f64::from(report.gradient_norm)),
             ("learning_rate", report.learning_rate),
         ];
+        points.extend(report.parts().map(|(name, value)| (name, f64::from(value))));
         self.recording.add(report.step, &points)?;
         let mut file = std::fs::OpenOptions::new().append(true).open(&self.log)?;
         Ok(writeln!(file, "{}", serde_json::to_string(report)?)?)
     }
+}
+
+/// Who plays some lessons.
+#[derive(Clone, Copy)]
+enum Who<'a> {
+    Expert,
+    Nobody,
+    /// Learners that this makes, one for each thread.
+    Student(&'a (dyn Fn() -> Box<dyn Policy> + Sync)),
 }
 
 /// Makes the lessons of some seeds, or reads those that are there, and adds them in order.
@@ -162,7 +178,7 @@ fn teach(
     dir: &Path,
     name: &str,
     seeds: std::ops::Range<u64>,
-    student: Option<&(dyn Fn() -> Box<dyn Policy> + Sync)>,
+    who: Who<'_>,
     library: &mut Library,
 ) -> Result<()> {
     let bar = ProgressBar::new(seeds.end - seeds.start)
@@ -173,15 +189,19 @@ fn teach(
     let lessons: Vec<Lesson> = seeds
         .into_par_iter()
         .map_init(
-            || student.map(|make| make()),
+            || match who {
+                Who::Student(make) => Some(make()),
+                _ => None,
+            },
             |student, seed| -> Result<Lesson> {
                 let path = dir.join(format!("{name}-{seed:06}.safetensors"));
                 let lesson = if path.exists() {
                     Lesson::load(&path)?
                 } else {
-                    let driver = match student {
-                        Some(policy) => Driver::Student(policy.as_mut()),
-                        None => Driver::Expert,
+                    let driver = match (who, student) {
+                        (_, Some(policy)) => Driver::Student(policy.as_mut()),
+                        (Who::Nobody, _) => Driver::Nobody,
+                        _ => Driver::Expert,
                     };
                     let lesson = threads::with_threads(1, || teacher.lesson(seed, driver))?;
                     lesson.save(&path, &shape)?;
@@ -195,13 +215,28 @@ fn teach(
     bar.finish_and_clear();
     let (count, good) = (lessons.len(), lessons.iter().filter(|lesson| lesson.success).count());
     for lesson in lessons {
-        match student {
-            Some(_) => library.add_student(lesson),
-            None => library.add_expert(lesson),
+        match who {
+            Who::Student(_) => library.add_student(lesson),
+            Who::Expert | Who::Nobody => library.add_expert(lesson),
         }
     }
-    eprintln!("{name}: {good} of {count} lessons ended in success");
+    match who {
+        Who::Nobody => eprintln!("{name}: {count} first moments"),
+        _ => eprintln!("{name}: {good} of {count} lessons ended in success"),
+    }
     Ok(())
+}
+
+/// Adds the lessons of every DAgger round in `dir`, in order; says how many.
+fn earlier(dir: &Path, library: &mut Library) -> Result<usize> {
+    let entries = std::fs::read_dir(dir).with_context(|| format!("reading {}", dir.display()))?;
+    let mut paths: Vec<PathBuf> = entries.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
+    paths.retain(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("round-")));
+    paths.sort();
+    for path in &paths {
+        library.add_student(Lesson::load(path)?);
+    }
+    Ok(paths.len())
 }
 
 /// The network that ships, with the statistics of the first lessons.

@@ -110,6 +110,12 @@ impl Vla {
         })
     }
 
+    /// Patch tokens `[b * cameras, patches, vision_width]` of `frames [b, cameras, channels, height, width]`.
+    pub fn see(&self, frames: &Tensor) -> Result<Tensor> {
+        let (b, cameras, channels, height, width) = frames.dims5()?;
+        self.vision.forward(&frames.reshape((b * cameras, channels, height, width))?)
+    }
+
     /// Reads pictures, words and joints once. Differentiable.
     ///
     /// # Errors
@@ -120,10 +126,9 @@ impl Vla {
 
     /// The same; taps `vision_hidden`, `image_features` (both one per picture) and `prefix_embeddings`.
     pub fn prefix_tapped(&self, inputs: &VlaInputs, tap: &mut Tap) -> Result<Prefix> {
-        let (b, cameras, channels, height, width) = inputs.frames.dims5()?;
+        let (b, cameras, _, _, _) = inputs.frames.dims5()?;
         inputs.check(b)?;
-        let frames = inputs.frames.reshape((b * cameras, channels, height, width))?;
-        let patch_tokens = self.vision.forward(&frames)?;
+        let patch_tokens = self.see(&inputs.frames)?;
         tap("vision_hidden", &patch_tokens);
         let features = self.projector.forward(&patch_tokens)?;
         tap("image_features", &features);

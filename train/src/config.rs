@@ -12,6 +12,8 @@ pub struct TrainConfig {
     pub seed: u64,
     /// Episodes that the expert plays before the first step.
     pub expert_lessons: usize,
+    /// Scenes of which the expert shows the first moment only: many sentences and looks for little time.
+    pub glances: usize,
     /// Rounds of DAgger after the first run of steps.
     pub dagger_rounds: usize,
     /// Episodes that the learner plays in each round.
@@ -20,6 +22,8 @@ pub struct TrainConfig {
     pub dagger_share: f64,
     /// Share of a batch that comes from the first moments of lessons, 0 to 1.
     pub early_share: f64,
+    /// Steps at the beginning that train the vision tower alone, on what each patch shows.
+    pub vision_steps: usize,
     /// Steps before the first round.
     pub first_steps: usize,
     /// Steps after each round.

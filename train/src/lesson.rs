@@ -41,6 +41,8 @@ pub struct Lesson {
 pub enum Driver<'a> {
     /// The expert, disturbed now and then so that recovering is seen too.
     Expert,
+    /// Nobody: the lesson is the first moment alone.
+    Nobody,
     /// The learner.
     Student(&'a mut dyn Policy),
 }

@@ -20,18 +20,31 @@ pub struct Report {
     pub step: usize,
     /// Everything that was minimised.
     pub loss: f32,
-    /// Squared error of the flow's velocity.
-    pub flow: f32,
+    /// Squared error of the flow's velocity; absent, as the others, in steps that do not train it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flow: Option<f32>,
     /// Cross-entropy of the patches.
-    pub patch: f32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub patch: Option<f32>,
     /// Binary cross-entropy of the named parts.
-    pub grounding: f32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grounding: Option<f32>,
     /// Squared error of the positions, square decimetres.
-    pub position: f32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub position: Option<f32>,
     /// Norm of the gradient before clipping.
     pub gradient_norm: f32,
     /// Learning rate.
     pub learning_rate: f64,
+}
+
+impl Report {
+    /// The parts of the loss that this step trained.
+    pub fn parts(&self) -> impl Iterator<Item = (&'static str, f32)> {
+        [("flow", self.flow), ("patch", self.patch), ("grounding", self.grounding), ("position", self.position)]
+            .into_iter()
+            .filter_map(|(name, value)| Some((name, value?)))
+    }
 }
 
 /// A policy in training.
@@ -133,7 +146,10 @@ impl Trainer {
                 *a += (1.0 - decay) * (x - *a);
             }
         }
-        let mean = |k: usize| parts.iter().map(|p: &[f32; 4]| p[k]).sum::<f32>() / parts.len() as f32;
+        let mean = |k: usize| {
+            let trained: Option<f32> = parts.iter().map(|p: &[Option<f32>; 4]| p[k]).sum();
+            trained.map(|sum| sum / parts.len() as f32)
+        };
         Ok(Report {
             step: self.step,
             loss: gradients.loss,
@@ -147,7 +163,12 @@ impl Trainer {
     }
 
     /// Loss of one shard, and its four parts.
-    fn loss(&self, lot: &Lot) -> Result<(Tensor, [f32; 4])> {
+    fn loss(&self, lot: &Lot) -> Result<(Tensor, [Option<f32>; 4])> {
+        if self.step < self.config.vision_steps {
+            let patch = self.auxiliary.patch_loss(&self.vla.see(&lot.inputs.frames)?, &lot.labels)?;
+            let shown = patch.to_scalar::<f32>()?;
+            return Ok((patch, [None, Some(shown), None, None]));
+        }
         let prefix = self.vla.prefix(&lot.inputs)?;
         let flow = self.vla.flow_loss(&prefix, &lot.actions, &lot.noise, &lot.times)?;
         let c = &self.config;
@@ -155,7 +176,7 @@ impl Trainer {
         let grounding = self.auxiliary.grounding_loss(&prefix.image_hidden()?, &lot.labels)?;
         let position = self.auxiliary.position_loss(&prefix.state_hidden()?, &lot.labels)?;
         let parts =
-            [&flow, &patch, &grounding, &position].map(|loss| loss.to_scalar::<f32>().unwrap_or(f32::NAN));
+            [&flow, &patch, &grounding, &position].map(|loss| loss.to_scalar::<f32>().ok());
         let sum = (((&flow + (patch * c.patch_weight)?)? + (grounding * c.grounding_weight)?)?
             + (position * c.position_weight)?)?;
         Ok((sum, parts))

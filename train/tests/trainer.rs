@@ -16,10 +16,12 @@ fn run() -> TrainConfig {
     TrainConfig {
         seed: 3,
         expert_lessons: 0,
+        glances: 0,
         dagger_rounds: 0,
         dagger_lessons: 0,
         dagger_share: 0.5,
         early_share: 0.4,
+        vision_steps: 2,
         first_steps: 60,
         round_steps: 0,
         batch: 8,
@@ -148,9 +150,13 @@ fn trainer() -> Result<Trainer> {
 #[test]
 fn the_loss_falls() -> Result<()> {
     let (mut trainer, library) = (trainer()?, library());
+    for _ in 0..run().vision_steps {
+        let report = trainer.step(&library)?;
+        assert_eq!(report.parts().map(|(name, _)| name).collect::<Vec<_>>(), ["patch"]);
+    }
     let first = trainer.step(&library)?.loss;
     let mut last = first;
-    for _ in 1..60 {
+    for _ in trainer.steps()..60 {
         last = trainer.step(&library)?.loss;
     }
     assert!(last < 0.5 * first, "{first} to {last}");
