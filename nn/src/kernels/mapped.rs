@@ -1,5 +1,6 @@
 //! A file mapped read-only into memory.
 
+use std::ops::Range;
 use std::path::Path;
 
 /// A read-only mapping of a whole file. An empty file has no mapping and no bytes.
@@ -21,5 +22,23 @@ impl MappedFile {
     /// The bytes of the file.
     pub fn bytes(&self) -> &[u8] {
         self.0.as_deref().unwrap_or(&[])
+    }
+
+    /// Lets the system drop the pages that lie wholly inside `range`: what was copied out of them need not stay resident.
+    pub fn forget(&self, range: Range<usize>) {
+        #[cfg(target_os = "linux")]
+        if let Some(map) = &self.0 {
+            const PAGE: usize = 1 << 16;
+            let (start, end) = (range.start.next_multiple_of(PAGE), range.end.min(map.len()) / PAGE * PAGE);
+            if start < end {
+                // SAFETY: nothing ever writes to this private mapping, so a dropped page reads the same bytes of the file
+                // when it is touched again.
+                let _ = unsafe {
+                    map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start)
+                };
+            }
+        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = range;
     }
 }
