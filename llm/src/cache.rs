@@ -1,9 +1,63 @@
-//! Keys and values of what a decoder has read, layer by layer.
+//! The door between a decoder and the keys and values of what it has read: [`KeyValues`], and the plain [`Cache`].
 
 use candle_core::Tensor;
-use vela_nn::Result;
+use vela_nn::{Error, Heads, Mask, Result, attention::attention_packed_soft_capped};
 
-/// Keys and values per layer, `[b, positions, kv_heads * head_dim]`, keys after the rotary embedding.
+/// How the queries of a layer look at its keys. The same for every store of keys and values.
+#[derive(Clone, Copy, Debug)]
+pub struct Attend<'a> {
+    /// Heads of the queries and of the keys.
+    pub heads: Heads,
+    /// Factor on `q · k`.
+    pub scale: f32,
+    /// Scores are bounded by `cap · tanh(score / cap)` (Gemma 2).
+    pub soft_cap: Option<f32>,
+    /// Only the last so many positions are seen, the query's own included (Mistral).
+    pub window: Option<usize>,
+    /// Which keys a query sees, over all stored and new positions of its sequence. A store that holds several
+    /// sequences side by side knows their bounds itself and takes `Causal` to mean: within its own.
+    pub mask: &'a Mask,
+}
+
+impl Attend<'_> {
+    /// Attends whole tensors: queries `[b, t, heads * d]` to keys and values `[b, s, kv_heads * d]`, giving
+    /// `[b, t, heads * d]`. Differentiable.
+    pub fn apply(&self, q: &Tensor, keys: &Tensor, values: &Tensor) -> Result<Tensor> {
+        let windowed = self.window.map(|size| self.mask.windowed(size));
+        let mask = windowed.as_ref().unwrap_or(self.mask);
+        attention_packed_soft_capped(q, keys, values, self.heads, mask, self.scale, self.soft_cap)
+    }
+}
+
+/// A store of keys and values, layer by layer. The decoder hands each layer's new ones over and gets back what its
+/// queries found; how they are kept (whole tensors, pages, int8, several sequences of unequal length side by side in
+/// one `[1, tokens, width]`) is the store's own affair.
+pub trait KeyValues {
+    /// Keeps the new keys and values `[b, t, kv_heads * d]` (keys after the rotary embedding) of a layer, and lets
+    /// the queries `[b, t, heads * d]` (likewise) attend to all of its sequence: `[b, t, heads * d]`. Layers come in
+    /// order.
+    fn attend(
+        &mut self,
+        layer: usize,
+        q: &Tensor,
+        keys: Tensor,
+        values: Tensor,
+        rule: &Attend,
+    ) -> Result<Tensor>;
+
+    /// Keeps the new keys and values of a layer that nobody asks now.
+    fn store(&mut self, layer: usize, keys: Tensor, values: Tensor) -> Result<()>;
+
+    /// Positions held; of several sequences, the longest one's.
+    fn len(&self) -> usize;
+
+    /// Whether nothing is held.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Keys and values per layer as whole tensors, `[b, positions, kv_heads * head_dim]`. Differentiable.
 #[derive(Clone, Debug, Default)]
 pub struct Cache {
     layers: Vec<(Tensor, Tensor)>,
@@ -30,19 +84,64 @@ impl Cache {
         self.layers.get(layer).map(|(keys, values)| (keys, values))
     }
 
+    /// Forgets all but the first `length` positions: a guess that was refused. Fewer are left as they are.
+    pub fn truncate(&mut self, length: usize) -> Result<()> {
+        for (keys, values) in &mut self.layers {
+            if keys.dim(1)? > length {
+                *keys = keys.narrow(1, 0, length)?.contiguous()?;
+                *values = values.narrow(1, 0, length)?.contiguous()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The cache whose row `i` is this one's row `rows[i]` (u32): beams that split and end.
+    pub fn select(&self, rows: &Tensor) -> Result<Self> {
+        let pick = |(keys, values): &(Tensor, Tensor)| -> Result<(Tensor, Tensor)> {
+            Ok((keys.index_select(rows, 0)?, values.index_select(rows, 0)?))
+        };
+        Ok(Self { layers: self.layers.iter().map(pick).collect::<Result<_>>()? })
+    }
+
     /// Adds positions to a layer (layers come in order the first time) and gives all of them. Differentiable.
+    ///
+    /// # Errors
+    /// A layer before this one has not been run.
     pub fn append(&mut self, layer: usize, keys: Tensor, values: Tensor) -> Result<(Tensor, Tensor)> {
-        let (keys, values) = match self.layers.get(layer) {
-            Some((old_keys, old_values)) => {
-                (Tensor::cat(&[old_keys, &keys], 1)?, Tensor::cat(&[old_values, &values], 1)?)
+        let count = self.layers.len();
+        let both = match self.layers.get_mut(layer) {
+            Some(slot) => {
+                *slot = (Tensor::cat(&[&slot.0, &keys], 1)?, Tensor::cat(&[&slot.1, &values], 1)?);
+                return Ok(slot.clone());
             }
             None => (keys, values),
         };
-        let both = (keys, values);
-        match self.layers.get_mut(layer) {
-            Some(slot) => *slot = both.clone(),
-            None => self.layers.push(both.clone()),
+        if layer != count {
+            return Err(Error::invalid(format!("cache: expected layer {count} next, got layer {layer}")));
         }
+        self.layers.push(both.clone());
         Ok(both)
+    }
+}
+
+impl KeyValues for Cache {
+    fn attend(
+        &mut self,
+        layer: usize,
+        q: &Tensor,
+        keys: Tensor,
+        values: Tensor,
+        rule: &Attend,
+    ) -> Result<Tensor> {
+        let (keys, values) = self.append(layer, keys, values)?;
+        rule.apply(q, &keys, &values)
+    }
+
+    fn store(&mut self, layer: usize, keys: Tensor, values: Tensor) -> Result<()> {
+        self.append(layer, keys, values).map(|_| ())
+    }
+
+    fn len(&self) -> usize {
+        Cache::len(self)
     }
 }

@@ -1,12 +1,9 @@
 //! One decoder for the families: embeddings in, hidden states out.
 
-use crate::{Cache, DecoderConfig, Tap};
+use crate::{Attend, DecoderConfig, KeyValues, Tap};
 use candle_core::Tensor;
 use vela_nn::rope::RopeAngles;
-use vela_nn::{
-    Embedding, Error, Heads, Init, Linear, Mask, Mlp, MlpConfig, Norm, Result, Rope, Weights,
-    attention_packed,
-};
+use vela_nn::{Embedding, Error, Heads, Init, Linear, Mask, Mlp, MlpConfig, Norm, Result, Rope, Weights};
 
 /// A decoder-only transformer. Text, pictures, robot states and noisy actions all enter it as embeddings.
 #[derive(Clone, Debug)]
@@ -127,13 +124,14 @@ impl Decoder {
     }
 
     /// `embeds [b, t, width]` at `positions [t]` or `[b, t]` to the residual stream after the last layer, before
-    /// the final norm. `mask` is over all cached and new positions. Differentiable in weights and input.
+    /// the final norm. `mask` is over all cached and new positions. Differentiable in weights and input. A store of several
+    /// sequences takes them side by side: `[1, tokens, width]` at `[tokens]`.
     pub fn forward(
         &self,
         embeds: &Tensor,
         positions: &Tensor,
         mask: &Mask,
-        cache: &mut Cache,
+        cache: &mut dyn KeyValues,
     ) -> Result<Tensor> {
         self.forward_tapped(embeds, positions, mask, cache, &mut |_, _| {})
     }
@@ -144,16 +142,16 @@ impl Decoder {
         embeds: &Tensor,
         positions: &Tensor,
         mask: &Mask,
-        cache: &mut Cache,
+        cache: &mut dyn KeyValues,
         tap: &mut Tap,
     ) -> Result<Tensor> {
         let angles = self.angles(positions)?;
         let mut x = embeds.clone();
         for (i, layer) in self.layers.iter().enumerate() {
-            let (keys, values, y) = self.read(i, layer, &x, &angles, cache)?;
+            let (keys, values, y) = self.read(layer, &x, &angles)?;
             let q = angles.apply_packed(&layer.queries(&y)?, self.config.heads)?;
-            let y = attention_packed(&q, &keys, &values, self.heads(), mask, self.config.scale())?;
-            x = layer.add(&x, &y)?;
+            let attended = cache.attend(i, &q, keys, values, &self.rule(mask))?;
+            x = layer.add(&x, &attended)?;
             tap(&format!("hidden.{i}"), &x);
         }
         Ok(x)
@@ -166,38 +164,33 @@ impl Decoder {
         embeds: &Tensor,
         positions: &Tensor,
         mask: &Mask,
-        cache: &mut Cache,
+        cache: &mut dyn KeyValues,
     ) -> Result<Tensor> {
         let angles = self.angles(positions)?;
         let mut x = embeds.clone();
         for (i, layer) in self.layers.iter().enumerate() {
-            let (keys, values, y) = self.read(i, layer, &x, &angles, cache)?;
+            let (keys, values, y) = self.read(layer, &x, &angles)?;
             if i + 1 < self.layers.len() {
                 let q = angles.apply_packed(&layer.queries(&y)?, self.config.heads)?;
-                let y = attention_packed(&q, &keys, &values, self.heads(), mask, self.config.scale())?;
-                x = layer.add(&x, &y)?;
+                let attended = cache.attend(i, &q, keys, values, &self.rule(mask))?;
+                x = layer.add(&x, &attended)?;
+            } else {
+                cache.store(i, keys, values)?;
             }
         }
         Ok(x)
     }
 
-    /// Puts a layer's new keys and values into the cache; gives all of them and the normalised input.
-    fn read(
-        &self,
-        index: usize,
-        layer: &Layer,
-        x: &Tensor,
-        angles: &RopeAngles,
-        cache: &mut Cache,
-    ) -> Result<(Tensor, Tensor, Tensor)> {
+    /// A layer's new keys, turned, its new values, and the normalised input.
+    fn read(&self, layer: &Layer, x: &Tensor, angles: &RopeAngles) -> Result<(Tensor, Tensor, Tensor)> {
         let y = layer.attention_input(x)?;
         let keys = angles.apply_packed(&layer.keys(&y)?, self.config.kv_heads)?;
-        let (keys, values) = cache.append(index, keys, layer.values(&y)?)?;
-        Ok((keys, values, y))
+        Ok((keys, layer.values(&y)?, y))
     }
 
-    fn heads(&self) -> Heads {
-        Heads { query: self.config.heads, key: self.config.kv_heads }
+    fn rule<'a>(&self, mask: &'a Mask) -> Attend<'a> {
+        let heads = Heads { query: self.config.heads, key: self.config.kv_heads };
+        Attend { heads, scale: self.config.scale(), soft_cap: None, window: None, mask }
     }
 
     /// The final norm, `[b, t, width]` to the same shape.

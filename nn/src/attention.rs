@@ -29,6 +29,13 @@ pub enum Mask {
     },
     /// 1 where query may see key: u8 `[b, t, s]`, `[1, t, s]`.
     Dense(Tensor),
+    /// What another mask shows, but only the last `size` positions (itself included). Made by [`Mask::windowed`].
+    Near {
+        /// Positions seen.
+        size: usize,
+        /// The other mask.
+        of: Arc<Mask>,
+    },
 }
 
 impl Mask {
@@ -38,6 +45,15 @@ impl Mask {
             query_block: query_block.into(),
             key_block: key_block.into(),
             key_valid: key_valid.into(),
+        }
+    }
+
+    /// This mask, and only the last `size` positions (itself included); later positions are as this mask says.
+    pub fn windowed(&self, size: usize) -> Self {
+        match self {
+            Self::Causal => Self::Window { size },
+            Self::Window { size: other } => Self::Window { size: size.min(*other) },
+            other => Self::Near { size, of: Arc::new(other.clone()) },
         }
     }
 
@@ -63,9 +79,13 @@ impl Mask {
         self.check(b, t, s)?;
         let dense = match self {
             Self::Dense(mask) => mask.flatten_all()?.to_vec1::<u8>()?,
+            Self::Near { size, of } => {
+                let inner = of.visible(b, t, s)?;
+                return Ok(Visible { near: inner.near.min(*size), ..inner });
+            }
             _ => Vec::new(),
         };
-        Ok(Visible { mask: self.clone(), dense: dense.into(), t, s })
+        Ok(Visible { mask: self.clone(), dense: dense.into(), near: usize::MAX, t, s })
     }
 
     /// Whether the mask fits `b` batch elements, `t` queries and `s` keys.
@@ -73,6 +93,7 @@ impl Mask {
         let fits = |len: usize, n: usize| len == n || len == b * n;
         match self {
             Self::None => Ok(()),
+            Self::Near { of, .. } => of.check(b, t, s),
             Self::Causal | Self::Window { .. } if t <= s => Ok(()),
             Self::Causal | Self::Window { .. } => {
                 Err(Error::invalid(format!("causal attention of {t} queries over only {s} keys")))
@@ -107,6 +128,8 @@ impl Mask {
 pub(crate) struct Visible {
     mask: Mask,
     dense: Arc<[u8]>,
+    /// Positions seen up to the query's own, whatever the mask.
+    near: usize,
     t: usize,
     s: usize,
 }
@@ -116,10 +139,11 @@ impl Visible {
     pub fn keys(&self, row: usize, rows: usize) -> std::ops::Range<usize> {
         // Queries are the last `t` of `s` positions.
         let end = || (row + rows + self.s).saturating_sub(self.t).min(self.s);
+        let start = |size: usize| (row + self.s + 1).saturating_sub(self.t.saturating_add(size));
         match self.mask {
             Mask::Causal => 0..end(),
-            Mask::Window { size } => (row + self.s + 1).saturating_sub(self.t + size).min(end())..end(),
-            _ => 0..self.s,
+            Mask::Window { size } => start(size).min(end())..end(),
+            _ => start(self.near).min(self.s)..self.s,
         }
     }
 
@@ -128,15 +152,16 @@ impl Visible {
         let hidden = f32::NEG_INFINITY;
         let place = |len: usize, n: usize| if len == n { 0 } else { batch * n };
         let position = (row + self.s).saturating_sub(self.t);
+        let before =
+            |size: usize| (position + 1).saturating_sub(size.saturating_add(start)).min(scores.len());
+        let far = before(self.near);
         match &self.mask {
-            Mask::None => {}
+            Mask::None | Mask::Near { .. } => {}
             Mask::Causal | Mask::Window { .. } => {
-                let seen = (position + 1).saturating_sub(start).min(scores.len());
+                let seen = before(0);
+                let left = if let Mask::Window { size } = self.mask { before(size) } else { 0 };
                 scores[seen..].fill(hidden);
-                if let Mask::Window { size } = self.mask {
-                    let before = (position + 1).saturating_sub(size + start).min(scores.len());
-                    scores[..before].fill(hidden);
-                }
+                scores[..left].fill(hidden);
             }
             Mask::Blocks { query_block, key_block, key_valid } => {
                 let query = query_block[place(query_block.len(), self.t) + row];
@@ -158,6 +183,7 @@ impl Visible {
                 }
             }
         }
+        scores[..far].fill(hidden);
     }
 }
 
@@ -208,6 +234,19 @@ pub fn attention_packed(
     mask: &Mask,
     scale: f32,
 ) -> Result<Tensor> {
+    attention_packed_soft_capped(q, k, v, heads, mask, scale, None)
+}
+
+/// As [`attention_packed`], with scores bounded by `cap · tanh(score / cap)` before the mask (Gemma 2).
+pub fn attention_packed_soft_capped(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    heads: Heads,
+    mask: &Mask,
+    scale: f32,
+    soft_cap: Option<f32>,
+) -> Result<Tensor> {
     let (b, t, query_width) = q.dims3()?;
     let (_, s, value_width) = v.dims3()?;
     let Heads { query: h, key: hk } = heads;
@@ -222,7 +261,7 @@ pub fn attention_packed(
         return Err(Error::shape("keys of attention", expected, k.dims()));
     }
     let size = kernels::attention::Size { b, h, hk, t, s, d, dv };
-    kernels::attention::attention(q, k, v, size, mask, scale, None)
+    kernels::attention::attention(q, k, v, size, mask, scale, soft_cap)
 }
 
 /// `[b, t, heads * d]` to `[b, heads, t, d]`.
