@@ -1,23 +1,29 @@
 //! Pixels to patch tokens: exact preprocessing and the ViT family.
 //!
-//! Entry points: [`Planes`] and [`Picture`] (pixels), [`TilingConfig`] (large pictures), [`Vit`] (the tower),
-//! [`Siglip`] (both towers, compared).
+//! Entry points: [`Picture`] (pixels, from files), [`Preprocessor`] (what the encoder reads, by
+//! `preprocessor_config.json`), [`Vit`] (the tower), [`Siglip`] (both towers, compared).
 
 pub mod config;
+pub mod decode;
 pub mod encoder;
 pub mod planes;
+pub mod preprocess;
+mod preprocess_config;
 pub mod resize;
+pub mod resnet;
 pub mod siglip;
 pub mod tiling;
 pub mod trace;
 pub mod vit;
 
 pub use config::{Pooling, VisionConfig};
+pub use decode::Limits;
 pub use encoder::{Encoder, EncoderConfig};
-pub use planes::{PadSide, Planes};
-pub use resize::{Filter, Picture};
+pub use planes::{PadSide, Planes, Scale};
+pub use preprocess::{Fit, Layout, Patches, Prepared, Preprocessor, Tiles};
+pub use resize::{Arithmetic, Filter, Picture};
+pub use resnet::{ResNet, ResNetNames, ResNetNorm};
 pub use siglip::Siglip;
-pub use tiling::{LongestEdge, Tiles, TilingConfig};
 pub use vit::Vit;
 
 /// Hears the named stages of a forward pass, for comparison with a reference.

@@ -1,5 +1,6 @@
 //! A picture as floating-point planes, and the resizing that torch does: bilinear, without antialiasing.
 
+use crate::Picture;
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use vela_nn::{Error, Result};
@@ -13,6 +14,25 @@ pub struct Planes {
     pub width: usize,
     /// `3 * height * width` values, plane after plane in the order R, G, B.
     pub data: Vec<f32>,
+}
+
+/// How a byte becomes a number: `(byte * factor - mean) / std`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Scale {
+    /// Usually 1/255.
+    pub factor: f64,
+    /// Per colour, after the factor.
+    pub mean: [f32; 3],
+    /// Per colour.
+    pub std: [f32; 3],
+}
+
+impl Scale {
+    /// What each byte becomes, per colour; rounded where the reference rounds.
+    pub fn table(&self) -> [[f32; 256]; 3] {
+        let value = |c: usize, byte: usize| ((byte as f64 * self.factor) as f32 - self.mean[c]) / self.std[c];
+        std::array::from_fn(|c| std::array::from_fn(|byte| value(c, byte)))
+    }
 }
 
 /// Where padding goes when a picture keeps its aspect in a box of another one.
@@ -45,6 +65,15 @@ impl Planes {
             }
         }
         Ok(Self { height, width, data })
+    }
+
+    /// A picture's bytes, scaled.
+    pub fn scaled(picture: &Picture, scale: &Scale) -> Self {
+        let table = scale.table();
+        let pixels = picture.rgb.as_chunks::<3>().0;
+        let plane = |c: usize| pixels.iter().map(move |pixel| usize::from(pixel[c]));
+        let data = (0..3).flat_map(|c| plane(c).map(move |byte| table[c][byte])).collect();
+        Self { height: picture.height, width: picture.width, data }
     }
 
     /// The same from a `[3, height, width]` tensor.

@@ -1,31 +1,115 @@
-//! SigLIP's stages on given inputs, to be compared with a reference run.
+//! Preprocessing and encoders on the inputs of a reference run, stage by stage, to be compared with it.
 
-use crate::{Siglip, Vit};
-use candle_core::{DType, Tensor};
+use crate::preprocess::{Layout, Prepared, Preprocessor};
+use crate::{Arithmetic, Picture, Siglip, Vit};
+use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use vela_nn::{Error, Result, Weights};
 
-/// Every stage of both towers on `in.pixel_values` and `in.input_ids`.
-pub fn trace(
-    dir: &Path,
-    config: &Value,
-    golden: &HashMap<String, Tensor>,
-) -> Result<BTreeMap<String, Tensor>> {
+/// Stages by name.
+pub type Stages = BTreeMap<String, Tensor>;
+
+/// A tensor of a reference run.
+pub fn input<'a>(golden: &'a HashMap<String, Tensor>, name: &str) -> Result<&'a Tensor> {
+    golden.get(name).ok_or_else(|| Error::invalid(format!("the reference run has no tensor '{name}'")))
+}
+
+/// A picture of a reference run, u8 `[height, width, 3]`.
+pub fn picture(pixels: &Tensor) -> Result<Picture> {
+    let (height, width, _) = pixels.dims3()?;
+    Picture::new(width, height, pixels.flatten_all()?.to_vec1()?)
+}
+
+/// What the reference's processor gives for one picture, by its own names, with its own shapes.
+pub fn prepared(preprocessor: &Preprocessor, picture: &Picture) -> Result<Stages> {
+    let prepared = preprocessor.apply(picture)?;
+    let integers = |values: &[usize]| -> Result<Tensor> {
+        let values: Vec<i64> = values.iter().map(|x| *x as i64).collect();
+        Ok(Tensor::from_slice(&values, values.len(), &Device::Cpu)?)
+    };
+    let mut stages = Stages::new();
+    let mut note = |name: &str, x: Tensor| stages.insert(name.to_owned(), x);
+    match (&prepared, &preprocessor.layout) {
+        (Prepared::Tiles(tiles), Layout::Whole { .. }) => {
+            note("pixel_values", tiles.tensor()?);
+        }
+        (Prepared::Tiles(tiles), Layout::GridTiles { .. }) => {
+            note("num_patches", integers(&[tiles.pictures.len()])?);
+            note("pixel_values", tiles.tensor()?);
+        }
+        (Prepared::Tiles(tiles), layout) => {
+            let pixels = tiles.tensor()?.unsqueeze(0)?;
+            let (_, n, _, height, width) = pixels.dims5()?;
+            if let Layout::EdgeTiles { split, .. } = layout {
+                note("pixel_attention_mask", Tensor::ones((1, n, height, width), DType::U8, &Device::Cpu)?);
+                if *split {
+                    note("rows", integers(&[tiles.rows])?);
+                    note("cols", integers(&[tiles.columns])?);
+                }
+            } else {
+                note("image_sizes", integers(&[tiles.size.1, tiles.size.0])?.unsqueeze(0)?);
+            }
+            note("pixel_values", pixels);
+        }
+        (Prepared::Patches(patches), Layout::MostPatches { most, .. }) => {
+            let rows = patches.tensor()?;
+            let real = rows.dim(0)?;
+            let mask: Vec<u8> = (0..*most).map(|i| u8::from(i < real)).collect();
+            note("pixel_values", rows.pad_with_zeros(0, 0, most.saturating_sub(real))?.unsqueeze(0)?);
+            note("pixel_attention_mask", Tensor::from_vec(mask, (1, *most), &Device::Cpu)?);
+            note("spatial_shapes", integers(&patches.grid[1..])?.unsqueeze(0)?);
+        }
+        (Prepared::Patches(patches), _) => {
+            note("image_grid_thw", integers(&patches.grid)?.unsqueeze(0)?);
+            note("pixel_values", patches.tensor()?);
+        }
+    }
+    Ok(stages)
+}
+
+/// Every `out.<HxW>.*` of a reference run of a processor alone, from `in.<HxW>.image` of the run itself or of the
+/// folder `preproc_images` beside `dir`.
+pub fn preprocessing(dir: &Path, golden: &HashMap<String, Tensor>) -> Result<Stages> {
+    let preprocessor = Preprocessor::load(dir)?;
+    let beside = dir.join("../preproc_images/golden.safetensors");
+    let pictures = if beside.is_file() {
+        candle_core::safetensors::load(&beside, &Device::Cpu)?
+    } else {
+        HashMap::new()
+    };
+    let mut stages = Stages::new();
+    for name in golden.keys().filter_map(|name| name.strip_prefix("out.")) {
+        let (size, output) = name.split_once('.').unwrap_or((name, ""));
+        let key = format!("in.{size}.image");
+        let picture = picture(golden.get(&key).or(pictures.get(&key)).ok_or_else(|| {
+            Error::invalid(format!("the reference run has no '{key}', and {} neither", beside.display()))
+        })?)?;
+        let mut preprocessor = preprocessor.clone();
+        let plain = output.strip_suffix(".torchvision");
+        if plain.is_some() {
+            preprocessor.arithmetic = Arithmetic::Torch;
+        }
+        if let Some(stage) = prepared(&preprocessor, &picture)?.remove(plain.unwrap_or(output)) {
+            stages.insert(format!("out.{name}"), stage);
+        }
+    }
+    Ok(stages)
+}
+
+/// Every stage of both of SigLIP's towers on `in.pixel_values` and `in.input_ids`.
+pub fn trace(dir: &Path, config: &Value, golden: &HashMap<String, Tensor>) -> Result<Stages> {
     let weights = Weights::load_dir(dir)?;
     let model = Siglip::new(&weights, config)?;
     weights.finish()?;
-    let input = |name: &str| {
-        golden.get(name).ok_or_else(|| Error::invalid(format!("the reference run has no tensor '{name}'")))
-    };
-    let mut stages = BTreeMap::new();
+    let mut stages = Stages::new();
     let mut note = |name: String, x: &Tensor| {
         stages.insert(name, x.clone());
     };
-    let pixels = input("in.pixel_values")?;
+    let pixels = input(golden, "in.pixel_values")?;
     let pictures = model.embed_pictures(pixels, &mut |name, x| note(format!("out.vision.{name}"), x))?;
-    let ids = input("in.input_ids")?.to_dtype(DType::U32)?;
+    let ids = input(golden, "in.input_ids")?.to_dtype(DType::U32)?;
     let texts = model.embed_texts(&ids, &mut |name, x| note(format!("out.text.{name}"), x))?;
     let logits = model.logits(&pictures, &texts)?;
     note("out.logits_per_text".into(), &logits.t()?.contiguous()?);
@@ -37,7 +121,7 @@ pub fn trace(
 }
 
 /// References give patch embeddings as a convolution does: `[b, width, rows, columns]`.
-pub fn as_convolution(stages: &mut BTreeMap<String, Tensor>, name: &str, tower: &Vit) -> Result<()> {
+pub fn as_convolution(stages: &mut Stages, name: &str, tower: &Vit) -> Result<()> {
     let grid = tower.config().grid();
     if let Some(stage) = stages.get_mut(name) {
         let (b, _, width) = stage.dims3()?;
