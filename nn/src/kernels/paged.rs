@@ -1,0 +1,398 @@
+//! Attention over keys and values that lie in blocks of sixteen positions (Kwon et al., arXiv:2309.06180).
+//!
+//! Keys of a block and head lie element by element (`[d][16]`), so that one query element meets sixteen keys at once and
+//! nothing is summed across lanes; values lie position by position (`[16][dv]`). A few queries (decoding) read the blocks
+//! in place; many (a prompt) gather them once per head and multiply matrices.
+
+use super::data::Shared;
+use super::matmul::{View, matmul_over, raw};
+use super::simd::{self, dispatch, exp, fma, tanh};
+use crate::paged::{BLOCK, Span};
+use crate::{Heads, threads};
+use half::f16;
+use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
+
+/// Fewer queries than this in a span read the blocks in place.
+const FEW: usize = 8;
+/// Query rows per block of scores, when there are many.
+const ROWS: usize = 64;
+
+/// The keys or the values of a layer: tiles of sixteen positions of one head.
+pub enum Plane {
+    F32(Vec<f32>),
+    /// Bits of float16.
+    F16(Vec<u16>),
+    /// Each position of each head divided by its own scale, `[tile][16]`.
+    Int8(Vec<i8>, Vec<f32>),
+}
+
+/// Where the elements of a tile lie.
+#[derive(Clone, Copy)]
+pub enum Order {
+    /// `[width][16]`: keys.
+    ByElement,
+    /// `[16][width]`: values.
+    ByPosition,
+}
+
+impl Plane {
+    /// Puts a row of `width` values into a slot of a tile.
+    pub fn set(&mut self, tile: usize, slot: usize, row: &[f32], order: Order) {
+        let (start, (from, step)) = (tile * BLOCK * row.len(), order.place(slot, row.len()));
+        let at = start + from;
+        match self {
+            Self::F32(to) => row.iter().enumerate().for_each(|(j, x)| to[at + j * step] = *x),
+            Self::F16(to) => {
+                row.iter().enumerate().for_each(|(j, x)| to[at + j * step] = f16::from_f32(*x).to_bits());
+            }
+            Self::Int8(to, scales) => {
+                let most = row.iter().fold(0f32, |most, x| most.max(x.abs()));
+                let inverse = if most > 0.0 { 127.0 / most } else { 0.0 };
+                scales[tile * BLOCK + slot] = most / 127.0;
+                row.iter().enumerate().for_each(|(j, x)| to[at + j * step] = (x * inverse).round() as i8);
+            }
+        }
+    }
+
+    /// The first `rows` slots of the tile `from` to the tile `to`, of `width` values each.
+    pub fn copy(&mut self, from: usize, to: usize, rows: usize, width: usize, order: Order) {
+        fn one<T: Copy>(values: &mut [T], from: usize, to: usize, rows: usize, width: usize, order: Order) {
+            let (from, to) = (from * BLOCK * width, to * BLOCK * width);
+            match order {
+                Order::ByPosition => values.copy_within(from..from + rows * width, to),
+                Order::ByElement => (0..width * BLOCK)
+                    .step_by(BLOCK)
+                    .for_each(|j| values.copy_within(from + j..from + j + rows, to + j)),
+            }
+        }
+        match self {
+            Self::F32(values) => one(values, from, to, rows, width, order),
+            Self::F16(values) => one(values, from, to, rows, width, order),
+            Self::Int8(values, scales) => {
+                one(values, from, to, rows, width, order);
+                one(scales, from, to, rows, 1, Order::ByPosition);
+            }
+        }
+    }
+
+    /// A tile of `size` values, without the scales.
+    fn tile<'a>(&'a self, tile: usize, size: usize, scratch: &'a mut Vec<f32>) -> &'a [f32] {
+        let range = tile * size..(tile + 1) * size;
+        scratch.resize(size, 0.0);
+        match self {
+            Self::F32(values) => return &values[range],
+            Self::F16(bits) => bits[range].reinterpret_cast::<f16>().convert_to_f32_slice(scratch),
+            Self::Int8(values, _) => widen(&values[range], scratch),
+        }
+        scratch
+    }
+
+    /// The scales of a tile's positions, if it has any.
+    fn scales(&self, tile: usize) -> Option<&[f32]> {
+        match self {
+            Self::Int8(_, scales) => Some(&scales[tile * BLOCK..(tile + 1) * BLOCK]),
+            _ => None,
+        }
+    }
+}
+
+impl Order {
+    /// Where a slot's first element is in its tile, and the distance to the next.
+    fn place(self, slot: usize, width: usize) -> (usize, usize) {
+        match self {
+            Self::ByElement => (slot, BLOCK),
+            Self::ByPosition => (slot * width, 1),
+        }
+    }
+}
+
+/// One attention over blocks.
+pub struct Paged<'a> {
+    pub keys: &'a Plane,
+    pub values: &'a Plane,
+    pub heads: Heads,
+    pub d: usize,
+    pub dv: usize,
+    pub scale: f32,
+    pub soft_cap: Option<f32>,
+    /// Positions seen, the query's own included.
+    pub window: usize,
+}
+
+impl Paged<'_> {
+    /// Queries `[rows of all spans, h * d]` to `out [rows, h * dv]`. The caller checked sizes and block numbers.
+    pub fn attend(&self, q: &[f32], spans: &[Span<'_>], out: &mut [f32]) {
+        // A task is a span, its first row, and a key head (few rows) or a query head (many).
+        let mut tasks = Vec::new();
+        let mut first = 0;
+        for span in spans {
+            let heads = if span.rows < FEW { self.heads.key } else { self.heads.query };
+            tasks.extend((0..heads).map(|head| (span, first, head)));
+            first += span.rows;
+        }
+        let out = Shared::new(out);
+        threads::for_each(tasks.len(), |task| {
+            let (span, first, head) = tasks[task];
+            if span.rows < FEW {
+                self.few(q, span, first, head, &out);
+            } else {
+                self.many(q, span, first, head, &out);
+            }
+        });
+    }
+
+    /// The keys that the query at a position sees.
+    fn seen(&self, span: &Span<'_>, position: usize) -> std::ops::Range<usize> {
+        let end = if position < span.whole { span.whole } else { position + 1 };
+        (position + 1).saturating_sub(self.window)..end.min(span.start + span.rows)
+    }
+
+    /// All queries of a span that read one key head.
+    fn few(&self, q: &[f32], span: &Span<'_>, first: usize, key_head: usize, out: &Shared<f32>) {
+        let Self { d, dv, heads, .. } = *self;
+        let group = heads.query / heads.key;
+        let n = span.rows * group;
+        let mut queries = Vec::with_capacity(n * d);
+        for row in first..first + span.rows {
+            let from = (row * heads.query + key_head * group) * d;
+            queries.extend(q[from..from + group * d].iter().map(|x| x * self.scale));
+        }
+        let blocks = self.seen(span, span.start).start / BLOCK..(span.start + span.rows).div_ceil(BLOCK);
+        let s = blocks.len() * BLOCK;
+        let mut scores = vec![0.0; n * s];
+        let mut scratch = Vec::new();
+        for (k, block) in span.blocks[blocks.clone()].iter().enumerate() {
+            let tile = *block as usize * heads.key + key_head;
+            let keys = self.keys.tile(tile, d * BLOCK, &mut scratch);
+            score_tile(&queries, d, keys, &mut scores[k * BLOCK..], s);
+            if let Some(scales) = self.keys.scales(tile) {
+                scale_columns(&mut scores[k * BLOCK..], s, scales);
+            }
+        }
+        let skipped = blocks.start * BLOCK;
+        let mut inverses = Vec::with_capacity(n);
+        for (i, scores) in scores.chunks_exact_mut(s.max(1)).enumerate() {
+            let seen = self.seen(span, span.start + i / group);
+            inverses.push(weigh(
+                scores,
+                seen.start - skipped,
+                seen.end - skipped,
+                self.soft_cap.unwrap_or(0.0),
+            ));
+        }
+        let mut sums = vec![0.0; n * dv];
+        for (k, block) in span.blocks[blocks].iter().enumerate() {
+            let tile = *block as usize * heads.key + key_head;
+            if let Some(scales) = self.values.scales(tile) {
+                scale_columns(&mut scores[k * BLOCK..], s, scales);
+            }
+            // What lies behind the sequence's end is another's leavings: not even zero times that.
+            let there = BLOCK.min(span.start + span.rows - skipped - k * BLOCK);
+            let values = self.values.tile(tile, dv * BLOCK, &mut scratch);
+            gather_tile(&scores[k * BLOCK..], s, &values[..there * dv], dv, &mut sums);
+        }
+        for row in 0..span.rows {
+            // SAFETY: this task alone writes these rows of the heads of this group, and `out` outlives the loop.
+            let to = unsafe { out.range(((first + row) * heads.query + key_head * group) * dv, group * dv) };
+            let from = &sums[row * group * dv..];
+            let scaled = from.chunks_exact(dv.max(1)).zip(&inverses[row * group..]);
+            for (to, (from, inverse)) in to.chunks_exact_mut(dv.max(1)).zip(scaled) {
+                to.iter_mut().zip(from).for_each(|(to, from)| *to = from * inverse);
+            }
+        }
+    }
+
+    /// All queries of a span and one query head.
+    fn many(&self, q: &[f32], span: &Span<'_>, first: usize, head: usize, out: &Shared<f32>) {
+        let Self { d, dv, heads, .. } = *self;
+        let key_head = head / (heads.query / heads.key);
+        let start = self.seen(span, span.start).start / BLOCK;
+        let blocks = &span.blocks[start..(span.start + span.rows).div_ceil(BLOCK)];
+        let (s, skipped) = (blocks.len() * BLOCK, start * BLOCK);
+        let (mut keys, mut values) = (vec![0.0; d * s], Vec::with_capacity(s * dv));
+        let mut scratch = Vec::new();
+        for (k, block) in blocks.iter().enumerate() {
+            let tile = *block as usize * heads.key + key_head;
+            let columns = self.keys.tile(tile, d * BLOCK, &mut scratch).chunks_exact(BLOCK);
+            for (to, from) in keys.chunks_exact_mut(s).zip(columns) {
+                to[k * BLOCK..(k + 1) * BLOCK].copy_from_slice(from);
+            }
+            if let Some(scales) = self.keys.scales(tile) {
+                scale_columns(&mut keys[k * BLOCK..], s, scales);
+            }
+            values.extend_from_slice(self.values.tile(tile, dv * BLOCK, &mut scratch));
+            if let Some(scales) = self.values.scales(tile) {
+                let rows = values[k * BLOCK * dv..].chunks_exact_mut(dv.max(1));
+                rows.zip(scales).for_each(|(row, scale)| row.iter_mut().for_each(|v| *v *= scale));
+            }
+        }
+        let mut scores = Vec::new();
+        for row in (0..span.rows).step_by(ROWS) {
+            let rows = ROWS.min(span.rows - row);
+            let position = span.start + row;
+            let (from, to) = (self.seen(span, position).start, self.seen(span, position + rows - 1).end);
+            let (from, n) = (from - skipped, to - from);
+            scores.clear();
+            scores.resize(rows * n, 0.0);
+            let queries = View::rows(&q[((first + row) * heads.query + head) * d..], heads.query * d);
+            matmul_over(&mut scores, n, (rows, n, d), queries, View::rows(&keys[from..], s), self.scale);
+            let mut inverses = [0f32; ROWS];
+            for (i, (scores, inverse)) in scores.chunks_exact_mut(n).zip(&mut inverses).enumerate() {
+                let seen = self.seen(span, position + i);
+                let (low, high) = (seen.start - skipped - from, seen.end - skipped - from);
+                *inverse = weigh(scores, low, high, self.soft_cap.unwrap_or(0.0));
+            }
+            let place = |i: usize| ((first + row + i) * heads.query + head) * dv;
+            let (a, b) = (View::rows(&scores, n), View::rows(&values[from * dv..], dv));
+            // SAFETY: this task alone writes these rows of this head, which `out` holds.
+            unsafe { raw(out.pointer(place(0)), heads.query * dv, false, (rows, dv, n), a, b, 1.0) };
+            for (i, inverse) in inverses[..rows].iter().enumerate() {
+                // SAFETY: as above.
+                unsafe { out.range(place(i), dv) }.iter_mut().for_each(|o| *o *= inverse);
+            }
+        }
+    }
+}
+
+dispatch!(fn widen(from: &[i8], to: &mut [f32]) = widen_body);
+#[inline(always)]
+fn widen_body<const FMA: bool>(from: &[i8], to: &mut [f32]) {
+    from.iter().zip(to).for_each(|(from, to)| *to = f32::from(*from));
+}
+
+dispatch!(
+    /// The scores of all queries `[n, d]` with a tile of keys `[d][16]`, into sixteen columns of rows `stride` apart.
+    fn score_tile(queries: &[f32], d: usize, tile: &[f32], scores: &mut [f32], stride: usize) = score_tile_body
+);
+#[inline(always)]
+fn score_tile_body<const FMA: bool>(
+    queries: &[f32],
+    d: usize,
+    tile: &[f32],
+    scores: &mut [f32],
+    stride: usize,
+) {
+    let n = queries.len() / d.max(1);
+    let mut i = 0;
+    while i < n {
+        let (queries, scores) = (&queries[i * d..], &mut scores[i * stride..]);
+        i += match n - i {
+            1 => score_rows::<FMA, 1>(queries, d, tile, scores, stride),
+            2 => score_rows::<FMA, 2>(queries, d, tile, scores, stride),
+            3 => score_rows::<FMA, 3>(queries, d, tile, scores, stride),
+            _ => score_rows::<FMA, 4>(queries, d, tile, scores, stride),
+        };
+    }
+}
+
+#[inline(always)]
+fn score_rows<const FMA: bool, const N: usize>(
+    queries: &[f32],
+    d: usize,
+    tile: &[f32],
+    scores: &mut [f32],
+    stride: usize,
+) -> usize {
+    let queries: [&[f32]; N] = std::array::from_fn(|i| &queries[i * d..(i + 1) * d]);
+    // Two sums per query, so that an addition need not wait for the one before.
+    let mut sums = [[[0f32; BLOCK]; 2]; N];
+    let (columns, _) = tile.as_chunks::<BLOCK>();
+    for (j, column) in columns[..d].iter().enumerate() {
+        for i in 0..N {
+            let (x, sum) = (queries[i][j], &mut sums[i][j & 1]);
+            for l in 0..BLOCK {
+                sum[l] = fma::<FMA>(x, column[l], sum[l]);
+            }
+        }
+    }
+    for (i, [even, odd]) in sums.iter().enumerate() {
+        let to = &mut scores[i * stride..i * stride + BLOCK];
+        to.iter_mut().zip(even.iter().zip(odd)).for_each(|(to, (a, b))| *to = a + b);
+    }
+    N
+}
+
+/// Multiplies sixteen columns of rows `stride` apart, each by its own scale.
+fn scale_columns(rows: &mut [f32], stride: usize, scales: &[f32]) {
+    for row in rows.chunks_mut(stride) {
+        row.iter_mut().zip(scales).for_each(|(x, scale)| *x *= scale);
+    }
+}
+
+dispatch!(
+    /// Scores to `exp(score - max)` within `low..high` and zeros outside; gives the inverse of their sum. `cap` bounds the
+    /// scores first, unless it is zero.
+    fn weigh(scores: &mut [f32], low: usize, high: usize, cap: f32) -> f32 = weigh_body
+);
+#[inline(always)]
+fn weigh_body<const FMA: bool>(scores: &mut [f32], low: usize, high: usize, cap: f32) -> f32 {
+    scores[..low].fill(0.0);
+    scores[high..].fill(0.0);
+    let seen = &mut scores[low..high];
+    if cap != 0.0 {
+        seen.iter_mut().for_each(|v| *v = cap * tanh::<FMA>(*v / cap));
+    }
+    let max = simd::max(seen);
+    seen.iter_mut().for_each(|v| *v = exp::<FMA>(*v - max));
+    1.0 / simd::sum::<FMA>(seen)
+}
+
+dispatch!(
+    /// Adds a tile of values `[16][dv]`, weighed by sixteen columns of rows `stride` apart, to the sums `[n, dv]`.
+    fn gather_tile(weights: &[f32], stride: usize, tile: &[f32], dv: usize, sums: &mut [f32]) = gather_tile_body
+);
+#[inline(always)]
+fn gather_tile_body<const FMA: bool>(
+    weights: &[f32],
+    stride: usize,
+    tile: &[f32],
+    dv: usize,
+    sums: &mut [f32],
+) {
+    let n = sums.len() / dv.max(1);
+    let mut i = 0;
+    while i < n {
+        let (weights, sums) = (&weights[i * stride..], &mut sums[i * dv..]);
+        i += match n - i {
+            1 => gather_rows::<FMA, 1>(weights, stride, tile, dv, sums),
+            2 => gather_rows::<FMA, 2>(weights, stride, tile, dv, sums),
+            3 => gather_rows::<FMA, 3>(weights, stride, tile, dv, sums),
+            _ => gather_rows::<FMA, 4>(weights, stride, tile, dv, sums),
+        };
+    }
+}
+
+#[inline(always)]
+fn gather_rows<const FMA: bool, const N: usize>(
+    weights: &[f32],
+    stride: usize,
+    tile: &[f32],
+    dv: usize,
+    sums: &mut [f32],
+) -> usize {
+    let weights: [&[f32]; N] = std::array::from_fn(|i| &weights[i * stride..i * stride + BLOCK]);
+    let even = dv / BLOCK * BLOCK;
+    for column in (0..even).step_by(BLOCK) {
+        let mut sum = [[0f32; BLOCK]; N];
+        for (t, row) in tile.chunks_exact(dv).enumerate() {
+            let row = &row[column..column + BLOCK];
+            for i in 0..N {
+                for l in 0..BLOCK {
+                    sum[i][l] = fma::<FMA>(weights[i][t], row[l], sum[i][l]);
+                }
+            }
+        }
+        for (i, sum) in sum.iter().enumerate() {
+            let to = &mut sums[i * dv + column..i * dv + column + BLOCK];
+            to.iter_mut().zip(sum).for_each(|(to, x)| *to += x);
+        }
+    }
+    for (t, row) in tile.chunks_exact(dv).enumerate() {
+        for i in 0..N {
+            for column in even..dv {
+                sums[i * dv + column] = fma::<FMA>(weights[i][t], row[column], sums[i * dv + column]);
+            }
+        }
+    }
+    N
+}
