@@ -89,9 +89,10 @@ impl Model {
     }
 
     fn stock(&self, ids: &Tensor) -> Result<Tensor> {
-        let linear = |l: &Linear, x: &Tensor| oracle::linear(x, l.weight(), l.bias());
+        let dense = |t: Option<&Tensor>| t.cloned().ok_or_else(|| Error::invalid("a quantised weight"));
+        let linear = |l: &Linear, x: &Tensor| oracle::linear(x, &dense(l.weight())?, l.bias());
         let norm = |n: &Norm, x: &Tensor| oracle::norm(x, n.config(), n.weight(), n.bias());
-        let mut x = oracle::embedding(self.tokens.table(), ids)?.broadcast_add(&self.positions)?;
+        let mut x = oracle::embedding(&self.tokens.table()?, ids)?.broadcast_add(&self.positions)?;
         let scale = (WIDTH as f32 / HEADS as f32).powf(-0.5);
         for block in &self.blocks {
             let y = norm(&block.norm1, &x)?;

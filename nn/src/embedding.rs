@@ -1,29 +1,52 @@
 //! Rows of a table by number.
 
-use crate::{Error, Init, Result, Weights, kernels};
+use crate::quant::{Blocks, Precision};
+use crate::weights::Matrix;
+use crate::{Error, Init, Linear, Result, Weights, kernels};
 use candle_core::{DType, Tensor};
 
-/// A table of `[count, width]`.
+/// A table of `[count, width]`, float32 or quantised.
 #[derive(Clone, Debug)]
 pub struct Embedding {
-    table: Tensor,
+    table: Table,
+}
+
+#[derive(Clone, Debug)]
+enum Table {
+    Dense(Tensor),
+    Blocks(Blocks, Precision),
 }
 
 impl Embedding {
     /// Reads `weight [count, width]`; a fresh one starts as `Normal(0.02)`.
     pub fn new(weights: &Weights, count: usize, width: usize) -> Result<Self> {
-        Ok(Self { table: weights.get_init((count, width), "weight", Init::Normal(0.02))? })
+        let table = match weights.matrix((count, width), "weight", Init::Normal(0.02))? {
+            Matrix::Dense(table) => Table::Dense(table),
+            Matrix::Blocks(blocks, precision) => Table::Blocks(blocks, precision),
+        };
+        Ok(Self { table })
     }
 
     /// From a table `[count, width]`.
     pub fn from_tensor(table: Tensor) -> Result<Self> {
         table.dims2()?;
-        Ok(Self { table })
+        Ok(Self { table: Table::Dense(table) })
     }
 
-    /// `[count, width]`; the output projection of a model with tied embeddings is `Linear::from_tensors(table, None)`.
-    pub fn table(&self) -> &Tensor {
-        &self.table
+    /// The output projection of a model with tied embeddings: this table as a linear layer without bias.
+    pub fn projection(&self) -> Result<Linear> {
+        match &self.table {
+            Table::Dense(table) => Linear::from_tensors(table.clone(), None),
+            Table::Blocks(blocks, precision) => Linear::from_blocks(blocks.clone(), *precision, None),
+        }
+    }
+
+    /// The table as float32, `[count, width]`; of a quantised one, a copy.
+    pub fn table(&self) -> Result<Tensor> {
+        match &self.table {
+            Table::Dense(table) => Ok(table.clone()),
+            Table::Blocks(blocks, _) => blocks.tensor(),
+        }
     }
 
     /// `ids [..]` (u32) to `[.., width]`. An id outside the table is an error.
@@ -31,6 +54,21 @@ impl Embedding {
         if ids.dtype() != DType::U32 {
             return Err(Error::invalid(format!("embedding: expected u32 ids, got {:?}", ids.dtype())));
         }
-        kernels::embedding::embedding(&self.table, ids)
+        let blocks = match &self.table {
+            Table::Dense(table) => return kernels::embedding::embedding(table, ids),
+            Table::Blocks(blocks, _) => blocks,
+        };
+        let (count, width) = blocks.rows();
+        let numbers = ids.flatten_all()?.to_vec1::<u32>()?;
+        if let Some(bad) = numbers.iter().find(|id| **id as usize >= count) {
+            return Err(Error::invalid(format!("embedding: expected ids below {count}, got {bad}")));
+        }
+        let mut out = vec![0.0; numbers.len() * width];
+        for (out, id) in out.chunks_exact_mut(width.max(1)).zip(&numbers) {
+            blocks.format().dequantise(blocks.row(*id as usize, 1), out);
+        }
+        let mut shape = ids.dims().to_vec();
+        shape.push(width);
+        kernels::data::tensor(out, shape)
     }
 }

@@ -1,17 +1,51 @@
 //! The affine map.
 
+use crate::kernels::data::{Values, tensor};
+use crate::kernels::quant::{Activations, products};
+use crate::kernels::quant_pack::Packed;
+use crate::quant::{Blocks, Precision};
+use crate::weights::Matrix;
 use crate::{Error, Init, Result, Weights, kernels};
 use candle_core::Tensor;
 use std::sync::{Arc, OnceLock};
 
-/// `y = x · weightᵀ + bias`.
+/// `y = x · weightᵀ + bias`. The weight may be quantised: that is a property of this layer, and of nothing above it.
 #[derive(Clone, Debug)]
 pub struct Linear {
-    weight: Tensor,
+    weight: Weight,
     bias: Option<Tensor>,
-    /// The transpose `[input, output]` of a constant weight, made at its first use: short inputs are up to three times
-    /// faster with it. A variable has none, since it changes.
-    transposed: Arc<OnceLock<Vec<f32>>>,
+}
+
+#[derive(Clone)]
+enum Weight {
+    Dense {
+        weight: Tensor,
+        /// The transpose `[input, output]` of a constant weight, made at its first use: short inputs are up to three times
+        /// faster with it. A variable has none, since it changes.
+        transposed: Arc<OnceLock<Vec<f32>>>,
+    },
+    /// In the file's blocks, dequantised on the way.
+    Blocks(Blocks),
+    /// Packed for integer products.
+    Packed(Arc<Packed>),
+}
+
+impl std::fmt::Debug for Weight {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Dense { weight, .. } => weight.fmt(f),
+            Self::Blocks(blocks) => blocks.fmt(f),
+            Self::Packed(packed) => {
+                write!(f, "{} [{}, {}]", packed.format().name(), packed.rows(), packed.columns())
+            }
+        }
+    }
+}
+
+impl From<Tensor> for Weight {
+    fn from(weight: Tensor) -> Self {
+        Self::Dense { weight, transposed: Arc::default() }
+    }
 }
 
 impl Linear {
@@ -22,25 +56,57 @@ impl Linear {
 
     /// As [`Linear::new`] with a fresh weight started by `init`.
     pub fn with_init(weights: &Weights, input: usize, output: usize, bias: bool, init: Init) -> Result<Self> {
-        let weight = weights.get_init((output, input), "weight", init)?;
+        let weight = match weights.matrix((output, input), "weight", init)? {
+            Matrix::Dense(weight) => weight.into(),
+            Matrix::Blocks(blocks, precision) => Self::quantised(blocks, precision),
+        };
         let bias = if bias { Some(weights.get_init(output, "bias", Init::Zeros)?) } else { None };
-        Ok(Self { weight, bias, transposed: Arc::default() })
+        Ok(Self { weight, bias })
     }
 
     /// From tensors: `weight [output, input]` (may be tied to an embedding), `bias [output]`.
     pub fn from_tensors(weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
         let (output, _) = weight.dims2()?;
-        if let Some(bias) = &bias
-            && bias.dims() != [output]
-        {
-            return Err(Error::shape("bias of a linear layer", format!("[{output}]"), bias.dims()));
-        }
-        Ok(Self { weight, bias, transposed: Arc::default() })
+        check_bias(output, bias.as_ref())?;
+        Ok(Self { weight: weight.into(), bias })
     }
 
-    /// `[output, input]`.
-    pub fn weight(&self) -> &Tensor {
-        &self.weight
+    /// From a stored matrix `[output, input]`, multiplied as `precision` says, and `bias [output]`.
+    pub fn from_blocks(weight: Blocks, precision: Precision, bias: Option<Tensor>) -> Result<Self> {
+        let [output, _] = *weight.shape() else {
+            return Err(Error::shape("weight of a linear layer", "[output, input]", weight.shape()));
+        };
+        check_bias(output, bias.as_ref())?;
+        Ok(Self { weight: Self::quantised(weight, precision), bias })
+    }
+
+    fn quantised(blocks: Blocks, precision: Precision) -> Weight {
+        let packed = if precision == Precision::Fast { Packed::new(&blocks) } else { None };
+        match packed {
+            Some(packed) => {
+                // The file's own copy is not needed any more.
+                blocks.forget();
+                Weight::Packed(Arc::new(packed))
+            }
+            None => Weight::Blocks(blocks),
+        }
+    }
+
+    /// `(output, input)`.
+    pub fn dims(&self) -> (usize, usize) {
+        match &self.weight {
+            Weight::Dense { weight, .. } => match *weight.dims() {
+                [output, input] => (output, input),
+                _ => (0, 0),
+            },
+            Weight::Blocks(blocks) => blocks.rows(),
+            Weight::Packed(packed) => (packed.rows(), packed.columns()),
+        }
+    }
+
+    /// The weight `[output, input]`, unless it is quantised.
+    pub fn weight(&self) -> Option<&Tensor> {
+        if let Weight::Dense { weight, .. } = &self.weight { Some(weight) } else { None }
     }
 
     /// `[output]`.
@@ -49,34 +115,107 @@ impl Linear {
     }
 
     /// `x [.., input]` to `[.., output]`.
+    ///
+    /// # Errors
+    /// Another width; a quantised weight asked to hand on gradients.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        if x.track_op() || self.is_trained() {
-            return linear(x, &self.weight, self.bias.as_ref());
+        if let Some(weight) = self.weight()
+            && (x.track_op() || self.is_trained())
+        {
+            return linear(x, weight, self.bias.as_ref());
         }
-        let (output, input) = self.weight.dims2()?;
-        check(x, input)?;
-        let mut shape = x.dims().to_vec();
-        shape.pop();
-        shape.push(output);
-        kernels::data::tensor(self.project(&kernels::data::Values::of(x)?)?, shape)
+        match Self::forward_all(&[self], x)?.pop() {
+            Some(y) => Ok(y),
+            None => Err(Error::invalid("linear: no layer")),
+        }
     }
 
-    fn is_trained(&self) -> bool {
-        self.weight.track_op() || self.bias.as_ref().is_some_and(Tensor::track_op)
+    /// Several layers on one `x [.., input]`: each one's `[.., output]`. Quantised layers share one quantisation of `x` and
+    /// one sweep over the threads.
+    pub fn forward_all(layers: &[&Self], x: &Tensor) -> Result<Vec<Tensor>> {
+        if x.track_op() || layers.iter().any(|layer| layer.is_trained()) {
+            if let Some(layer) = layers.iter().find(|layer| layer.weight().is_none()) {
+                return Err(Error::invalid(format!(
+                    "a quantised layer ({:?}) has no gradient",
+                    layer.weight
+                )));
+            }
+            return layers.iter().map(|layer| layer.forward(x)).collect();
+        }
+        for layer in layers {
+            check(x, layer.dims().1)?;
+        }
+        let values = Self::project_all(layers, &Values::of(x)?)?;
+        let shaped = |(layer, values): (&&Self, Vec<f32>)| {
+            let mut shape = x.dims().to_vec();
+            if let Some(last) = shape.last_mut() {
+                *last = layer.dims().0;
+            }
+            tensor(values, shape)
+        };
+        layers.iter().zip(values).map(shaped).collect()
+    }
+
+    /// Whether a gradient is wanted for the weight or the bias.
+    pub(crate) fn is_trained(&self) -> bool {
+        self.weight().is_some_and(Tensor::track_op) || self.bias.as_ref().is_some_and(Tensor::track_op)
     }
 
     /// Rows of `input` values to rows of `output` values.
     pub(crate) fn project(&self, x: &[f32]) -> Result<Vec<f32>> {
-        let (output, input) = self.weight.dims2()?;
-        let m = x.len() / input.max(1);
-        let bias = self.bias.as_ref().map(kernels::data::Values::of).transpose()?;
-        let weight = kernels::data::Values::of(&self.weight)?;
-        // A single row gains nothing, and the copy of a whole vocabulary would be large.
-        if m < 2 || weight.len() > 1 << 22 || self.weight.track_op() {
-            return Ok(kernels::linear::forward(x, &weight, bias.as_deref(), (m, output, input)));
+        Ok(Self::project_all(&[self], x)?.pop().unwrap_or_default())
+    }
+
+    /// The same for several layers of equal input.
+    pub(crate) fn project_all(layers: &[&Self], x: &[f32]) -> Result<Vec<Vec<f32>>> {
+        let packed: Vec<&Packed> = layers.iter().filter_map(|layer| layer.packed()).collect();
+        let mut fast = Vec::new();
+        if let Some(first) = packed.first() {
+            fast = products(&Activations::of(x, first.columns()), &packed);
         }
-        let transposed = self.transposed.get_or_init(|| kernels::linear::transpose(&weight, input));
+        let mut fast = fast.into_iter();
+        let one = |layer: &&Self| -> Result<Vec<f32>> {
+            let mut out = match &layer.weight {
+                Weight::Dense { .. } => return layer.project_dense(x),
+                Weight::Blocks(blocks) => kernels::quant::exact(x, blocks),
+                Weight::Packed(_) => fast.next().unwrap_or_default(),
+            };
+            if let Some(bias) = &layer.bias {
+                let bias = Values::of(bias)?;
+                for row in out.chunks_exact_mut(bias.len().max(1)) {
+                    row.iter_mut().zip(bias.iter()).for_each(|(o, b)| *o += b);
+                }
+            }
+            Ok(out)
+        };
+        layers.iter().map(one).collect()
+    }
+
+    fn packed(&self) -> Option<&Packed> {
+        if let Weight::Packed(packed) = &self.weight { Some(packed) } else { None }
+    }
+
+    fn project_dense(&self, x: &[f32]) -> Result<Vec<f32>> {
+        let Weight::Dense { weight, transposed } = &self.weight else { return Ok(Vec::new()) };
+        let (output, input) = weight.dims2()?;
+        let m = x.len() / input.max(1);
+        let bias = self.bias.as_ref().map(Values::of).transpose()?;
+        let values = Values::of(weight)?;
+        // A single row gains nothing, and the copy of a whole vocabulary would be large.
+        if m < 2 || values.len() > 1 << 22 || weight.track_op() {
+            return Ok(kernels::linear::forward(x, &values, bias.as_deref(), (m, output, input)));
+        }
+        let transposed = transposed.get_or_init(|| kernels::linear::transpose(&values, input));
         Ok(kernels::linear::forward_transposed(x, transposed, bias.as_deref(), (m, output, input)))
+    }
+}
+
+fn check_bias(output: usize, bias: Option<&Tensor>) -> Result<()> {
+    match bias {
+        Some(bias) if bias.dims() != [output] => {
+            Err(Error::shape("bias of a linear layer", format!("[{output}]"), bias.dims()))
+        }
+        _ => Ok(()),
     }
 }
 

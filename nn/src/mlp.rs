@@ -1,6 +1,6 @@
 //! Feed-forward networks: plain and gated (Shazeer, 2020).
 
-use crate::{Activation, Error, Linear, Result, Weights, kernels};
+use crate::{Activation, D, Error, Linear, Result, Weights, kernels};
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
@@ -51,12 +51,45 @@ impl Mlp {
         })
     }
 
+    /// From its projections, the gate first if there is one.
+    pub fn from_layers(gate: Option<Linear>, up: Linear, down: Linear, activation: Activation) -> Self {
+        Self { gate, up, down, activation }
+    }
+
     /// `x [.., input]` to `[.., output]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let input = self.up.weight().dim(1)?;
+        let (_, input) = self.up.dims();
         if x.rank() < 2 || x.dims().last() != Some(&input) {
             return Err(Error::shape("input of a feed-forward network", format!("[.., {input}]"), x.dims()));
         }
         kernels::mlp::mlp(x, self.gate.as_ref(), &self.up, &self.down, self.activation)
+    }
+}
+
+/// A gated network whose gate and first projection are stored as one, `[2 * hidden, input]`, the gate first (Phi-3).
+#[derive(Clone, Debug)]
+pub struct FusedMlp {
+    gate_up: Linear,
+    down: Linear,
+    activation: Activation,
+}
+
+impl FusedMlp {
+    /// Reads `gate_up` and `down` under `weights`.
+    pub fn new(weights: &Weights, config: MlpConfig, [gate_up, down]: [&str; 2]) -> Result<Self> {
+        let MlpConfig { input, hidden, output, activation, bias, .. } = config;
+        Ok(Self {
+            gate_up: Linear::new(&weights.pp(gate_up), input, 2 * hidden, bias)?,
+            down: Linear::new(&weights.pp(down), hidden, output, bias)?,
+            activation,
+        })
+    }
+
+    /// `x [.., input]` to `[.., output]`.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let both = self.gate_up.forward(x)?;
+        let hidden = both.dim(D::Minus1)? / 2;
+        let (gate, up) = (both.narrow(D::Minus1, 0, hidden)?, both.narrow(D::Minus1, hidden, hidden)?);
+        self.down.forward(&self.activation.gated(&gate, &up)?)
     }
 }

@@ -228,6 +228,17 @@ pub(crate) fn six(b: &[u8; 210], i: usize) -> i8 {
     (low | high << 4).cast_signed() - 32
 }
 
+/// How products with a quantised weight are worked out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// Float32 activations on the weights that the file means: for comparisons.
+    #[default]
+    Exact,
+    /// Activations in eight bits per block of 32, integer products, float32 sums; weights packed once at load. Weights of
+    /// 16 bits are multiplied exactly.
+    Fast,
+}
+
 /// The bytes of a tensor: in a mapped file, or owned.
 #[derive(Clone)]
 enum Bytes {

@@ -1,5 +1,6 @@
 //! How many threads the kernels use. Explicit: set once for the process, or for the duration of a call on this thread.
 
+use crate::kernels;
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -44,31 +45,14 @@ pub fn with_threads<T>(count: usize, f: impl FnOnce() -> T) -> T {
     f()
 }
 
-/// Runs `task(0..count)`, spread over [`current`] threads. Tasks must not depend on one another.
+/// Runs `task(0..count)`, spread over [`current`] threads; inside a task that is one. Tasks must not depend on one another.
 pub(crate) fn for_each(count: usize, task: impl Fn(usize) + Sync) {
     let threads = current().min(count);
     if threads <= 1 {
         (0..count).for_each(task);
         return;
     }
-    let next = AtomicUsize::new(0);
-    let work = || {
-        with_threads(1, || {
-            loop {
-                let i = next.fetch_add(1, Ordering::Relaxed);
-                if i >= count {
-                    break;
-                }
-                task(i);
-            }
-        });
-    };
-    rayon::in_place_scope(|scope| {
-        for _ in 1..threads {
-            scope.spawn(|_| work());
-        }
-        work();
-    });
+    with_threads(1, || kernels::pool::run(threads, count, &task));
 }
 
 #[cfg(test)]
@@ -86,5 +70,23 @@ mod tests {
             });
             assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1));
         }
+    }
+
+    #[test]
+    fn callers_side_by_side_and_nested_loops_finish() {
+        let total = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..500 {
+                        with_threads(3, || {
+                            let add = |_| _ = total.fetch_add(1, Ordering::Relaxed);
+                            for_each(5, |_| for_each(2, add));
+                        });
+                    }
+                });
+            }
+        });
+        assert_eq!(total.load(Ordering::Relaxed), 4 * 500 * 10);
     }
 }

@@ -1,7 +1,8 @@
 //! Where parameters come from: a checkpoint, bytes in the binary, or a seeded initialisation. One prefix-scoped source.
 
 use crate::error::{Misshaped, WeightsReport};
-use crate::{Error, Result, kernels::mapped::MappedFile, random};
+use crate::quant::{Blocks, Precision};
+use crate::{Error, Gguf, Result, kernels::mapped::MappedFile, random};
 use candle_core::{Device, Shape, Tensor, Var};
 use rand::Rng;
 use rand_distr::StandardNormal;
@@ -63,6 +64,15 @@ impl Init {
 enum Stored {
     Ready(Tensor),
     Raw { file: Arc<FileBytes>, dtype: Dtype, shape: Vec<usize>, start: usize, end: usize },
+    Blocks(Blocks),
+}
+
+/// A matrix as a layer keeps it.
+pub(crate) enum Matrix {
+    /// Float32 numbers.
+    Dense(Tensor),
+    /// As the file stores them, and how they are to be multiplied.
+    Blocks(Blocks, Precision),
 }
 
 enum FileBytes {
@@ -84,12 +94,14 @@ impl Stored {
         match self {
             Self::Ready(tensor) => tensor.dims(),
             Self::Raw { shape, .. } => shape,
+            Self::Blocks(blocks) => blocks.shape(),
         }
     }
 
     fn tensor(&self, name: &str) -> Result<Tensor> {
         let (file, dtype, shape, range) = match self {
             Self::Ready(tensor) => return Ok(tensor.to_dtype(candle_core::DType::F32)?.contiguous()?),
+            Self::Blocks(blocks) => return blocks.tensor(),
             Self::Raw { file, dtype, shape, start, end } => (file, dtype, shape, *start..*end),
         };
         let bytes =
@@ -126,6 +138,7 @@ struct State {
 
 struct Source {
     mode: Mode,
+    precision: Precision,
     stored: HashMap<String, Stored>,
     state: Mutex<State>,
 }
@@ -147,9 +160,22 @@ pub struct Weights {
 
 impl Weights {
     fn new(mode: Mode, stored: HashMap<String, Stored>) -> Self {
+        Self::with_precision(mode, Precision::Exact, stored)
+    }
+
+    fn with_precision(mode: Mode, precision: Precision, stored: HashMap<String, Stored>) -> Self {
         // Every model begins with its weights.
         crate::kernels::candle_pool::keep_out();
-        Self { source: Arc::new(Source { mode, stored, state: Mutex::default() }), prefix: String::new() }
+        let source = Source { mode, precision, stored, state: Mutex::default() };
+        Self { source: Arc::new(source), prefix: String::new() }
+    }
+
+    /// Constants from a GGUF file, under its own names ([`Weights::renamed`] gives them others). Quantised matrices stay
+    /// quantised inside their layers, which multiply them as `precision` says.
+    pub fn from_gguf(file: &Gguf, precision: Precision) -> Self {
+        let stored =
+            file.tensors().iter().map(|(name, blocks)| (name.clone(), Stored::Blocks(blocks.clone())));
+        Self::with_precision(Mode::Frozen, precision, stored.collect())
     }
 
     /// Constants from safetensors files (F32, F16 or BF16, all read as float32), memory-mapped.
@@ -193,6 +219,7 @@ impl Weights {
             let new = rename(name);
             let copy = match tensor {
                 Stored::Ready(t) => Stored::Ready(t.clone()),
+                Stored::Blocks(blocks) => Stored::Blocks(blocks.clone()),
                 Stored::Raw { file, dtype, shape, start, end } => Stored::Raw {
                     file: file.clone(),
                     dtype: *dtype,
@@ -205,7 +232,8 @@ impl Weights {
                 return Err(Error::parse(name, format!("two tensors would be called {new}")));
             }
         }
-        Ok(Self { prefix: self.prefix.clone(), ..Self::new(self.source.mode, stored) })
+        let renamed = Self::with_precision(self.source.mode, self.source.precision, stored);
+        Ok(Self { prefix: self.prefix.clone(), ..renamed })
     }
 
     /// The same source, one level down: names are looked up under `name.`; numbers are levels too.
@@ -272,6 +300,20 @@ impl Weights {
         };
         state.made.insert(name, tensor.clone());
         Ok(tensor)
+    }
+
+    /// As [`Weights::get_init`] for `[rows, columns]`, left in the file's blocks where those are not plain float32.
+    pub(crate) fn matrix(&self, shape: (usize, usize), name: &str, init: Init) -> Result<Matrix> {
+        let full = self.full(name);
+        match self.source.stored.get(&full) {
+            Some(Stored::Blocks(blocks))
+                if blocks.shape() == [shape.0, shape.1] && blocks.format() != crate::quant::Format::F32 =>
+            {
+                self.source.state().used.insert(full);
+                Ok(Matrix::Blocks(blocks.clone(), self.source.precision))
+            }
+            _ => self.get_init(shape, name, init).map(Matrix::Dense),
+        }
     }
 
     /// The tensor `name` if the checkpoint has it; a fresh source makes it.

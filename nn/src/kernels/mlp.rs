@@ -17,8 +17,7 @@ pub fn mlp(
     down: &Linear,
     kind: Activation,
 ) -> Result<Tensor> {
-    let (hidden, input) = up.weight().dims2()?;
-    let (output, _) = down.weight().dims2()?;
+    let ((hidden, input), (output, _)) = (up.dims(), down.dims());
     let m = x.elem_count() / input.max(1);
     let mut shape = x.dims().to_vec();
     if let Some(last) = shape.last_mut() {
@@ -28,15 +27,16 @@ pub fn mlp(
     let layers: Vec<&Linear> = [up, down].into_iter().chain(gate).collect();
     let mut args = vec![x];
     for layer in &layers {
-        args.push(layer.weight());
+        args.extend(layer.weight());
         args.extend(layer.bias());
     }
     let biases: Vec<bool> = layers.iter().map(|layer| layer.bias().is_some()).collect();
 
     let (up_values, gate_values, values) = {
         let x = Values::of(x)?;
-        let up_values = up.project(&x)?;
-        let gate_values = gate.map(|gate| gate.project(&x)).transpose()?;
+        let first: Vec<&Linear> = [up].into_iter().chain(gate).collect();
+        let mut first = Linear::project_all(&first, &x)?.into_iter();
+        let (up_values, gate_values) = (first.next().unwrap_or_default(), first.next());
         let inside = match &gate_values {
             Some(gate) => gated_forward(gate, &up_values, kind),
             None => activate(&up_values, kind),
@@ -46,6 +46,9 @@ pub fn mlp(
     };
     if !tracked(&args) {
         return tensor(values, shape);
+    }
+    if layers.iter().any(|layer| layer.weight().is_none()) {
+        return Err(crate::Error::invalid("mlp: a quantised layer has no gradient"));
     }
 
     let backward = move |args: &[&Tensor], _: &Tensor, grad: &Tensor| -> Result<Vec<Option<Tensor>>> {

@@ -1,7 +1,8 @@
 //! The fused operations and what they stand on. The only place with `unsafe` code.
 //!
 //! `node` joins a fused operation to Candle's graph; `data` reads tensors as slices; `simd` picks the instruction set;
-//! `matmul` multiplies; the rest are the operations, each with forward and backward.
+//! `matmul` multiplies; `quant` multiplies quantised weights; `pool` is the worker threads; the rest are the operations, each
+//! with forward and backward.
 
 pub mod activation;
 pub mod adam;
@@ -21,5 +22,11 @@ pub mod mlp;
 pub mod node;
 pub mod norm;
 pub mod paged;
+pub mod pool;
+pub mod quant;
+pub mod quant_pack;
+pub mod quant_simd;
+#[cfg(test)]
+mod quant_tests;
 pub mod rope;
 pub mod simd;

@@ -1,0 +1,163 @@
+//! Worker threads that share out one job at a time, spin for a few microseconds and then sleep.
+//!
+//! Tasks are claimed one by one, so a worker that the system has taken off its core costs at most the task that it holds;
+//! the caller works too, and sleeps when nothing is left but to wait, which lets the system run the worker in its place.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long a worker looks for the next job, and the caller for the end of this one, before it sleeps. Between two products
+/// of a decoded token lie a few microseconds.
+const SPIN: Duration = Duration::from_micros(25);
+
+/// One parallel loop; it lives on its caller's stack.
+struct Job<'a> {
+    task: &'a (dyn Fn(usize) + Sync),
+    next: AtomicUsize,
+    count: usize,
+}
+
+impl Job<'_> {
+    fn work(&self) {
+        loop {
+            let i = self.next.fetch_add(1, Ordering::Relaxed);
+            if i >= self.count {
+                return;
+            }
+            (self.task)(i);
+        }
+    }
+}
+
+struct Posted {
+    /// The address of the job, if there is one to join.
+    job: Option<Address>,
+    /// Workers that may still join.
+    places: usize,
+    workers: usize,
+}
+
+#[derive(Clone, Copy)]
+struct Address(*const Job<'static>);
+
+// SAFETY: a worker reads through the address only between joining (under the lock, while the job is posted) and leaving
+// (`inside`), and the caller waits for `inside` to become zero after it has withdrawn the job.
+unsafe impl Send for Address {}
+
+struct Pool {
+    posted: Mutex<Posted>,
+    /// Raised with every job, so that spinning workers see one without the lock.
+    epoch: AtomicUsize,
+    /// Workers inside the job.
+    inside: AtomicUsize,
+    sleeping: AtomicUsize,
+    wake: Condvar,
+    done: Condvar,
+    /// Held by the one caller whose job is posted.
+    turn: Mutex<()>,
+}
+
+fn pool() -> &'static Pool {
+    static POOL: OnceLock<Pool> = OnceLock::new();
+    POOL.get_or_init(|| Pool {
+        posted: Mutex::new(Posted { job: None, places: 0, workers: 0 }),
+        epoch: AtomicUsize::new(0),
+        inside: AtomicUsize::new(0),
+        sleeping: AtomicUsize::new(0),
+        wake: Condvar::new(),
+        done: Condvar::new(),
+        turn: Mutex::new(()),
+    })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs `task(0..count)` on up to `threads` threads, this one included. When another job is under way, this thread does it
+/// all. A task's panic on a worker aborts the process (tasks are kernels, which do not panic).
+pub fn run(threads: usize, count: usize, task: &(dyn Fn(usize) + Sync)) {
+    let job = Job { task, next: AtomicUsize::new(0), count };
+    let pool = pool();
+    let helpers = threads.min(count).saturating_sub(1);
+    let turn = if helpers == 0 { None } else { pool.turn.try_lock().ok() };
+    let Some(_turn) = turn else { return job.work() };
+    {
+        let mut posted = lock(&pool.posted);
+        while posted.workers < helpers {
+            let builder = std::thread::Builder::new().name("vela-kernel".into());
+            if builder.spawn(|| serve(self::pool())).is_err() {
+                break;
+            }
+            posted.workers += 1;
+        }
+        posted.job = Some(Address((&raw const job).cast::<Job<'static>>()));
+        posted.places = helpers;
+        pool.epoch.fetch_add(1, Ordering::Release);
+    }
+    if pool.sleeping.load(Ordering::SeqCst) > 0 {
+        pool.wake.notify_all();
+    }
+    /// Withdraws the job and waits for those inside, also when a task of this thread panics.
+    struct End<'a>(&'a Pool);
+    impl Drop for End<'_> {
+        fn drop(&mut self) {
+            lock(&self.0.posted).job = None;
+            let start = Instant::now();
+            while self.0.inside.load(Ordering::Acquire) > 0 {
+                if start.elapsed() < SPIN {
+                    std::hint::spin_loop();
+                    continue;
+                }
+                let mut posted = lock(&self.0.posted);
+                while self.0.inside.load(Ordering::Acquire) > 0 {
+                    posted = self.0.done.wait(posted).unwrap_or_else(PoisonError::into_inner);
+                }
+            }
+        }
+    }
+    let _end = End(pool);
+    job.work();
+}
+
+/// A worker's life.
+fn serve(pool: &'static Pool) {
+    let _abort = Abort;
+    let mut seen = 0;
+    loop {
+        let start = Instant::now();
+        while pool.epoch.load(Ordering::Acquire) == seen && start.elapsed() < SPIN {
+            std::hint::spin_loop();
+        }
+        let mut posted = lock(&pool.posted);
+        while pool.epoch.load(Ordering::Acquire) == seen {
+            pool.sleeping.fetch_add(1, Ordering::SeqCst);
+            posted = pool.wake.wait(posted).unwrap_or_else(PoisonError::into_inner);
+            pool.sleeping.fetch_sub(1, Ordering::SeqCst);
+        }
+        seen = pool.epoch.load(Ordering::Acquire);
+        let Some(address) = posted.job.filter(|_| posted.places > 0) else { continue };
+        posted.places -= 1;
+        pool.inside.fetch_add(1, Ordering::AcqRel);
+        drop(posted);
+        // SAFETY: the job was posted under the lock that was just held, and its caller does not return before this worker
+        // has left (`inside`).
+        let job = unsafe { &*address.0 };
+        crate::threads::with_threads(1, || job.work());
+        if pool.inside.fetch_sub(1, Ordering::AcqRel) == 1 {
+            // Under the lock, so that the caller is either before its look at `inside` or already asleep.
+            let _posted = lock(&pool.posted);
+            pool.done.notify_all();
+        }
+    }
+}
+
+/// Ends the process if it is dropped: a worker that unwound would leave its caller waiting for ever.
+struct Abort;
+
+impl Drop for Abort {
+    fn drop(&mut self) {
+        std::process::abort();
+    }
+}

@@ -1,0 +1,469 @@
+//! Products with quantised weights: activations in eight bits per block of 32, integer dot products, float32 sums.
+//!
+//! A weight is packed once ([`super::quant_pack`]) into groups of sixteen rows, so that one vector holds four columns of
+//! each. The loop below is written once over [`Simd`] and compiled for AVX-512 with VNNI, AVX2 and plain arrays.
+
+use super::data::{Shared, written};
+use super::quant_pack::Packed;
+use super::quant_simd::{Portable, Simd};
+use crate::quant::Format;
+use crate::threads;
+use std::mem::MaybeUninit;
+use std::sync::OnceLock;
+
+/// Rows of a group.
+pub const ROWS: usize = 16;
+/// Columns of a block.
+pub const BLOCK: usize = 32;
+/// Rows of activations that a full tile holds; what is left over goes by fours and ones.
+const TILE: usize = 12;
+
+/// The instruction sets of the quantised products.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    Portable,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Vnni,
+}
+
+/// Those that this processor has, the best last.
+pub fn levels() -> &'static [Level] {
+    static LEVELS: OnceLock<Vec<Level>> = OnceLock::new();
+    LEVELS.get_or_init(|| {
+        let mut levels = vec![Level::Portable];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c")
+            {
+                levels.push(Level::Avx2);
+                if is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vnni")
+                {
+                    levels.push(Level::Vnni);
+                }
+            }
+        }
+        levels
+    })
+}
+
+/// 32 activations in eight bits, `x ≈ scale · q`.
+#[repr(C, align(64))]
+#[derive(Clone, Copy)]
+struct Cell {
+    q: [i8; BLOCK],
+    /// `scale`, `scale · Σq`, `Σq` of both halves, of the first, of the second.
+    facts: [f32; 5],
+}
+
+const EMPTY: Cell = Cell { q: [0; BLOCK], facts: [0.0; 5] };
+
+/// Quantised rows of activations, in the order in which tiles read them: tile, block, row.
+pub struct Activations {
+    cells: Vec<Cell>,
+    rows: usize,
+    blocks: usize,
+}
+
+impl Activations {
+    /// Quantises `x`, rows of `columns` values (a multiple of 32).
+    pub fn of(x: &[f32], columns: usize) -> Self {
+        let (rows, blocks) = (x.len() / columns.max(1), columns / BLOCK);
+        let mut cells = vec![EMPTY; rows * blocks];
+        let shared = Shared::new(&mut cells);
+        let tiles = tiles(rows);
+        let fill = |tile: usize| {
+            let (start, count) = tiles[tile];
+            // SAFETY: tiles lie one behind the other, and each is filled by one task.
+            let cells = unsafe { shared.range(start * blocks, count * blocks) };
+            let rows = &x[start * columns..(start + count) * columns];
+            for (row, values) in rows.chunks_exact(columns).enumerate() {
+                quantise(values, &mut cells[row..], count);
+            }
+        };
+        if rows * columns < 1 << 15 {
+            (0..tiles.len()).for_each(fill);
+        } else {
+            threads::for_each(tiles.len(), fill);
+        }
+        Self { cells, rows, blocks }
+    }
+}
+
+/// Splits rows into tiles: first row and number of rows of each.
+fn tiles(rows: usize) -> Vec<(usize, usize)> {
+    let mut tiles = Vec::with_capacity(rows / TILE + 8);
+    let mut at = 0;
+    while at < rows {
+        let size = [TILE, 4, 1].into_iter().find(|size| at + size <= rows).unwrap_or(1);
+        tiles.push((at, size));
+        at += size;
+    }
+    tiles
+}
+
+super::simd::dispatch!(
+    /// Quantises a row into every `stride`-th cell.
+    fn quantise(values: &[f32], cells: &mut [Cell], stride: usize) = quantise_body
+);
+#[inline(always)]
+fn quantise_body<const FMA: bool>(values: &[f32], cells: &mut [Cell], stride: usize) {
+    const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to the nearest whole number, ties to even
+    for (values, cell) in values.as_chunks::<BLOCK>().0.iter().zip(cells.iter_mut().step_by(stride)) {
+        let mut largest = [0f32; ROWS];
+        for part in values.as_chunks::<ROWS>().0 {
+            largest.iter_mut().zip(part).for_each(|(l, v)| *l = if v.abs() > *l { v.abs() } else { *l });
+        }
+        let largest = largest.iter().fold(0f32, |a, b| if *b > a { *b } else { a });
+        let (scale, inverse) = (largest / 127.0, if largest > 0.0 { 127.0 / largest } else { 0.0 });
+        let mut sums = [0i32; 2];
+        for (half, (values, q)) in
+            values.as_chunks::<16>().0.iter().zip(cell.q.as_chunks_mut::<16>().0).enumerate()
+        {
+            let mut sum = 0;
+            for (v, q) in values.iter().zip(q) {
+                let rounded = (v * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits()).cast_signed();
+                *q = rounded as i8;
+                sum += rounded;
+            }
+            sums[half] = sum;
+        }
+        let [first, second] = sums.map(|s| s as f32);
+        // A NaN or an infinity anywhere must come out: it is carried by the scale.
+        let scale = if values.iter().all(|v| v.is_finite()) { scale } else { f32::NAN };
+        cell.facts = [scale, scale * (first + second), first + second, first, second];
+    }
+}
+
+/// `x · weightᵀ` for several weights of equal width, in one parallel sweep: for each, `[rows of x, rows of weight]`.
+pub fn products(x: &Activations, weights: &[&Packed]) -> Vec<Vec<f32>> {
+    products_at(x, weights, levels()[levels().len() - 1])
+}
+
+/// As [`products`] with a given instruction set, one of [`levels`].
+pub fn products_at(x: &Activations, weights: &[&Packed], level: Level) -> Vec<Vec<f32>> {
+    assert!(levels().contains(&level), "the processor lacks {level:?}");
+    assert!(weights.iter().all(|w| w.columns() == x.blocks * BLOCK), "quantised product: widths differ");
+    let tiles = tiles(x.rows);
+    // Tiles that stay in the second-level cache while the weights stream past them.
+    let batch = (192 * 1024 / (x.blocks * TILE * size_of::<Cell>()).max(1)).max(1);
+    let batches = tiles.len().div_ceil(batch);
+    // Groups per task: enough work to be worth a hand-over, small enough to share out evenly.
+    let cost = x.blocks * x.rows.min(batch * TILE).max(4);
+    let groups = (12_000 / cost.max(1)).clamp(1, 64);
+    let mut tasks = Vec::new();
+    for batch in 0..batches {
+        for (which, weight) in weights.iter().enumerate() {
+            tasks.extend((0..weight.groups()).step_by(groups).map(|group| (which, batch, group)));
+        }
+    }
+    let write = |outs: &[Shared<MaybeUninit<f32>>]| {
+        let run = |task: usize| {
+            let (which, at, group) = tasks[task];
+            let weight = weights[which];
+            let tiles = &tiles[at * batch..tiles.len().min((at + 1) * batch)];
+            for group in group..(group + groups).min(weight.groups()) {
+                sweep(level, weight, group, x, tiles, &outs[which]);
+            }
+        };
+        // A few microseconds of work are done before another thread has woken up.
+        let total: usize = weights.iter().map(|w| w.groups()).sum::<usize>() * x.blocks * x.rows.max(2);
+        if total < 2_000 { (0..tasks.len()).for_each(run) } else { threads::for_each(tasks.len(), run) }
+    };
+    let mut outs: Vec<Vec<f32>> = weights.iter().map(|w| Vec::with_capacity(x.rows * w.rows())).collect();
+    {
+        let lend = |(out, w): (&mut Vec<f32>, &&Packed)| {
+            let len = x.rows * w.rows();
+            Shared::new(&mut out.spare_capacity_mut()[..len])
+        };
+        let shared: Vec<_> = outs.iter_mut().zip(weights).map(lend).collect();
+        write(&shared);
+    }
+    for (out, w) in outs.iter_mut().zip(weights) {
+        // SAFETY: every group wrote its rows' values for every tile, which together are all of them.
+        unsafe { out.set_len(x.rows * w.rows()) };
+    }
+    outs
+}
+
+/// One group of rows against some tiles of activations.
+fn sweep(
+    level: Level,
+    weight: &Packed,
+    group: usize,
+    x: &Activations,
+    tiles: &[(usize, usize)],
+    out: &Shared<MaybeUninit<f32>>,
+) {
+    match level {
+        // SAFETY: plain arrays run everywhere.
+        Level::Portable => unsafe { sweep_by_format::<Portable>(weight, group, x, tiles, out) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: `levels` saw the features, and `products_at` asks it.
+        Level::Avx2 => unsafe { sweep_avx2(weight, group, x, tiles, out) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Level::Vnni => unsafe { sweep_vnni(weight, group, x, tiles, out) },
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn sweep_avx2(
+    weight: &Packed,
+    group: usize,
+    x: &Activations,
+    tiles: &[(usize, usize)],
+    out: &Shared<MaybeUninit<f32>>,
+) {
+    // SAFETY: this function has the features.
+    unsafe { sweep_by_format::<super::quant_simd::Avx2>(weight, group, x, tiles, out) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma,f16c")]
+fn sweep_vnni(
+    weight: &Packed,
+    group: usize,
+    x: &Activations,
+    tiles: &[(usize, usize)],
+    out: &Shared<MaybeUninit<f32>>,
+) {
+    // SAFETY: this function has the features.
+    unsafe { sweep_by_format::<super::quant_simd::Vnni>(weight, group, x, tiles, out) }
+}
+
+/// # Safety
+/// The processor has the instruction set.
+#[inline(always)]
+unsafe fn sweep_by_format<S: Simd>(
+    weight: &Packed,
+    group: usize,
+    x: &Activations,
+    tiles: &[(usize, usize)],
+    out: &Shared<MaybeUninit<f32>>,
+) {
+    macro_rules! formats {
+        ($($format:ident),*) => {
+            match weight.format() {
+                $(Format::$format => {
+                    const FORMAT: u32 = Format::$format as u32;
+                    for &(start, count) in tiles {
+                        // SAFETY: the caller's promise.
+                        unsafe {
+                            match count {
+                                TILE => tile::<S, FORMAT, TILE>(weight, group, x, start, out),
+                                4 => tile::<S, FORMAT, 4>(weight, group, x, start, out),
+                                _ => tile::<S, FORMAT, 1>(weight, group, x, start, out),
+                            }
+                        }
+                    }
+                })*
+                // `Packed` holds no other formats.
+                _ => {}
+            }
+        };
+    }
+    formats!(Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4K, Q5K, Q6K);
+}
+
+/// `T` rows of activations from `start` on against sixteen rows of weights.
+///
+/// # Safety
+/// The processor has the instruction set; `FORMAT` is the weight's.
+#[inline(always)]
+unsafe fn tile<S: Simd, const FORMAT: u32, const T: usize>(
+    weight: &Packed,
+    group: usize,
+    x: &Activations,
+    start: usize,
+    out: &Shared<MaybeUninit<f32>>,
+) {
+    let blocks = x.blocks;
+    let (quants, scales) = weight.group(group);
+    let (quant_bytes, scale_bytes) = (quants.len() / blocks.max(1), weight.layout().scale_bytes);
+    let (quants, scales) = (quants.as_ptr(), scales.as_ptr());
+    let cells = x.cells[start * blocks..(start + T) * blocks].as_ptr();
+    // SAFETY: `group` holds `blocks` blocks of this format's layout, and `cells` that many for each of `T` rows; the set is
+    // the caller's promise.
+    unsafe {
+        let mut sums = [S::splat(0.0); T];
+        for block in 0..blocks {
+            let w = numbers::<S, FORMAT>(quants.add(block * quant_bytes));
+            let scales = factors::<S, FORMAT>(scales, block, scale_bytes);
+            for t in 0..T {
+                let cell = cells.add(block * T + t);
+                sums[t] = add::<S, FORMAT>(sums[t], &w, &scales, cell);
+            }
+        }
+        let (rows, first) = (weight.rows(), group * ROWS);
+        for (t, sum) in sums.into_iter().enumerate() {
+            let at = (start + t) * rows + first;
+            if first + ROWS <= rows {
+                S::store(out.range(at, ROWS).as_mut_ptr().cast(), sum);
+            } else {
+                let mut last = [0.0; ROWS];
+                S::store(last.as_mut_ptr(), sum);
+                out.range(at, rows - first).write_copy_of_slice(&last[..rows - first]);
+            }
+        }
+    }
+}
+
+const fn is(format: u32, these: &[Format]) -> bool {
+    let mut i = 0;
+    while i < these.len() {
+        if these[i] as u32 == format {
+            return true;
+        }
+        i += 1;
+    }
+    false
+}
+
+const EIGHT: [Format; 1] = [Format::Q8_0];
+const FIVE: [Format; 3] = [Format::Q5_0, Format::Q5_1, Format::Q5K];
+const SIX: [Format; 1] = [Format::Q6K];
+const WITH_MINIMUM: [Format; 4] = [Format::Q4_1, Format::Q5_1, Format::Q4K, Format::Q5K];
+
+/// The unsigned numbers of a block: eight vectors of four columns.
+#[inline(always)]
+unsafe fn numbers<S: Simd, const FORMAT: u32>(from: *const u8) -> [S::Bytes; 8] {
+    // SAFETY: the caller's promise: a whole block is there.
+    unsafe {
+        if is(FORMAT, &EIGHT) {
+            return [
+                S::bytes(from),
+                S::bytes(from.add(64)),
+                S::bytes(from.add(128)),
+                S::bytes(from.add(192)),
+                S::bytes(from.add(256)),
+                S::bytes(from.add(320)),
+                S::bytes(from.add(384)),
+                S::bytes(from.add(448)),
+            ];
+        }
+        let q = [S::bytes(from), S::bytes(from.add(64)), S::bytes(from.add(128)), S::bytes(from.add(192))];
+        let mut w = [
+            S::low_nibbles(q[0]),
+            S::low_nibbles(q[1]),
+            S::low_nibbles(q[2]),
+            S::low_nibbles(q[3]),
+            S::high_nibbles(q[0]),
+            S::high_nibbles(q[1]),
+            S::high_nibbles(q[2]),
+            S::high_nibbles(q[3]),
+        ];
+        if is(FORMAT, &FIVE) {
+            for step in 0..8 {
+                w[step] = S::with_fifth(w[step], from.add(256 + 8 * step));
+            }
+        }
+        if is(FORMAT, &SIX) {
+            let high = [S::bytes(from.add(256)), S::bytes(from.add(320))];
+            for step in 0..8 {
+                w[step] = S::with_sixth(w[step], high[step / 4], step % 4);
+            }
+        }
+        w
+    }
+}
+
+/// The two numbers by which a block's products and sums are multiplied: scale and minimum; of Q6_K, the scales of its halves.
+#[inline(always)]
+unsafe fn factors<S: Simd, const FORMAT: u32>(
+    scales: *const u8,
+    block: usize,
+    bytes: usize,
+) -> [S::Floats; 2] {
+    // SAFETY: the caller's promise: the group's scales are there.
+    unsafe {
+        if is(FORMAT, &[Format::Q4K, Format::Q5K, Format::Q6K]) {
+            let big = scales.add(block / 8 * bytes);
+            let d = S::halves(big);
+            if is(FORMAT, &SIX) {
+                let small = big.add(32 + block % 8 * 32);
+                return [S::mul(d, S::signed(small)), S::mul(d, S::signed(small.add(16)))];
+            }
+            let small = big.add(64 + block % 8 * 32);
+            let least = S::mul(S::halves(big.add(32)), S::splat(-1.0));
+            return [S::mul(d, S::unsigned(small)), S::mul(least, S::unsigned(small.add(16)))];
+        }
+        let from = scales.add(block * bytes);
+        let d = S::halves(from);
+        if is(FORMAT, &WITH_MINIMUM) { [d, S::halves(from.add(32))] } else { [d, d] }
+    }
+}
+
+/// Adds a block's contribution: `Σ (scale q_w + minimum) · scale_x q_x`, the sums over `q_w q_x` in integers.
+#[inline(always)]
+unsafe fn add<S: Simd, const FORMAT: u32>(
+    sum: S::Floats,
+    w: &[S::Bytes; 8],
+    factors: &[S::Floats; 2],
+    cell: *const Cell,
+) -> S::Floats {
+    // SAFETY: the caller's promise: the cell is there.
+    unsafe {
+        let x = (&raw const (*cell).q).cast::<i8>();
+        let fact = |i: usize| S::splat((*cell).facts[i]);
+        let (mut first, mut second) = (S::zero(), S::zero());
+        for step in 0..4 {
+            if is(FORMAT, &EIGHT) {
+                first = S::dot::<true>(first, w[step], x.add(4 * step));
+                second = S::dot::<true>(second, w[step + 4], x.add(4 * step + 16));
+            } else {
+                first = S::dot::<false>(first, w[step], x.add(4 * step));
+                second = S::dot::<false>(second, w[step + 4], x.add(4 * step + 16));
+            }
+        }
+        if is(FORMAT, &SIX) {
+            let (first, second) = (S::floats(first), S::floats(second));
+            let zero = S::splat(-32.0);
+            let (first, second) = (S::fma(zero, fact(3), first), S::fma(zero, fact(4), second));
+            let both = S::fma(second, factors[1], S::mul(first, factors[0]));
+            return S::fma(both, fact(0), sum);
+        }
+        let mut dot = S::floats(S::add_ints(first, second));
+        if is(FORMAT, &WITH_MINIMUM) {
+            let sum = S::fma(factors[1], fact(1), sum);
+            return S::fma(S::mul(dot, fact(0)), factors[0], sum);
+        }
+        let zero = match FORMAT {
+            f if f == Format::Q4_0 as u32 => 8.0,
+            f if f == Format::Q5_0 as u32 => 16.0,
+            _ => S::EIGHT_BIT_ZERO,
+        };
+        dot = S::fma(S::splat(-zero), fact(2), dot);
+        S::fma(S::mul(dot, fact(0)), factors[0], sum)
+    }
+}
+
+/// Rows of a product that are worked out in float32 on weights dequantised on the way: `x [m, columns] · weightᵀ`.
+pub fn exact(x: &[f32], weight: &crate::quant::Blocks) -> Vec<f32> {
+    let (rows, columns) = weight.rows();
+    let m = x.len() / columns.max(1);
+    const STRIP: usize = 64;
+    let fill = |out: &mut [MaybeUninit<f32>]| {
+        let out = Shared::new(out);
+        threads::for_each(rows.div_ceil(STRIP), |strip| {
+            let first = strip * STRIP;
+            let count = STRIP.min(rows - first);
+            let mut values = vec![0.0; count * columns];
+            weight.format().dequantise(weight.row(first, count), &mut values);
+            let (a, b) =
+                (super::matmul::View::rows(x, columns), super::matmul::View::rows(&values, columns).t());
+            // SAFETY: this strip alone writes these columns of the result, which has `m` rows of `rows`.
+            unsafe {
+                super::matmul::raw(out.pointer(first).cast(), rows, false, (m, count, columns), a, b, 1.0)
+            };
+        });
+    };
+    // SAFETY: the strips cover every column of every row.
+    unsafe { written(m * rows, fill) }
+}

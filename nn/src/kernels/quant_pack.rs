@@ -1,0 +1,198 @@
+//! Weights laid out for [`super::quant`]: groups of sixteen rows, blocks of 32 columns, no value changed.
+//!
+//! Of a block the numbers come first: low nibbles in 256 bytes, where byte `64 j + 4 row + i` holds columns `4 j + i` (low)
+//! and `16 + 4 j + i` (high); then, of five bits, 64 bytes in which bit `64 step + 4 row + i` belongs to column
+//! `4 step + i`; of six, two bits each at `64 (step / 4) + 4 row + i`, shifted by `2 (step % 4)`. Numbers of eight bits take
+//! 512 bytes, raised by 128. Scales lie apart, sixteen of a kind together.
+
+use super::data::Shared;
+use super::quant::{BLOCK, ROWS};
+use crate::quant::{Blocks, Format, six, sixes};
+use crate::threads;
+
+/// Sizes of one format's layout.
+#[derive(Clone, Copy, Debug)]
+pub struct Layout {
+    /// Bytes of the numbers of a block of sixteen rows.
+    pub quant_bytes: usize,
+    /// Bytes of the scales of one of the file's blocks, of sixteen rows.
+    pub scale_bytes: usize,
+}
+
+impl Layout {
+    /// The layout of a format, if there is one.
+    pub fn of(format: Format) -> Option<Self> {
+        let (quant_bytes, scale_bytes) = match format {
+            Format::Q4_0 => (256, 32),
+            Format::Q4_1 => (256, 64),
+            Format::Q5_0 => (320, 32),
+            Format::Q5_1 => (320, 64),
+            Format::Q8_0 => (512, 32),
+            Format::Q4K => (256, 64 + 8 * 32),
+            Format::Q5K => (320, 64 + 8 * 32),
+            Format::Q6K => (384, 32 + 8 * 32),
+            Format::F32 | Format::F16 | Format::Bf16 => return None,
+        };
+        Some(Self { quant_bytes, scale_bytes })
+    }
+}
+
+/// 64 bytes at an address that is a multiple of 64.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Line([u8; 64]);
+
+/// A packed weight.
+pub struct Packed {
+    format: Format,
+    layout: Layout,
+    rows: usize,
+    columns: usize,
+    quants: Vec<Line>,
+    scales: Vec<Line>,
+    /// Bytes of one group in each.
+    stride: (usize, usize),
+}
+
+impl Packed {
+    /// Packs `[rows, columns]`; `None` if the format has no packed layout.
+    pub fn new(blocks: &Blocks) -> Option<Self> {
+        let layout = Layout::of(blocks.format())?;
+        let (rows, columns) = blocks.rows();
+        let format = blocks.format();
+        let groups = rows.div_ceil(ROWS);
+        let quant_stride = columns / BLOCK * layout.quant_bytes;
+        let scale_stride = columns / format.block_len() * layout.scale_bytes;
+        // Scales may end in the middle of a line; groups begin where the last one ended.
+        let mut quants = vec![Line([0; 64]); groups * quant_stride / 64];
+        let mut scales = vec![Line([0; 64]); (groups * scale_stride).div_ceil(64)];
+        {
+            let quants = Shared::new(bytemuck::cast_slice_mut::<Line, u8>(&mut quants));
+            let scales = Shared::new(bytemuck::cast_slice_mut::<Line, u8>(&mut scales));
+            threads::for_each(groups, |group| {
+                // SAFETY: groups lie one behind the other, and each is packed by one task.
+                let (quants, scales) = unsafe {
+                    (
+                        quants.range(group * quant_stride, quant_stride),
+                        scales.range(group * scale_stride, scale_stride),
+                    )
+                };
+                for row in 0..ROWS.min(rows - group * ROWS) {
+                    pack_row(format, layout, blocks.row(group * ROWS + row, 1), row, quants, scales);
+                }
+            });
+        }
+        Some(Self { format, layout, rows, columns, quants, scales, stride: (quant_stride, scale_stride) })
+    }
+
+    /// How the weight was stored.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Sizes of the layout.
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// Rows: outputs.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Columns: inputs.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// Groups of sixteen rows.
+    pub fn groups(&self) -> usize {
+        self.rows.div_ceil(ROWS)
+    }
+
+    /// Numbers and scales of a group.
+    pub fn group(&self, group: usize) -> (&[u8], &[u8]) {
+        let (quants, scales): (&[u8], &[u8]) =
+            (bytemuck::cast_slice(&self.quants), bytemuck::cast_slice(&self.scales));
+        let (q, s) = self.stride;
+        (&quants[group * q..(group + 1) * q], &scales[group * s..(group + 1) * s])
+    }
+}
+
+fn pack_row(format: Format, layout: Layout, bytes: &[u8], row: usize, quants: &mut [u8], scales: &mut [u8]) {
+    let parts = format.block_len() / BLOCK;
+    let stored = bytes.chunks_exact(format.block_bytes()).zip(scales.chunks_exact_mut(layout.scale_bytes));
+    for ((b, scales), quants) in stored.zip(quants.chunks_exact_mut(parts * layout.quant_bytes)) {
+        pack_scales(format, b, row, scales);
+        for (part, quants) in quants.chunks_exact_mut(layout.quant_bytes).enumerate() {
+            pack_numbers(format, &numbers(format, b, part), row, quants);
+        }
+    }
+}
+
+/// The 32 numbers of a part of one of the file's blocks, without sign.
+fn numbers(format: Format, b: &[u8], part: usize) -> [u8; BLOCK] {
+    let mut out = [0; BLOCK];
+    let nibble = |from: usize, i: usize| b[from + i % 16] >> (i / 16 * 4) & 15;
+    let bit = |from: usize, i: usize| b[from + i / 8] >> (i % 8) & 1;
+    let k_nibble = |from: usize, i: usize| b[from + part / 2 * 32 + i] >> (part % 2 * 4) & 15;
+    for (i, out) in out.iter_mut().enumerate() {
+        *out = match format {
+            Format::Q4_0 => nibble(2, i),
+            Format::Q4_1 => nibble(4, i),
+            Format::Q5_0 => nibble(6, i) | bit(2, i) << 4,
+            Format::Q5_1 => nibble(8, i) | bit(4, i) << 4,
+            Format::Q8_0 => b[2 + i] ^ 0x80,
+            Format::Q4K => k_nibble(16, i),
+            Format::Q5K => k_nibble(48, i) | (b[16 + i] >> part & 1) << 4,
+            Format::Q6K => b.first_chunk().map_or(0, |b| (six(b, part * 32 + i) + 32).cast_unsigned()),
+            Format::F32 | Format::F16 | Format::Bf16 => 0,
+        };
+    }
+    out
+}
+
+fn pack_numbers(format: Format, numbers: &[u8; BLOCK], row: usize, quants: &mut [u8]) {
+    for (column, q) in numbers.iter().enumerate() {
+        let (step, lane) = (column / 4, 4 * row + column % 4);
+        if format == Format::Q8_0 {
+            quants[64 * step + lane] = *q;
+            continue;
+        }
+        quants[64 * (step % 4) + lane] |= (q & 15) << (step / 4 * 4);
+        match format {
+            Format::Q5_0 | Format::Q5_1 | Format::Q5K => {
+                quants[256 + 8 * step + lane / 8] |= (q >> 4) << (lane % 8);
+            }
+            Format::Q6K => quants[256 + 64 * (step / 4) + lane] |= (q >> 4) << (step % 4 * 2),
+            _ => {}
+        }
+    }
+}
+
+fn pack_scales(format: Format, b: &[u8], row: usize, scales: &mut [u8]) {
+    let mut half = |to: usize, from: usize| scales[to + 2 * row..][..2].copy_from_slice(&b[from..from + 2]);
+    match format {
+        Format::Q6K => {
+            half(0, 208);
+            for (j, scale) in b[192..208].iter().enumerate() {
+                scales[32 + 16 * j + row] = *scale;
+            }
+        }
+        Format::Q4K | Format::Q5K => {
+            half(0, 0);
+            half(32, 2);
+            let Some(packed) = b[4..].first_chunk::<12>() else { return };
+            let (factors, least) = sixes(packed);
+            for j in 0..8 {
+                scales[64 + 32 * j + row] = factors[j];
+                scales[64 + 32 * j + 16 + row] = least[j];
+            }
+        }
+        Format::Q4_1 | Format::Q5_1 => {
+            half(0, 0);
+            half(32, 2);
+        }
+        _ => half(0, 0),
+    }
+}

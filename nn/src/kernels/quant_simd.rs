@@ -1,0 +1,394 @@
+//! The few vector operations of the quantised products, over sixteen rows at once, for each instruction set.
+//!
+//! A vector of bytes holds four neighbouring columns of each of sixteen rows; integers and floats hold one number a row.
+
+/// Operations of one instruction set.
+///
+/// # Safety
+/// Every function may only run where the processor has the set, and its pointers must be readable (writable for `store`) for
+/// the sixteen or sixty-four elements that it names.
+pub unsafe trait Simd {
+    /// 64 bytes.
+    type Bytes: Copy;
+    /// 16 `i32`.
+    type Ints: Copy;
+    /// 16 `f32`.
+    type Floats: Copy;
+    /// What bytes of an eight-bit format are off by when [`Simd::dot`] sees them.
+    const EIGHT_BIT_ZERO: f32;
+
+    unsafe fn bytes(from: *const u8) -> Self::Bytes;
+    unsafe fn low_nibbles(b: Self::Bytes) -> Self::Bytes;
+    unsafe fn high_nibbles(b: Self::Bytes) -> Self::Bytes;
+    /// Sets bit 4 of the bytes whose bit is set in the 64 from `mask`.
+    unsafe fn with_fifth(b: Self::Bytes, mask: *const u8) -> Self::Bytes;
+    /// Puts bits `2 * step` and `2 * step + 1` of `high` at bits 4 and 5.
+    unsafe fn with_sixth(b: Self::Bytes, high: Self::Bytes, step: usize) -> Self::Bytes;
+    unsafe fn zero() -> Self::Ints;
+    /// Adds to each row the products of its four bytes with the four signed bytes at `x`. `EIGHT`: bytes over 127 occur.
+    unsafe fn dot<const EIGHT: bool>(sum: Self::Ints, b: Self::Bytes, x: *const i8) -> Self::Ints;
+    unsafe fn add_ints(a: Self::Ints, b: Self::Ints) -> Self::Ints;
+    unsafe fn floats(i: Self::Ints) -> Self::Floats;
+    /// 16 half-precision numbers.
+    unsafe fn halves(from: *const u8) -> Self::Floats;
+    /// 16 unsigned bytes.
+    unsafe fn unsigned(from: *const u8) -> Self::Floats;
+    /// 16 signed bytes.
+    unsafe fn signed(from: *const u8) -> Self::Floats;
+    unsafe fn splat(x: f32) -> Self::Floats;
+    unsafe fn mul(a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    /// `a * b + c`.
+    unsafe fn fma(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
+    unsafe fn store(to: *mut f32, x: Self::Floats);
+}
+
+/// Plain arrays: the form that the others are tested against.
+pub struct Portable;
+
+// SAFETY: no instruction set is needed; pointers are the caller's promise.
+unsafe impl Simd for Portable {
+    type Bytes = [u8; 64];
+    type Ints = [i32; 16];
+    type Floats = [f32; 16];
+    const EIGHT_BIT_ZERO: f32 = 128.0;
+
+    #[inline(always)]
+    unsafe fn bytes(from: *const u8) -> [u8; 64] {
+        // SAFETY: the caller's promise.
+        unsafe { from.cast::<[u8; 64]>().read() }
+    }
+    #[inline(always)]
+    unsafe fn low_nibbles(b: [u8; 64]) -> [u8; 64] {
+        b.map(|b| b & 15)
+    }
+    #[inline(always)]
+    unsafe fn high_nibbles(b: [u8; 64]) -> [u8; 64] {
+        b.map(|b| b >> 4)
+    }
+    #[inline(always)]
+    unsafe fn with_fifth(mut b: [u8; 64], mask: *const u8) -> [u8; 64] {
+        // SAFETY: the caller's promise.
+        let mask = u64::from_le_bytes(unsafe { mask.cast::<[u8; 8]>().read() });
+        b.iter_mut().enumerate().for_each(|(i, b)| *b |= ((mask >> i & 1) as u8) << 4);
+        b
+    }
+    #[inline(always)]
+    unsafe fn with_sixth(mut b: [u8; 64], high: [u8; 64], step: usize) -> [u8; 64] {
+        b.iter_mut().zip(high).for_each(|(b, h)| *b |= (h >> (2 * step) & 3) << 4);
+        b
+    }
+    #[inline(always)]
+    unsafe fn zero() -> [i32; 16] {
+        [0; 16]
+    }
+    #[inline(always)]
+    unsafe fn dot<const EIGHT: bool>(mut sum: [i32; 16], b: [u8; 64], x: *const i8) -> [i32; 16] {
+        // SAFETY: the caller's promise.
+        let x = unsafe { x.cast::<[i8; 4]>().read() };
+        for (sum, b) in sum.iter_mut().zip(b.as_chunks::<4>().0) {
+            *sum += b.iter().zip(x).map(|(b, x)| i32::from(*b) * i32::from(x)).sum::<i32>();
+        }
+        sum
+    }
+    #[inline(always)]
+    unsafe fn add_ints(mut a: [i32; 16], b: [i32; 16]) -> [i32; 16] {
+        a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
+        a
+    }
+    #[inline(always)]
+    unsafe fn floats(i: [i32; 16]) -> [f32; 16] {
+        i.map(|i| i as f32)
+    }
+    #[inline(always)]
+    unsafe fn halves(from: *const u8) -> [f32; 16] {
+        // SAFETY: the caller's promise.
+        let bytes = unsafe { from.cast::<[[u8; 2]; 16]>().read() };
+        bytes.map(|b| half::f16::from_le_bytes(b).to_f32())
+    }
+    #[inline(always)]
+    unsafe fn unsigned(from: *const u8) -> [f32; 16] {
+        // SAFETY: the caller's promise.
+        unsafe { from.cast::<[u8; 16]>().read() }.map(f32::from)
+    }
+    #[inline(always)]
+    unsafe fn signed(from: *const u8) -> [f32; 16] {
+        // SAFETY: the caller's promise.
+        unsafe { from.cast::<[i8; 16]>().read() }.map(f32::from)
+    }
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> [f32; 16] {
+        [x; 16]
+    }
+    #[inline(always)]
+    unsafe fn mul(mut a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
+        a.iter_mut().zip(b).for_each(|(a, b)| *a *= b);
+        a
+    }
+    #[inline(always)]
+    unsafe fn fma(a: [f32; 16], b: [f32; 16], mut c: [f32; 16]) -> [f32; 16] {
+        c.iter_mut().zip(a).zip(b).for_each(|((c, a), b)| *c += a * b);
+        c
+    }
+    #[inline(always)]
+    unsafe fn store(to: *mut f32, x: [f32; 16]) {
+        // SAFETY: the caller's promise.
+        unsafe { to.cast::<[f32; 16]>().write_unaligned(x) }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub use x86::{Avx2, Vnni};
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::Simd;
+    use std::arch::x86_64::*;
+
+    /// AVX-512 with VNNI: `vpdpbusd` multiplies and adds 64 bytes at once.
+    pub struct Vnni;
+
+    // SAFETY: intrinsics of AVX-512 F, BW and VNNI, where the caller promises them; pointers are the caller's promise.
+    unsafe impl Simd for Vnni {
+        type Bytes = __m512i;
+        type Ints = __m512i;
+        type Floats = __m512;
+        const EIGHT_BIT_ZERO: f32 = 128.0;
+
+        #[inline(always)]
+        unsafe fn bytes(from: *const u8) -> __m512i {
+            // SAFETY: the trait's promise; so in every function below.
+            unsafe { _mm512_loadu_si512(from.cast()) }
+        }
+        #[inline(always)]
+        unsafe fn low_nibbles(b: __m512i) -> __m512i {
+            // SAFETY: as above.
+            unsafe { _mm512_and_si512(b, _mm512_set1_epi8(15)) }
+        }
+        #[inline(always)]
+        unsafe fn high_nibbles(b: __m512i) -> __m512i {
+            // SAFETY: as above.
+            unsafe { _mm512_and_si512(_mm512_srli_epi16(b, 4), _mm512_set1_epi8(15)) }
+        }
+        #[inline(always)]
+        unsafe fn with_fifth(b: __m512i, mask: *const u8) -> __m512i {
+            // SAFETY: as above. No byte has bit 4 yet, so a masked addition sets it.
+            unsafe { _mm512_mask_add_epi8(b, mask.cast::<u64>().read_unaligned(), b, _mm512_set1_epi8(16)) }
+        }
+        #[inline(always)]
+        unsafe fn with_sixth(b: __m512i, high: __m512i, step: usize) -> __m512i {
+            // SAFETY: as above.
+            unsafe {
+                let shifted = match step {
+                    0 => _mm512_slli_epi16(high, 4),
+                    1 => _mm512_slli_epi16(high, 2),
+                    2 => high,
+                    _ => _mm512_srli_epi16(high, 2),
+                };
+                _mm512_or_si512(b, _mm512_and_si512(shifted, _mm512_set1_epi8(0x30)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn zero() -> __m512i {
+            // SAFETY: as above.
+            unsafe { _mm512_setzero_si512() }
+        }
+        #[inline(always)]
+        unsafe fn dot<const EIGHT: bool>(sum: __m512i, b: __m512i, x: *const i8) -> __m512i {
+            // SAFETY: as above.
+            unsafe { _mm512_dpbusd_epi32(sum, b, _mm512_set1_epi32(x.cast::<i32>().read_unaligned())) }
+        }
+        #[inline(always)]
+        unsafe fn add_ints(a: __m512i, b: __m512i) -> __m512i {
+            // SAFETY: as above.
+            unsafe { _mm512_add_epi32(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn floats(i: __m512i) -> __m512 {
+            // SAFETY: as above.
+            unsafe { _mm512_cvtepi32_ps(i) }
+        }
+        #[inline(always)]
+        unsafe fn halves(from: *const u8) -> __m512 {
+            // SAFETY: as above.
+            unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
+        }
+        #[inline(always)]
+        unsafe fn unsigned(from: *const u8) -> __m512 {
+            // SAFETY: as above.
+            unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast()))) }
+        }
+        #[inline(always)]
+        unsafe fn signed(from: *const u8) -> __m512 {
+            // SAFETY: as above.
+            unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) }
+        }
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> __m512 {
+            // SAFETY: as above.
+            unsafe { _mm512_set1_ps(x) }
+        }
+        #[inline(always)]
+        unsafe fn mul(a: __m512, b: __m512) -> __m512 {
+            // SAFETY: as above.
+            unsafe { _mm512_mul_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
+            // SAFETY: as above.
+            unsafe { _mm512_fmadd_ps(a, b, c) }
+        }
+        #[inline(always)]
+        unsafe fn store(to: *mut f32, x: __m512) {
+            // SAFETY: as above.
+            unsafe { _mm512_storeu_ps(to, x) }
+        }
+    }
+
+    /// AVX2 with FMA and F16C: two vectors of eight rows.
+    pub struct Avx2;
+
+    type Two = [__m256i; 2];
+
+    // SAFETY: intrinsics of AVX2, FMA and F16C, where the caller promises them; pointers are the caller's promise.
+    unsafe impl Simd for Avx2 {
+        type Bytes = Two;
+        type Ints = Two;
+        type Floats = [__m256; 2];
+        // `dot` makes eight-bit numbers signed itself, since `vpmaddubsw` would saturate.
+        const EIGHT_BIT_ZERO: f32 = 0.0;
+
+        #[inline(always)]
+        unsafe fn bytes(from: *const u8) -> Two {
+            // SAFETY: the trait's promise; so in every function below.
+            unsafe { [_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(32).cast())] }
+        }
+        #[inline(always)]
+        unsafe fn low_nibbles(b: Two) -> Two {
+            // SAFETY: as above.
+            unsafe {
+                let mask = _mm256_set1_epi8(15);
+                [_mm256_and_si256(b[0], mask), _mm256_and_si256(b[1], mask)]
+            }
+        }
+        #[inline(always)]
+        unsafe fn high_nibbles(b: Two) -> Two {
+            // SAFETY: as above.
+            unsafe { Self::low_nibbles([_mm256_srli_epi16(b[0], 4), _mm256_srli_epi16(b[1], 4)]) }
+        }
+        #[inline(always)]
+        unsafe fn with_fifth(b: Two, mask: *const u8) -> Two {
+            // SAFETY: as above. Each byte of the mask is spread over eight bytes, and each of those looks at its own bit.
+            unsafe {
+                let spread = _mm256_setr_epi64x(
+                    0,
+                    0x0101_0101_0101_0101,
+                    0x0202_0202_0202_0202,
+                    0x0303_0303_0303_0303,
+                );
+                let own = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64.cast_signed());
+                let part = |b: __m256i, mask: *const u8| {
+                    let bits = _mm256_set1_epi32(mask.cast::<i32>().read_unaligned());
+                    let bits = _mm256_and_si256(_mm256_shuffle_epi8(bits, spread), own);
+                    let set = _mm256_cmpeq_epi8(bits, own);
+                    _mm256_or_si256(b, _mm256_and_si256(set, _mm256_set1_epi8(16)))
+                };
+                [part(b[0], mask), part(b[1], mask.add(4))]
+            }
+        }
+        #[inline(always)]
+        unsafe fn with_sixth(b: Two, high: Two, step: usize) -> Two {
+            // SAFETY: as above.
+            unsafe {
+                let part = |b: __m256i, high: __m256i| {
+                    let shifted = match step {
+                        0 => _mm256_slli_epi16(high, 4),
+                        1 => _mm256_slli_epi16(high, 2),
+                        2 => high,
+                        _ => _mm256_srli_epi16(high, 2),
+                    };
+                    _mm256_or_si256(b, _mm256_and_si256(shifted, _mm256_set1_epi8(0x30)))
+                };
+                [part(b[0], high[0]), part(b[1], high[1])]
+            }
+        }
+        #[inline(always)]
+        unsafe fn zero() -> Two {
+            // SAFETY: as above.
+            unsafe { [_mm256_setzero_si256(); 2] }
+        }
+        #[inline(always)]
+        unsafe fn dot<const EIGHT: bool>(sum: Two, b: Two, x: *const i8) -> Two {
+            // SAFETY: as above.
+            unsafe {
+                let x = _mm256_set1_epi32(x.cast::<i32>().read_unaligned());
+                let part = |sum: __m256i, b: __m256i| {
+                    let pairs = if EIGHT {
+                        let b = _mm256_xor_si256(b, _mm256_set1_epi8(-128));
+                        _mm256_maddubs_epi16(_mm256_abs_epi8(b), _mm256_sign_epi8(x, b))
+                    } else {
+                        _mm256_maddubs_epi16(b, x)
+                    };
+                    _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+                };
+                [part(sum[0], b[0]), part(sum[1], b[1])]
+            }
+        }
+        #[inline(always)]
+        unsafe fn add_ints(a: Two, b: Two) -> Two {
+            // SAFETY: as above.
+            unsafe { [_mm256_add_epi32(a[0], b[0]), _mm256_add_epi32(a[1], b[1])] }
+        }
+        #[inline(always)]
+        unsafe fn floats(i: Two) -> [__m256; 2] {
+            // SAFETY: as above.
+            unsafe { [_mm256_cvtepi32_ps(i[0]), _mm256_cvtepi32_ps(i[1])] }
+        }
+        #[inline(always)]
+        unsafe fn halves(from: *const u8) -> [__m256; 2] {
+            // SAFETY: as above.
+            unsafe {
+                let (a, b) = (_mm_loadu_si128(from.cast()), _mm_loadu_si128(from.add(16).cast()));
+                [_mm256_cvtph_ps(a), _mm256_cvtph_ps(b)]
+            }
+        }
+        #[inline(always)]
+        unsafe fn unsigned(from: *const u8) -> [__m256; 2] {
+            // SAFETY: as above.
+            unsafe {
+                let (a, b) = (_mm_loadl_epi64(from.cast()), _mm_loadl_epi64(from.add(8).cast()));
+                Self::floats([_mm256_cvtepu8_epi32(a), _mm256_cvtepu8_epi32(b)])
+            }
+        }
+        #[inline(always)]
+        unsafe fn signed(from: *const u8) -> [__m256; 2] {
+            // SAFETY: as above.
+            unsafe {
+                let (a, b) = (_mm_loadl_epi64(from.cast()), _mm_loadl_epi64(from.add(8).cast()));
+                Self::floats([_mm256_cvtepi8_epi32(a), _mm256_cvtepi8_epi32(b)])
+            }
+        }
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> [__m256; 2] {
+            // SAFETY: as above.
+            unsafe { [_mm256_set1_ps(x); 2] }
+        }
+        #[inline(always)]
+        unsafe fn mul(a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+            // SAFETY: as above.
+            unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
+        }
+        #[inline(always)]
+        unsafe fn fma(a: [__m256; 2], b: [__m256; 2], c: [__m256; 2]) -> [__m256; 2] {
+            // SAFETY: as above.
+            unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
+        }
+        #[inline(always)]
+        unsafe fn store(to: *mut f32, x: [__m256; 2]) {
+            // SAFETY: as above.
+            unsafe {
+                _mm256_storeu_ps(to, x[0]);
+                _mm256_storeu_ps(to.add(8), x[1]);
+            }
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! The quantised products: every instruction set against plain sums over the numbers that weights and activations stand for.
+#![allow(clippy::unwrap_used)]
+
+use super::quant::{Activations, exact, levels, products, products_at};
+use super::quant_pack::Packed;
+use crate::quant::{Blocks, Format};
+use crate::{random, threads};
+use rand::Rng;
+
+const PACKED: [Format; 8] = [
+    Format::Q4_0,
+    Format::Q4_1,
+    Format::Q5_0,
+    Format::Q5_1,
+    Format::Q8_0,
+    Format::Q4K,
+    Format::Q5K,
+    Format::Q6K,
+];
+
+/// Random blocks with scales near 1/16 (and any numbers).
+fn blocks(format: Format, rows: usize, columns: usize) -> Blocks {
+    let mut rng = random::stream(5, format.name());
+    let mut bytes: Vec<u8> = (0..rows * format.row_bytes(columns)).map(|_| rng.random()).collect();
+    for block in bytes.chunks_exact_mut(format.block_bytes()) {
+        let places: &[usize] = match format {
+            Format::Q6K => &[208],
+            Format::Q4_1 | Format::Q5_1 | Format::Q4K | Format::Q5K => &[0, 2],
+            Format::F32 | Format::Bf16 => &[],
+            _ => &[0],
+        };
+        places.iter().for_each(|at| block[at + 1] = 0x2c | (block[at + 1] & 0x80));
+    }
+    Blocks::new(format, &[rows, columns], bytes).unwrap()
+}
+
+fn activations(rows: usize, columns: usize) -> Vec<f32> {
+    let mut rng = random::stream(6, "x");
+    (0..rows * columns).map(|i| rng.random_range(-1.0..1.0) * (1 + i % 7) as f32).collect()
+}
+
+/// Eight bits per block of 32, and back.
+fn rounded(x: &[f32]) -> Vec<f32> {
+    let block = |x: &[f32]| {
+        let scale = x.iter().fold(0f32, |m, v| m.max(v.abs())) / 127.0;
+        x.iter().map(|v| (v / scale).round_ties_even() * scale).collect::<Vec<_>>()
+    };
+    x.chunks_exact(32).flat_map(block).collect()
+}
+
+/// The product in float64.
+fn product(x: &[f32], weight: &Blocks) -> Vec<f64> {
+    let (_, columns) = weight.rows();
+    let values = weight.tensor().unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+    x.chunks_exact(columns).flat_map(|x| values.chunks_exact(columns).map(move |w| dot(x, w))).collect()
+}
+
+fn difference(got: &[f32], want: &[f64]) -> f64 {
+    assert_eq!(got.len(), want.len());
+    let spread = (want.iter().map(|w| w * w).sum::<f64>() / want.len() as f64).sqrt();
+    got.iter().zip(want).map(|(g, w)| (f64::from(*g) - w).abs()).fold(0.0, f64::max) / spread
+}
+
+#[test]
+fn every_format_and_instruction_set_gives_the_product() {
+    for format in PACKED {
+        for (m, rows, columns) in [(1, 16, 256), (2, 1, 512), (5, 37, 256), (29, 48, 768), (13, 7, 512)] {
+            let weight = blocks(format, rows, columns);
+            let packed = Packed::new(&weight).unwrap();
+            let x = activations(m, columns);
+            let want = product(&rounded(&x), &weight);
+            for level in levels() {
+                let got = products_at(&Activations::of(&x, columns), &[&packed], *level);
+                let error = difference(&got[0], &want);
+                assert!(error < 2e-5, "{} {level:?} {m} x {rows} x {columns}: {error:e}", format.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn rounding_the_activations_costs_little() {
+    for format in PACKED {
+        let weight = blocks(format, 64, 512);
+        let x = activations(4, 512);
+        let got = products(&Activations::of(&x, 512), &[&Packed::new(&weight).unwrap()]);
+        let error = difference(&got[0], &product(&x, &weight));
+        assert!(error < 0.03, "{}: {error}", format.name());
+    }
+}
+
+#[test]
+fn several_weights_and_threads_give_the_same_bytes() {
+    let formats = [Format::Q4_1, Format::Q6K, Format::Q8_0];
+    let packed: Vec<Packed> = formats.map(|f| Packed::new(&blocks(f, 200, 768)).unwrap()).into();
+    let weights: Vec<&Packed> = packed.iter().collect();
+    for m in [1, 70] {
+        let x = activations(m, 768);
+        let run = |threads: usize, weights: &[&Packed]| {
+            threads::with_threads(threads, || products(&Activations::of(&x, 768), weights))
+        };
+        let together = run(2, &weights);
+        assert_eq!(together, run(1, &weights));
+        for (weight, out) in weights.iter().zip(&together) {
+            assert_eq!(&run(1, &[weight])[0], out);
+        }
+    }
+}
+
+#[test]
+fn what_is_not_a_number_comes_out_as_such() {
+    let packed = Packed::new(&blocks(Format::Q4_0, 16, 256)).unwrap();
+    for bad in [f32::NAN, f32::INFINITY] {
+        let mut x = activations(2, 256);
+        x[100] = bad;
+        let got = products(&Activations::of(&x, 256), &[&packed]);
+        assert!(got[0][..16].iter().all(|v| v.is_nan()) && got[0][16..].iter().all(|v| v.is_finite()));
+    }
+    let zeros = products(&Activations::of(&[0.0; 256], 256), &[&packed]);
+    assert!(zeros[0].iter().all(|v| *v == 0.0));
+}
+
+#[test]
+fn exact_products_need_no_rounding() {
+    for format in Format::ALL.into_iter().filter(|f| !matches!(f, Format::F32 | Format::Bf16 | Format::F16)) {
+        let weight = blocks(format, 70, 512);
+        for m in [1, 9] {
+            let x = activations(m, 512);
+            let error = difference(&exact(&x, &weight), &product(&x, &weight));
+            assert!(error < 1e-5, "{}: {error:e}", format.name());
+        }
+    }
+}
