@@ -261,6 +261,7 @@ fn tabletop_vla(config: &TrainConfig, library: &Library, tokenizer: &Tokenizer) 
         output_bias: false,
         mlp_bias: false,
         tied: true,
+        ..DecoderConfig::default()
     };
     Ok(VlaConfig {
         kind: "vela_vla".into(),
@@ -276,6 +277,7 @@ fn tabletop_vla(config: &TrainConfig, library: &Library, tokenizer: &Tokenizer) 
             activation: Activation::GeluTanh,
             final_norm: true,
             pooling: Pooling::None,
+            ..VisionConfig::default()
         },
         projector: ProjectorConfig {
             input: m.vision_width,

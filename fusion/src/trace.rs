@@ -26,7 +26,7 @@ pub fn trace(dir: &Path, golden: &HashMap<String, Tensor>) -> Result<BTreeMap<St
         };
         stages.insert(name, x.clone());
     })?;
-    as_convolution(&mut stages, "out.vision.patch_embeddings", vlm.vision())?;
+    as_convolution(&mut stages, "out.vision.patch_embeddings", vlm.vision(), &pixels)?;
     let features = vlm.projector().forward(&hidden)?;
     let ids = input(golden, "in.input_ids")?.to_dtype(DType::U32)?;
     stages_of(vlm.decoder(), &vlm.embed(&ids, Some(&features))?, "out.", golden, &mut stages)?;

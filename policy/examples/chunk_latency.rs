@@ -28,6 +28,7 @@ fn config() -> VlaConfig {
         output_bias: false,
         mlp_bias: false,
         tied: true,
+        ..DecoderConfig::default()
     };
     let as_is =
         Normaliser { scaling: Scaling::Identity, first: vec![], second: vec![], eps: Normaliser::EPS };
@@ -45,6 +46,7 @@ fn config() -> VlaConfig {
             activation: Activation::GeluTanh,
             final_norm: true,
             pooling: Pooling::None,
+            ..VisionConfig::default()
         },
         projector: ProjectorConfig {
             input: 128,

@@ -31,6 +31,7 @@ fn config(self_attention_every: usize) -> VlaConfig {
         output_bias: false,
         mlp_bias: false,
         tied: true,
+        ..DecoderConfig::default()
     };
     let unit = |std: f32| Normaliser {
         scaling: Scaling::MeanStd,
@@ -52,6 +53,7 @@ fn config(self_attention_every: usize) -> VlaConfig {
             activation: Activation::GeluTanh,
             final_norm: true,
             pooling: Pooling::None,
+            ..VisionConfig::default()
         },
         projector: ProjectorConfig {
             input: 16,

@@ -75,6 +75,7 @@ fn network() -> VlaConfig {
         output_bias: false,
         mlp_bias: false,
         tied: true,
+        ..DecoderConfig::default()
     };
     let identity = Normaliser { scaling: Scaling::Identity, first: vec![], second: vec![], eps: 1e-8 };
     VlaConfig {
@@ -91,6 +92,7 @@ fn network() -> VlaConfig {
             activation: Activation::GeluTanh,
             final_norm: true,
             pooling: Pooling::None,
+            ..VisionConfig::default()
         },
         projector: ProjectorConfig {
             input: 16,

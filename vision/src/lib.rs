@@ -6,24 +6,29 @@
 pub mod config;
 pub mod decode;
 pub mod encoder;
+pub mod interpolate;
+pub mod names;
+pub mod native;
 pub mod planes;
 pub mod preprocess;
 mod preprocess_config;
 pub mod resize;
 pub mod resnet;
-pub mod siglip;
 pub mod tiling;
+pub mod towers;
 pub mod trace;
 pub mod vit;
 
-pub use config::{Pooling, VisionConfig};
+pub use config::{Pooling, Positions, Reads, VisionConfig};
 pub use decode::Limits;
 pub use encoder::{Encoder, EncoderConfig};
+pub use interpolate::Interpolation;
+pub use native::{Grid, NativeConfig, NativeVit};
 pub use planes::{PadSide, Planes, Scale};
 pub use preprocess::{Fit, Layout, Patches, Prepared, Preprocessor, Tiles};
 pub use resize::{Arithmetic, Filter, Picture};
 pub use resnet::{ResNet, ResNetNames, ResNetNorm};
-pub use siglip::Siglip;
+pub use towers::Towers;
 pub use vit::Vit;
 
 /// Hears the named stages of a forward pass, for comparison with a reference.

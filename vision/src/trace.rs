@@ -1,7 +1,8 @@
 //! Preprocessing and encoders on the inputs of a reference run, stage by stage, to be compared with it.
 
+use crate::names::{renamed, table};
 use crate::preprocess::{Layout, Prepared, Preprocessor};
-use crate::{Arithmetic, Picture, Siglip, Vit};
+use crate::{Arithmetic, Picture, Reads, Tap, Towers, VisionConfig, Vit};
 use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
@@ -98,34 +99,74 @@ pub fn preprocessing(dir: &Path, golden: &HashMap<String, Tensor>) -> Result<Sta
     Ok(stages)
 }
 
-/// Every stage of both of SigLIP's towers on `in.pixel_values` and `in.input_ids`.
+/// Every stage of an encoder folder: of CLIP, SigLIP and SigLIP 2 both towers on `in.pixel_values` and `in.input_ids`, of ViT
+/// and DINOv2 the one on `in.pixel_values` and, if there is one, `in.interp.pixel_values`.
 pub fn trace(dir: &Path, config: &Value, golden: &HashMap<String, Tensor>) -> Result<Stages> {
-    let weights = Weights::load_dir(dir)?;
-    let model = Siglip::new(&weights, config)?;
+    let kind = config.get("model_type").and_then(Value::as_str).unwrap_or("absent");
+    if ["clip", "siglip", "siglip2"].contains(&kind) {
+        return towers(dir, config, golden);
+    }
+    let tower = VisionConfig::from_hf(config)?;
+    let weights = renamed(&Weights::load_dir(dir)?, "", table(kind))?;
+    let tower = Vit::new(&weights, &tower)?;
     weights.finish()?;
     let mut stages = Stages::new();
-    let mut note = |name: String, x: &Tensor| {
-        stages.insert(name, x.clone());
-    };
-    let pixels = input(golden, "in.pixel_values")?;
-    let pictures = model.embed_pictures(pixels, &mut |name, x| note(format!("out.vision.{name}"), x))?;
-    let ids = input(golden, "in.input_ids")?.to_dtype(DType::U32)?;
-    let texts = model.embed_texts(&ids, &mut |name, x| note(format!("out.text.{name}"), x))?;
-    let logits = model.logits(&pictures, &texts)?;
-    note("out.logits_per_text".into(), &logits.t()?.contiguous()?);
-    note("out.logits_per_image".into(), &logits);
-    note("out.image_embeds".into(), &pictures);
-    note("out.text_embeds".into(), &texts);
-    as_convolution(&mut stages, "out.vision.patch_embeddings", model.vision())?;
+    for run in ["", "interp."] {
+        if let Some(pixels) = golden.get(&format!("in.{run}pixel_values")) {
+            let mut note = noting(&mut stages, format!("out.{run}"));
+            let tokens = tower.forward_tapped(pixels, &mut note)?;
+            note("pooled", &tower.pool(&tokens)?);
+            drop(note);
+            as_convolution(&mut stages, &format!("out.{run}patch_embeddings"), &tower, pixels)?;
+        }
+    }
     Ok(stages)
 }
 
-/// References give patch embeddings as a convolution does: `[b, width, rows, columns]`.
-pub fn as_convolution(stages: &mut Stages, name: &str, tower: &Vit) -> Result<()> {
-    let grid = tower.config().grid();
-    if let Some(stage) = stages.get_mut(name) {
-        let (b, _, width) = stage.dims3()?;
-        *stage = stage.transpose(1, 2)?.contiguous()?.reshape((b, width, grid, grid))?;
+/// A tap that writes stages down under a prefix.
+pub fn noting(stages: &mut Stages, prefix: String) -> Box<Tap<'_>> {
+    Box::new(move |name, x| {
+        stages.insert(format!("{prefix}{name}"), x.clone());
+    })
+}
+
+fn towers(dir: &Path, config: &Value, golden: &HashMap<String, Tensor>) -> Result<Stages> {
+    let model = Towers::new(&Weights::load_dir(dir)?, config)?;
+    let mut stages = Stages::new();
+    let pixels = input(golden, "in.pixel_values")?;
+    let mut note = noting(&mut stages, "out.vision.".into());
+    let pictures = match model.vision().config().reads {
+        Reads::Pictures => model.embed_pictures(pixels, &mut note)?,
+        Reads::Patches => {
+            let shapes = input(golden, "in.spatial_shapes")?.to_dtype(DType::U32)?.to_vec2::<u32>()?;
+            let grids = shapes.iter().map(|row| match row[..] {
+                [rows, columns] => Ok((rows as usize, columns as usize)),
+                _ => Err(Error::invalid(format!("in.spatial_shapes: expected pairs, got {row:?}"))),
+            });
+            model.embed_patches(pixels, &grids.collect::<Result<Vec<_>>>()?, &mut note)?
+        }
+    };
+    drop(note);
+    let ids = input(golden, "in.input_ids")?.to_dtype(DType::U32)?;
+    let texts = model.embed_texts(&ids, &mut noting(&mut stages, "out.text.".into()))?;
+    let logits = model.logits(&pictures, &texts)?;
+    for (name, stage) in [
+        ("out.logits_per_text", &logits.t()?.contiguous()?),
+        ("out.logits_per_image", &logits),
+        ("out.image_embeds", &pictures),
+        ("out.text_embeds", &texts),
+    ] {
+        stages.insert(name.into(), stage.clone());
     }
+    as_convolution(&mut stages, "out.vision.patch_embeddings", model.vision(), pixels)?;
+    Ok(stages)
+}
+
+/// References give patch embeddings of pictures `[b, 3, h, w]` as a convolution does: `[b, width, rows, columns]`.
+pub fn as_convolution(stages: &mut Stages, name: &str, tower: &Vit, pixels: &Tensor) -> Result<()> {
+    let (Some(stage), [_, _, height, width]) = (stages.get_mut(name), pixels.dims()) else { return Ok(()) };
+    let (b, _, channels) = stage.dims3()?;
+    let p = tower.config().patch_size;
+    *stage = stage.transpose(1, 2)?.contiguous()?.reshape((b, channels, height / p, width / p))?;
     Ok(())
 }

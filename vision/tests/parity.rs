@@ -1,41 +1,68 @@
-//! SigLIP against the reference run in `tests/golden/siglip`, stage by stage.
+//! Encoders against the reference runs in `tests/golden`, stage by stage.
 
 use candle_core::{Device, Tensor};
 use std::collections::HashMap;
 use std::path::PathBuf;
-use vela_nn::Result;
 use vela_nn::parity::{compare, judge};
+use vela_nn::{Error, Result, Weights};
+use vela_vision::Towers;
 
 fn case(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name)
 }
 
-#[test]
-fn siglip_agrees_at_every_stage() -> Result<()> {
-    let dir = case("siglip");
-    let golden: HashMap<String, Tensor> =
-        candle_core::safetensors::load(dir.join("golden.safetensors"), &Device::Cpu)?;
+fn open(name: &str) -> Result<(PathBuf, serde_json::Value, HashMap<String, Tensor>)> {
+    let dir = case(name);
+    let golden = candle_core::safetensors::load(dir.join("golden.safetensors"), &Device::Cpu)?;
     let text = std::fs::read_to_string(dir.join("config.json")).unwrap_or_default();
-    let config = serde_json::from_str(&text).unwrap_or_default();
-    let stages = vela_vision::trace::trace(&dir, &config, &golden)?;
-    let verdict = judge(&golden, &stages)?;
-    assert!(verdict.pass && verdict.present == 15, "{verdict:?}");
+    let config = serde_json::from_str(&text).map_err(|e| Error::parse("config.json", e))?;
+    Ok((dir, config, golden))
+}
+
+fn agrees(name: &str, outputs: usize) -> Result<()> {
+    let (dir, config, golden) = open(name)?;
+    let verdict = judge(&golden, &vela_vision::trace::trace(&dir, &config, &golden)?)?;
+    let worst = verdict.stages.iter().map(|s| s.max_abs_over_spread).fold(0.0, f32::max);
+    println!("{name}: {} stages, worst {worst:.1e}", verdict.stages.len());
+    assert!(verdict.pass && verdict.present == outputs, "{verdict:#?}");
     Ok(())
+}
+
+macro_rules! cases {
+    ($($case:ident: $outputs:literal,)*) => {
+        $(#[test] fn $case() -> Result<()> { agrees(stringify!($case), $outputs) })*
+    };
+}
+
+cases! {
+    vit: 6,
+    clip: 16,
+    siglip: 15,
+    siglip2_naflex: 15,
+    dinov2: 12,
+    dinov2_with_registers: 12,
 }
 
 #[test]
 fn batch_n_equals_n_singles() -> Result<()> {
-    let dir = case("siglip");
-    let golden = candle_core::safetensors::load(dir.join("golden.safetensors"), &Device::Cpu)?;
-    let text = std::fs::read_to_string(dir.join("config.json")).unwrap_or_default();
-    let config: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
-    let weights = vela_nn::Weights::load_dir(&dir)?;
-    let model = vela_vision::Siglip::new(&weights, &config)?;
+    let (dir, config, golden) = open("siglip")?;
+    let model = Towers::new(&Weights::load_dir(&dir)?, &config)?;
     let pixels = &golden["in.pixel_values"];
     let both = model.vision().forward(pixels)?;
     for i in 0..pixels.dim(0)? {
         let one = model.vision().forward(&pixels.narrow(0, i, 1)?)?;
         assert!(compare("", &one, &both.narrow(0, i, 1)?)?.max_abs_over_spread < 1e-5);
     }
+    Ok(())
+}
+
+#[test]
+fn a_tower_refuses_what_does_not_fit() -> Result<()> {
+    let (dir, config, golden) = open("siglip")?;
+    let model = Towers::new(&Weights::load_dir(&dir)?, &config)?;
+    let small = golden["in.pixel_values"].narrow(2, 0, 42)?;
+    assert!(model.vision().forward(&small).is_err_and(|e| e.to_string().contains("[b, 3, 56, 56]")));
+    let long = Tensor::zeros((1, 17), candle_core::DType::U32, &Device::Cpu)?;
+    assert!(model.embed_texts(&long, &mut |_, _| {}).is_err_and(|e| e.to_string().contains("1 to 16")));
     Ok(())
 }
