@@ -29,7 +29,10 @@ impl Activation {
             "relu" => Self::Relu,
             "silu" | "swish" => Self::Silu,
             "quick_gelu" => Self::QuickGelu,
-            _ => return Err(Error::parse("activation", format!("unknown name {name:?}"))),
+            _ => {
+                let known = "gelu, gelu_pytorch_tanh, gelu_new, gelu_fast, relu, silu, swish, quick_gelu";
+                return Err(Error::invalid(format!("activation '{name}' is not known; known: {known}")));
+            }
         })
     }
 

@@ -264,6 +264,25 @@ pub fn attention_packed_soft_capped(
     kernels::attention::attention(q, k, v, size, mask, scale, soft_cap)
 }
 
+/// As [`attention_packed`], with `bias [h, t, s]` added to the scaled scores (relative positions; Shaw et al., 2018).
+/// Composed of Candle's own operations and not fused: it stores the scores.
+pub fn attention_packed_biased(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    heads: Heads,
+    mask: &Mask,
+    scale: f32,
+    bias: &Tensor,
+) -> Result<Tensor> {
+    let (q, k, v) = (split_heads(q, heads.query)?, split_heads(k, heads.key)?, split_heads(v, heads.key)?);
+    let (t, s) = (q.dim(2)?, k.dim(2)?);
+    if bias.dims() != [heads.query, t, s] {
+        return Err(Error::shape("bias of attention", format!("[{}, {t}, {s}]", heads.query), bias.dims()));
+    }
+    merge_heads(&crate::oracle::attention_biased(&q, &k, &v, mask, scale, None, Some(bias))?)
+}
+
 /// `[b, t, heads * d]` to `[b, heads, t, d]`.
 pub fn split_heads(x: &Tensor, heads: usize) -> Result<Tensor> {
     let (_, _, width) = x.dims3()?;

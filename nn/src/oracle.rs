@@ -102,6 +102,19 @@ pub fn attention(
     scale: f32,
     soft_cap: Option<f32>,
 ) -> Result<Tensor> {
+    attention_biased(q, k, v, mask, scale, soft_cap, None)
+}
+
+/// The same with `bias [h, t, s]` added to the scores before the mask.
+pub fn attention_biased(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    mask: &Mask,
+    scale: f32,
+    soft_cap: Option<f32>,
+    bias: Option<&Tensor>,
+) -> Result<Tensor> {
     let (b, h, t, d) = q.dims4()?;
     let (_, hk, s, dv) = v.dims4()?;
     let grouped = q.contiguous()?.reshape((b, hk, h / hk * t, d))?;
@@ -109,6 +122,9 @@ pub fn attention(
         (grouped.matmul(&k.transpose(2, 3)?.contiguous()?)? * f64::from(scale))?.reshape((b, h, t, s))?;
     if let Some(cap) = soft_cap {
         scores = ((scores / f64::from(cap))?.tanh()? * f64::from(cap))?;
+    }
+    if let Some(bias) = bias {
+        scores = scores.broadcast_add(bias)?;
     }
     let allowed =
         Tensor::from_vec(mask.dense(b, t, s)?, (b, 1, t, s), &Device::Cpu)?.broadcast_as((b, h, t, s))?;

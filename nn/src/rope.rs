@@ -31,6 +31,14 @@ pub enum RopeScaling {
         /// Stretch.
         factor: f32,
     },
+    /// The same, raised only as far as the positions need: beyond `original_positions` the base follows the last
+    /// position of the row. Keys keep the turn that they got when they were read, as in Hugging Face's cache.
+    Dynamic {
+        /// Stretch.
+        factor: f32,
+        /// Context length of the training.
+        original_positions: usize,
+    },
     /// YaRN (Peng et al., 2023): a ramp between kept and divided frequencies, and a scale on the result.
     Yarn {
         /// Stretch.
@@ -57,6 +65,29 @@ pub enum RopeScaling {
     },
 }
 
+/// Which of three positions (time, height, width) turns which frequency (M-RoPE; Wang et al., 2024).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RopeSections {
+    /// Frequencies of each axis; together half of `rotary_dim`.
+    pub counts: [usize; 3],
+    /// Whether the axes take turns (Qwen3-VL) or lie one after the other (Qwen2-VL).
+    pub interleaved: bool,
+}
+
+impl RopeSections {
+    /// The axis of frequency `i`.
+    fn axis(&self, i: usize) -> usize {
+        let [time, height, _] = self.counts;
+        if self.interleaved {
+            // Time has what the other two leave over.
+            let axis = i % 3;
+            return if axis > 0 && i < 3 * self.counts[axis] { axis } else { 0 };
+        }
+        usize::from(i >= time) + usize::from(i >= time + height)
+    }
+}
+
 /// A rotary embedding as data.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RopeConfig {
@@ -68,41 +99,56 @@ pub struct RopeConfig {
     pub style: RopeStyle,
     /// How the frequencies are stretched.
     pub scaling: RopeScaling,
+    /// Which axis turns which frequency, where positions have three.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sections: Option<RopeSections>,
 }
 
 impl RopeConfig {
     /// Half-split, unscaled.
     pub fn new(rotary_dim: usize, theta: f32) -> Self {
-        Self { rotary_dim, theta, style: RopeStyle::HalfSplit, scaling: RopeScaling::None }
+        Self { rotary_dim, theta, style: RopeStyle::HalfSplit, scaling: RopeScaling::None, sections: None }
     }
 }
 
 /// A rotary embedding: its frequencies.
 #[derive(Clone, Debug)]
 pub struct Rope {
-    style: RopeStyle,
+    config: RopeConfig,
     frequencies: Arc<[f64]>,
     magnitude: f64,
+}
+
+/// The base raised so that the lowest frequency stretches by `stretch` and the highest not at all.
+fn raised(theta: f64, stretch: f64, dim: usize) -> f64 {
+    theta * stretch.powf(dim as f64 / (dim as f64 - 2.0).max(1.0))
+}
+
+fn powers(theta: f64, dim: usize) -> impl Iterator<Item = f64> {
+    (0..dim / 2).map(move |i| theta.powf(-2.0 * i as f64 / dim as f64))
 }
 
 impl Rope {
     /// Works out the frequencies. Errors if `rotary_dim` is odd or zero, or a number is not positive.
     pub fn new(config: RopeConfig) -> Result<Self> {
-        let RopeConfig { rotary_dim: dim, theta, style, scaling } = config;
+        let RopeConfig { rotary_dim: dim, theta, scaling, .. } = config;
         if dim == 0 || dim % 2 != 0 || theta.is_nan() || theta <= 0.0 {
             return Err(Error::invalid(format!(
                 "rope: expected an even rotary_dim and theta > 0, got {dim} and {theta}"
             )));
         }
-        let powers = |theta: f64| (0..dim / 2).map(move |i| theta.powf(-2.0 * i as f64 / dim as f64));
+        if let Some(RopeSections { counts, .. }) = config.sections
+            && counts.iter().try_fold(0usize, |sum, n| sum.checked_add(*n)) != Some(dim / 2)
+        {
+            return Err(Error::invalid(format!("rope: sections {counts:?} are not {} frequencies", dim / 2)));
+        }
         let theta = f64::from(theta);
+        let powers = |theta: f64| powers(theta, dim);
         let mut magnitude = 1.0;
         let frequencies: Vec<f64> = match scaling {
-            RopeScaling::None => powers(theta).collect(),
+            RopeScaling::None | RopeScaling::Dynamic { .. } => powers(theta).collect(),
             RopeScaling::Linear { factor } => powers(theta).map(|f| f / f64::from(factor)).collect(),
-            RopeScaling::Ntk { factor } => {
-                powers(theta * f64::from(factor).powf(dim as f64 / (dim as f64 - 2.0).max(1.0))).collect()
-            }
+            RopeScaling::Ntk { factor } => powers(raised(theta, f64::from(factor), dim)).collect(),
             RopeScaling::Yarn { factor, original_positions, beta_fast, beta_slow, attention_factor } => {
                 let factor = f64::from(factor);
                 magnitude = attention_factor.map_or(0.1 * factor.max(1.0).ln() + 1.0, f64::from);
@@ -131,27 +177,53 @@ impl Rope {
         if frequencies.iter().any(|f| !f.is_finite()) {
             return Err(Error::invalid(format!("rope: {config:?} gives frequencies that are not finite")));
         }
-        Ok(Self { style, frequencies: frequencies.into(), magnitude })
+        Ok(Self { config, frequencies: frequencies.into(), magnitude })
     }
 
-    /// The angles at `positions [t]` or `[b, t]` (u32). Work them out once and use them in every layer.
+    /// The angles at `positions [t]` or `[b, t]`, or `[3, b, t]` with [`RopeSections`] (u32). Work them out once and use
+    /// them in every layer.
     pub fn at(&self, positions: &Tensor) -> Result<RopeAngles> {
-        let (batch, length) = match positions.dims() {
-            [t] => (1, *t),
-            [b, t] => (*b, *t),
-            other => return Err(Error::shape("positions", "[t] or [b, t]", other)),
+        let sections = self.config.sections;
+        let (axes, batch, length) = match (positions.dims(), sections) {
+            ([t], _) => (1, 1, *t),
+            ([b, t], _) => (1, *b, *t),
+            ([3, b, t], Some(_)) => (3, *b, *t),
+            (other, None) => return Err(Error::shape("positions", "[t] or [b, t]", other)),
+            (other, Some(_)) => return Err(Error::shape("positions", "[t], [b, t] or [3, b, t]", other)),
         };
         let positions = positions.to_dtype(DType::U32)?.flatten_all()?.to_vec1::<u32>()?;
-        let turns = positions.iter().flat_map(|p| self.frequencies.iter().map(move |f| f64::from(*p) * f));
-        let (sin, cos) = turns
-            .map(|a| (a.sin() * self.magnitude, a.cos() * self.magnitude))
-            .map(|(s, c)| (s as f32, c as f32))
-            .unzip();
-        let angles = Angles { cos, sin, batch, length, half: self.frequencies.len(), style: self.style };
-        Ok(RopeAngles(Arc::new(angles)))
+        let half = self.frequencies.len();
+        let (mut cos, mut sin) =
+            (Vec::with_capacity(batch * length * half), Vec::with_capacity(batch * length * half));
+        for row in 0..batch {
+            let of = |axis: usize| &positions[(axis * batch + row) * length..][..length];
+            let frequencies = self.frequencies_for(of(0));
+            for k in 0..length {
+                for (i, frequency) in frequencies.iter().enumerate() {
+                    let axis = if axes == 1 { 0 } else { sections.map_or(0, |sections| sections.axis(i)) };
+                    let turn = f64::from(of(axis)[k]) * frequency;
+                    cos.push((turn.cos() * self.magnitude) as f32);
+                    sin.push((turn.sin() * self.magnitude) as f32);
+                }
+            }
+        }
+        Ok(RopeAngles(Arc::new(Angles { cos, sin, batch, length, half, style: self.config.style })))
     }
 
-    /// Turns `x [b, h, t, d]` at `positions [t]` or `[b, t]` (u32). With several layers, [`Rope::at`] once is faster.
+    /// The frequencies for a row of positions.
+    fn frequencies_for(&self, positions: &[u32]) -> Arc<[f64]> {
+        let RopeConfig { rotary_dim: dim, theta, scaling, .. } = self.config;
+        if let RopeScaling::Dynamic { factor, original_positions } = scaling {
+            let length = positions.iter().max().map_or(0, |last| *last as usize + 1);
+            if length > original_positions {
+                let (factor, times) = (f64::from(factor), length as f64 / original_positions.max(1) as f64);
+                return powers(raised(f64::from(theta), factor * times - (factor - 1.0), dim), dim).collect();
+            }
+        }
+        self.frequencies.clone()
+    }
+
+    /// Turns `x [b, h, t, d]` at `positions`. With several layers, [`Rope::at`] once is faster.
     pub fn apply(&self, x: &Tensor, positions: &Tensor) -> Result<Tensor> {
         self.at(positions)?.apply(x)
     }
