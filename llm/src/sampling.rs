@@ -103,8 +103,13 @@ impl Sampler {
     /// # Errors
     /// A parameter outside its range.
     pub fn new(params: &SamplingParams, seed: u64) -> Result<Self> {
+        Self::for_purpose(params, seed, "sampling")
+    }
+
+    /// The same with a random stream of its own, apart from the others of the seed.
+    pub fn for_purpose(params: &SamplingParams, seed: u64, purpose: &str) -> Result<Self> {
         params.check()?;
-        Ok(Self { params: params.clone(), rng: random::stream(seed, "sampling"), prompt: None })
+        Ok(Self { params: params.clone(), rng: random::stream(seed, purpose), prompt: None })
     }
 
     /// What it was made with.
@@ -126,10 +131,41 @@ impl Sampler {
             let candidates = self.distribution(logits, history)?;
             self.draw(&candidates)
         };
-        Ok(match report {
-            Some(report) => report.choice(token),
-            None => Choice { token, logprob: None, top: Vec::new() },
-        })
+        Ok(Report::choose(report, token))
+    }
+
+    /// Takes or refuses a guess that was drawn from `weights` (ids with probabilities), and chooses another token in the
+    /// latter case, so that what comes out is distributed as [`Sampler::next`]'s (Leviathan et al., arXiv:2211.17192,
+    /// section 2.3). Says whether the guess was taken.
+    ///
+    /// # Errors
+    /// As [`Sampler::next`].
+    pub fn verify(
+        &mut self,
+        logits: &mut [f32],
+        history: &[u32],
+        guess: u32,
+        weights: &[(u32, f32)],
+    ) -> Result<(Choice, bool)> {
+        let report = self.params.logprobs.map(|count| Report::new(logits, count)).transpose()?;
+        let mut wanted = self.distribution(logits, history)?;
+        let weight =
+            |all: &[(u32, f32)], token| all.iter().find(|(id, _)| *id == token).map_or(0.0, |(_, p)| *p);
+        let (p, q) = (weight(&wanted, guess), weight(weights, guess));
+        let accepted = p > 0.0 && self.uniform() * f64::from(q) < f64::from(p);
+        let token = if accepted {
+            guess
+        } else {
+            // What the guess had too much of is taken from the rest.
+            let drafted: HashMap<u32, f32> = weights.iter().copied().collect();
+            let whole = wanted.clone();
+            for (id, p) in &mut wanted {
+                *p = (*p - drafted.get(id).copied().unwrap_or(0.0)).max(0.0);
+            }
+            let left: f32 = wanted.iter().map(|(_, p)| p).sum();
+            self.draw(if left > 0.0 { &wanted } else { &whole })
+        };
+        Ok((Report::choose(report, token), accepted))
     }
 
     /// The distribution that [`Sampler::next`] draws from: ids with probabilities that sum to 1; all others have none.
@@ -297,8 +333,11 @@ impl Report {
         Ok(Self { top: if count > 0 { largest(&all, count) } else { Vec::new() }, all })
     }
 
-    fn choice(self, token: u32) -> Choice {
-        Choice { token, logprob: self.all.get(token as usize).copied(), top: self.top }
+    fn choose(report: Option<Self>, token: u32) -> Choice {
+        match report {
+            Some(Self { all, top }) => Choice { token, logprob: all.get(token as usize).copied(), top },
+            None => Choice { token, logprob: None, top: Vec::new() },
+        }
     }
 }
 

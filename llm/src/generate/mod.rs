@@ -1,8 +1,22 @@
-//! Text, token by token.
+//! Text, token by token: one sequence and its cache ([`Session`]), the loop over it ([`run`]), and what a person reads
+//! ([`write`]). Many sequences at once are [`crate::engine`]'s business.
+
+mod best;
+mod session;
+mod steps;
+mod stop;
+mod text;
+
+pub use crate::sampling::best;
+pub use best::{best_of, vote};
+pub use session::Session;
+pub use steps::{Finish, Options, Steps, run};
+pub use stop::StopStrings;
+pub use text::{Written, write};
 
 use crate::{Cache, Decoder};
 use candle_core::{Device, Tensor};
-use vela_nn::{Error, Mask, Result};
+use vela_nn::{Mask, Result};
 
 /// Reads `embeds [1, t, width]` and goes on greedily for `count` tokens, or until one of `stop`, which is the last
 /// token then. Returns the new tokens.
@@ -28,17 +42,4 @@ pub fn greedy(decoder: &Decoder, embeds: &Tensor, count: usize, stop: &[u32]) ->
         embeds = decoder.embed(&Tensor::new(&[[next]], &Device::Cpu)?)?;
     }
     Ok(made)
-}
-
-/// The index of the largest logit; the first of equals.
-pub fn best(logits: &[f32]) -> Result<u32> {
-    if logits.iter().any(|x| !x.is_finite()) {
-        return Err(Error::invalid("logits: expected finite numbers, got a NaN or an infinity"));
-    }
-    let first_best = |best: Option<(usize, f32)>, (i, &x): (usize, &f32)| match best {
-        Some((_, y)) if x <= y => best,
-        _ => Some((i, x)),
-    };
-    let best = logits.iter().enumerate().fold(None, first_best);
-    best.map(|(i, _)| i as u32).ok_or_else(|| Error::invalid("logits: expected at least one, got none"))
 }

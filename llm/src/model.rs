@@ -1,0 +1,124 @@
+//! A text model from where users have it, a Hugging Face folder or a GGUF file: decoder, tokenizer and chat template.
+
+use crate::trace::config_json;
+use crate::{ChatTemplate, Decoder, Message, RenderOptions, Tokenizer};
+use serde_json::Value as Json;
+use std::path::Path;
+use std::sync::Arc;
+use vela_nn::quant::Precision;
+use vela_nn::{Error, Gguf, Result, gguf};
+
+/// Positions if the file does not say how many.
+const CONTEXT: usize = 2048;
+
+/// What ends an answer in one family or another, whatever the file's own list says.
+const ENDS: [&str; 9] = [
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end|>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<end_of_turn>",
+    "<end_of_utterance>",
+    "</s>",
+];
+
+/// A model that reads and writes text.
+#[derive(Clone, Debug)]
+pub struct TextModel {
+    /// The model.
+    pub decoder: Arc<Decoder>,
+    /// Text to tokens and back.
+    pub tokenizer: Tokenizer,
+    /// How a conversation is written, if the model was made for them.
+    pub template: Option<ChatTemplate>,
+    /// Tokens that end an answer.
+    pub stop: Vec<u32>,
+    /// Positions that it was made for.
+    pub context: usize,
+}
+
+/// Reads a model: a `.gguf` file, or a folder with `config.json`, `*.safetensors` and `tokenizer.json`.
+///
+/// # Errors
+/// What the readers of the parts refuse.
+pub fn load(path: &Path) -> Result<TextModel> {
+    match crate::gguf::find(path) {
+        Some(file) => from_gguf(&file),
+        None if path.is_dir() => from_dir(path),
+        None => Err(Error::parse(path.display(), "expected a GGUF file or a model folder")),
+    }
+}
+
+fn from_dir(dir: &Path) -> Result<TextModel> {
+    let config = config_json(dir)?;
+    let tokenizer = Tokenizer::load(&dir.join("tokenizer.json"))?;
+    let template = ChatTemplate::from_dir(dir)?;
+    let decoder = Arc::new(crate::load::load(dir)?);
+    let lengths = ["max_position_embeddings", "n_positions", "n_ctx"];
+    let context = lengths.iter().find_map(|name| config[*name].as_u64()).map_or(CONTEXT, |n| n as usize);
+    let mut stop = Vec::new();
+    let generation = dir.join("generation_config.json");
+    if generation.is_file() {
+        let text = std::fs::read_to_string(&generation)
+            .map_err(|source| Error::Io { path: generation.clone(), source })?;
+        let value: Json = serde_json::from_str(&text).map_err(|e| Error::parse(generation.display(), e))?;
+        stop.extend(ids(&value["eos_token_id"]));
+    }
+    stop.extend(ids(&config["eos_token_id"]));
+    let named = |name: &str| template.as_ref().and_then(|t| t.special(name)).and_then(|t| tokenizer.id(t));
+    stop.extend(named("eos_token"));
+    let stop = ends(stop, &tokenizer);
+    Ok(TextModel { decoder, tokenizer, template, stop, context })
+}
+
+fn from_gguf(path: &Path) -> Result<TextModel> {
+    let file = Gguf::open(path)?;
+    let metadata = file.metadata();
+    let tokenizer = Tokenizer::from_gguf(metadata)?;
+    let template = ChatTemplate::from_gguf(metadata)?;
+    let count = |key: &str| metadata.get(key).and_then(gguf::Value::as_count).map(|n| n as usize);
+    let architecture = file.text("general.architecture")?;
+    let context = count(&format!("{architecture}.context_length")).unwrap_or(CONTEXT);
+    let named = ["eos_token_id", "eot_token_id", "eom_token_id"];
+    let stop = named.iter().filter_map(|key| count(&format!("tokenizer.ggml.{key}"))).map(|id| id as u32);
+    let stop = ends(stop.collect(), &tokenizer);
+    let decoder = Arc::new(crate::gguf::decoder(&file, Precision::Fast)?);
+    Ok(TextModel { decoder, tokenizer, template, stop, context })
+}
+
+/// A token id, or a list of them.
+fn ids(value: &Json) -> Vec<u32> {
+    let one = |value: &Json| value.as_u64().and_then(|id| u32::try_from(id).ok());
+    match value.as_array() {
+        Some(list) => list.iter().filter_map(one).collect(),
+        None => one(value).into_iter().collect(),
+    }
+}
+
+/// The file's own, and the known ones that stand for no text here.
+fn ends(mut stop: Vec<u32>, tokenizer: &Tokenizer) -> Vec<u32> {
+    let known = ENDS.iter().filter_map(|name| tokenizer.id(name));
+    stop.extend(known.filter(|id| tokenizer.is_special(*id)));
+    stop.sort_unstable();
+    stop.dedup();
+    stop
+}
+
+impl TextModel {
+    /// The tokens of a conversation, up to where the assistant's next turn begins.
+    ///
+    /// # Errors
+    /// A model without a chat template; what the template refuses.
+    pub fn prompt(&self, messages: &[Message], now: Option<i64>) -> Result<Vec<u32>> {
+        let Some(template) = &self.template else {
+            return Err(Error::invalid(
+                "this model has no chat template: it continues texts, it was not made for conversations",
+            ));
+        };
+        let options =
+            RenderOptions { add_generation_prompt: true, tools: None, now, extra: serde_json::Map::new() };
+        self.tokenizer.encode_rendered(&template.render(messages, &options)?)
+    }
+}
