@@ -22,6 +22,7 @@ pub mod mlp;
 pub mod node;
 pub mod norm;
 pub mod paged;
+pub mod peaks;
 pub mod pool;
 pub mod quant;
 pub mod quant_pack;
