@@ -1,7 +1,10 @@
 //! The door between a decoder and the keys and values of what it has read: [`KeyValues`], and the plain [`Cache`].
 
+use crate::decoder::RelativeBias;
 use candle_core::Tensor;
-use vela_nn::{Error, Heads, Mask, Result, attention::attention_packed_soft_capped};
+use std::sync::Arc;
+use vela_nn::attention::{attention_packed_biased, attention_packed_soft_capped};
+use vela_nn::{Error, Heads, Mask, Result};
 
 /// How the queries of a layer look at its keys. The same for every store of keys and values.
 #[derive(Clone, Copy, Debug)]
@@ -14,6 +17,8 @@ pub struct Attend<'a> {
     pub soft_cap: Option<f32>,
     /// Only the last so many positions are seen, the query's own included (Mistral).
     pub window: Option<usize>,
+    /// What is added to the scores by distance (T5).
+    pub bias: Option<&'a RelativeBias>,
     /// Which keys a query sees, over all stored and new positions of its sequence. A store that holds several
     /// sequences side by side knows their bounds itself and takes `Causal` to mean: within its own.
     pub mask: &'a Mask,
@@ -25,6 +30,13 @@ impl Attend<'_> {
     pub fn apply(&self, q: &Tensor, keys: &Tensor, values: &Tensor) -> Result<Tensor> {
         let windowed = self.window.map(|size| self.mask.windowed(size));
         let mask = windowed.as_ref().unwrap_or(self.mask);
+        if let Some(bias) = self.bias {
+            if self.soft_cap.is_some() {
+                return Err(Error::invalid("attention: scores with a bias and a bound are not supported"));
+            }
+            let bias = bias.at(q.dim(1)?, keys.dim(1)?)?;
+            return attention_packed_biased(q, keys, values, self.heads, mask, self.scale, &bias);
+        }
         attention_packed_soft_capped(q, keys, values, self.heads, mask, self.scale, self.soft_cap)
     }
 }
@@ -48,6 +60,15 @@ pub trait KeyValues {
     /// Keeps the new keys and values of a layer that nobody asks now.
     fn store(&mut self, layer: usize, keys: Tensor, values: Tensor) -> Result<()>;
 
+    /// Lets the queries `[b, t, heads * d]` of a layer's cross-attention attend to the memory of their sequence:
+    /// `[b, t, heads * d]`. The rule's mask and window do not apply; the memory has its own mask.
+    ///
+    /// # Errors
+    /// The store was given no memory.
+    fn recall(&self, layer: usize, _q: &Tensor, _rule: &Attend) -> Result<Tensor> {
+        Err(Error::invalid(format!("layer {layer} reads a memory, and the cache was given none")))
+    }
+
     /// Positions held; of several sequences, the longest one's.
     fn len(&self) -> usize;
 
@@ -61,12 +82,31 @@ pub trait KeyValues {
 #[derive(Clone, Debug, Default)]
 pub struct Cache {
     layers: Vec<(Tensor, Tensor)>,
+    memory: Option<Arc<Memory>>,
+}
+
+/// Keys and values of a memory, one pair per layer, `[b, s, kv_heads * d]`; made by `Decoder::remember`.
+#[derive(Clone, Debug)]
+pub struct Memory {
+    layers: Vec<(Tensor, Tensor)>,
+    mask: Mask,
+}
+
+impl Memory {
+    pub(crate) fn new(layers: Vec<(Tensor, Tensor)>, mask: Mask) -> Self {
+        Self { layers, mask }
+    }
 }
 
 impl Cache {
     /// An empty cache.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// An empty cache of a sequence that reads `memory` by cross-attention.
+    pub fn with_memory(memory: Arc<Memory>) -> Self {
+        Self { layers: Vec::new(), memory: Some(memory) }
     }
 
     /// Positions held.
@@ -95,12 +135,13 @@ impl Cache {
         Ok(())
     }
 
-    /// The cache whose row `i` is this one's row `rows[i]` (u32): beams that split and end.
+    /// The cache whose row `i` is this one's row `rows[i]` (u32): beams that split and end. All rows read one memory.
     pub fn select(&self, rows: &Tensor) -> Result<Self> {
         let pick = |(keys, values): &(Tensor, Tensor)| -> Result<(Tensor, Tensor)> {
             Ok((keys.index_select(rows, 0)?, values.index_select(rows, 0)?))
         };
-        Ok(Self { layers: self.layers.iter().map(pick).collect::<Result<_>>()? })
+        let layers = self.layers.iter().map(pick).collect::<Result<_>>()?;
+        Ok(Self { layers, memory: self.memory.clone() })
     }
 
     /// Adds positions to a layer (layers come in order the first time) and gives all of them. Differentiable.
@@ -139,6 +180,16 @@ impl KeyValues for Cache {
 
     fn store(&mut self, layer: usize, keys: Tensor, values: Tensor) -> Result<()> {
         self.append(layer, keys, values).map(|_| ())
+    }
+
+    fn recall(&self, layer: usize, q: &Tensor, rule: &Attend) -> Result<Tensor> {
+        let memory = self.memory.as_ref().and_then(|memory| Some((memory.layers.get(layer)?, &memory.mask)));
+        let Some(((keys, values), mask)) = memory else {
+            return Err(Error::invalid(format!(
+                "layer {layer} reads a memory, and the cache was given none"
+            )));
+        };
+        Attend { mask, window: None, ..*rule }.apply(q, keys, values)
     }
 
     fn len(&self) -> usize {
