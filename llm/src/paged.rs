@@ -28,12 +28,10 @@ impl KeyValues for PagedBatch<'_> {
         values: Tensor,
         rule: &Attend,
     ) -> Result<Tensor> {
-        if !matches!(rule.mask, Mask::Causal) || rule.heads != self.store.shape().heads {
+        let heads = self.store.shape().heads;
+        if !matches!(rule.mask, Mask::Causal) || rule.heads != heads || rule.bias.is_some() {
             return Err(Error::invalid(format!(
-                "paged cache: expected a causal mask and {:?}, got {:?} and {:?}",
-                self.store.shape().heads,
-                rule.mask,
-                rule.heads
+                "paged cache: expected a causal mask, no bias and {heads:?}, got {rule:?}"
             )));
         }
         self.store.write(layer, &keys, &values, self.spans)?;

@@ -5,8 +5,10 @@ mod engine_common;
 
 use engine_common::{Ask, Outcome, alone, clock, golden, random_asks, tiny};
 use rand::Rng;
-use vela_llm::engine::{BLOCK, Engine, EngineConfig, Event, Finish, Guide, PagedKind, Refusal, Request};
-use vela_nn::{Error, random::stream};
+use vela_llm::engine::{
+    BLOCK, Engine, EngineConfig, Event, Finish, Guide, PagedKind, PromptItem, Refusal, Request,
+};
+use vela_nn::{Error, Tensor, random::stream};
 
 /// A cache of so many blocks of the tiny decoder.
 fn config(decoder: &vela_llm::Decoder, blocks: usize) -> EngineConfig {
@@ -15,20 +17,38 @@ fn config(decoder: &vela_llm::Decoder, blocks: usize) -> EngineConfig {
     EngineConfig { cache_bytes: blocks * block, threads: 1, ..EngineConfig::default() }
 }
 
+/// Decoder-only families with a reference run of their own.
+const FAMILIES: [&str; 15] = [
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "gpt2",
+    "llama",
+    "llama_linear",
+    "llama_llama3",
+    "mistral",
+    "mixtral",
+    "opt",
+    "phi",
+    "phi3",
+    "qwen2_moe",
+    "qwen3",
+    "qwen3_moe",
+];
+
 #[test]
-fn a_golden_model_says_what_its_reference_said() -> Outcome {
-    let (decoder, prompt, expected) = golden("llama")?;
-    for (step_tokens, blocks) in [(256, 64), (16, 64), (16, 6)] {
-        let engine = Engine::start(
-            decoder.clone(),
-            EngineConfig { step_tokens, ..config(&decoder, blocks) },
-            clock(),
-        )?;
-        let many: Vec<_> =
-            (0..5).map(|_| engine.submit(Request::new(&prompt, expected.len()))).collect::<Result<_, _>>()?;
-        for answer in many {
-            let done = answer.wait();
-            assert_eq!((done.tokens(), done.finish), (expected.clone(), Finish::Length));
+fn every_family_says_what_its_reference_said() -> Outcome {
+    for family in FAMILIES {
+        let (decoder, prompts) = golden(family)?;
+        for (step_tokens, blocks) in [(256, 64), (16, 64), (16, 6)] {
+            let config = EngineConfig { step_tokens, ..config(&decoder, blocks) };
+            let engine = Engine::start(decoder.clone(), config, clock())?;
+            let ask = |(prompt, said): &(Vec<u32>, Vec<u32>)| engine.submit(Request::new(prompt, said.len()));
+            let many: Vec<_> = prompts.iter().cycle().take(5).map(ask).collect::<Result<_, _>>()?;
+            for (answer, (_, said)) in many.into_iter().zip(prompts.iter().cycle()) {
+                let done = answer.wait();
+                assert_eq!((done.tokens(), done.finish), (said.clone(), Finish::Length), "{family}");
+            }
         }
     }
     Ok(())
@@ -115,6 +135,12 @@ fn a_known_prefix_is_not_read_again_and_changes_nothing() -> Outcome {
     Ok(())
 }
 
+/// A request whose prompt is one row of embeddings.
+fn embeds(row: &[f32], width: usize) -> vela_nn::Result<Request> {
+    let rows = Tensor::from_slice(row, (1, width), &vela_nn::Device::Cpu)?;
+    Ok(Request { prompt: vec![PromptItem::Embeds { hash: 1, rows }], ..Request::new(&[], 1) })
+}
+
 #[test]
 fn a_full_queue_is_busy_and_what_cannot_be_answered_is_refused() -> Outcome {
     let decoder = tiny(5)?;
@@ -134,6 +160,10 @@ fn a_full_queue_is_busy_and_what_cannot_be_answered_is_refused() -> Outcome {
         (Request::new(&[1], 0), "max_tokens"),
         (Request::new(&[9999], 1), "below"),
         (Request { whole: 5, ..Request::new(&[1], 1) }, "at most the 1 positions"),
+        (Request { axes: Some(vec![[0; 3]; 2]), ..Request::new(&[1], 1) }, "one for each of 1"),
+        (Request { axes: Some(vec![[0; 3]]), ..Request::new(&[1], 1) }, "one axis"),
+        (embeds(&[f32::NAN; 24], 24)?, "finite"),
+        (embeds(&[0.0; 8], 8)?, "[n, 24]"),
     ] {
         let refused = engine.submit(request).err().map(|e| e.to_string()).unwrap_or_default();
         assert!(refused.contains(says), "{refused}");
@@ -224,7 +254,8 @@ fn a_model_that_fails_fails_its_requests_and_the_engine_goes_on() -> Outcome {
 
 #[test]
 fn int8_keys_and_values_cost_little() -> Outcome {
-    let (decoder, prompt, expected) = golden("llama")?;
+    let (decoder, prompts) = golden("llama")?;
+    let (prompt, expected) = prompts.into_iter().next().unwrap_or_default();
     let plain = engine_common::logits(&decoder, &prompt, PagedKind::F32, 7)?;
     let spread = plain.iter().fold(0f32, |most, x| most.max(x.abs()));
     for (kind, bound) in [(PagedKind::F16, 2e-3), (PagedKind::Int8, 2e-2)] {

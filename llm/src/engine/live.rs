@@ -27,6 +27,7 @@ pub struct Live {
     pub last: Option<u64>,
     /// So far.
     pub usage: Usage,
+    axes: Option<Vec<[u32; 3]>>,
     history: Vec<u32>,
     sampler: Sampler,
     guide: Option<Box<dyn Guide>>,
@@ -57,6 +58,7 @@ impl Live {
             usage: Usage { prompt_tokens: inputs.len(), ..Usage::default() },
             sampler: Sampler::new(&request.sampling, request.seed)?,
             guide: request.guide,
+            axes: request.axes,
             limit: request.max_tokens.min(limit),
             stop: request.stop,
             last: None,
@@ -64,6 +66,20 @@ impl Live {
             embeds,
             arrived,
             sender,
+        })
+    }
+
+    /// Whether its positions have three axes that differ.
+    pub fn has_axes(&self) -> bool {
+        self.axes.is_some()
+    }
+
+    /// Where a position lies on each axis. What is generated goes on from the furthest of the prompt.
+    pub fn place(&self, at: usize) -> [u32; 3] {
+        let Some(axes) = &self.axes else { return [at as u32; 3] };
+        axes.get(at).copied().unwrap_or_else(|| {
+            let furthest = axes.iter().flatten().max().copied().unwrap_or(0);
+            [furthest.saturating_add((at + 1 - axes.len()) as u32); 3]
         })
     }
 

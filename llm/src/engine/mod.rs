@@ -21,6 +21,7 @@ pub use request::{Answer, Completion, Event, Finish, Guide, PromptItem, Refusal,
 pub use vela_nn::paged::PagedKind;
 
 use crate::Decoder;
+use crate::config::{DecoderConfig, Positions};
 use live::Live;
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -28,7 +29,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use vela_nn::paged::{PagedShape, PagedStore};
-use vela_nn::{Error, Heads, Result, threads};
+use vela_nn::{Error, Heads, Result, RopeScaling, threads};
 
 /// Nanoseconds on a clock that never goes back.
 pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
@@ -47,7 +48,7 @@ pub struct EngineConfig {
     pub max_waiting: usize,
     /// Positions in one forward pass: what a prompt may delay the others by.
     pub step_tokens: usize,
-    /// Positions that the model was made for, prompt and generated tokens together.
+    /// Positions that the model was made for, prompt and generated tokens together. Held to what the model can place.
     pub context: usize,
     /// Whether prefixes are remembered and shared.
     pub prefix_cache: bool,
@@ -113,6 +114,7 @@ pub struct Engine {
     clock: Clock,
     vocab: usize,
     width: usize,
+    has_axes: bool,
     /// Positions that a sequence may have.
     longest: usize,
 }
@@ -126,14 +128,14 @@ impl Engine {
         let of = decoder.config();
         let heads = Heads { query: of.heads, key: of.kv_heads };
         let shape = PagedShape { layers: of.layers, heads, head_dim: of.head_dim, kind: config.kind };
-        let (vocab, width) = (of.vocab, of.width);
+        let (vocab, width, has_axes) = (of.vocab, of.width, of.rope.sections.is_some());
+        let context = context(of, config.context)?;
         let blocks = config.cache_bytes / shape.block_bytes().max(1);
-        if blocks == 0 || config.context < 2 {
+        if blocks == 0 || context < 2 {
+            let (least, got) = (shape.block_bytes(), config.cache_bytes);
             return Err(Error::invalid(format!(
-                "engine: expected at least {} bytes of cache (one block of {BLOCK} positions) and a context of 2, got {} and {}",
-                shape.block_bytes(),
-                config.cache_bytes,
-                config.context
+                "engine: expected at least {least} bytes of cache (a block of {BLOCK} positions) and a context of 2, got \
+                 {got} and {context}"
             )));
         }
         let store = PagedStore::new(shape, blocks)?;
@@ -158,7 +160,8 @@ impl Engine {
             clock,
             vocab,
             width,
-            longest: config.context.min(blocks * BLOCK),
+            has_axes,
+            longest: context.min(blocks * BLOCK),
             config,
         })
     }
@@ -179,6 +182,9 @@ impl Engine {
     /// Busy, closed, or a request that this model cannot answer.
     pub fn submit(&self, request: Request) -> std::result::Result<Answer, Refusal> {
         request.check(self.vocab, self.width)?;
+        if request.axes.is_some() && !self.has_axes {
+            return Err(Error::invalid("axes: this model's positions have one axis").into());
+        }
         let prompt = request.positions();
         if prompt >= self.longest {
             let most = self.longest - 1;
@@ -235,6 +241,26 @@ impl Engine {
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread {
             let _ = thread.join();
+        }
+    }
+}
+
+/// The longest sequence of which every part reads the same whatever comes after: a rotary embedding that stretches with
+/// the length would have to be worked out again for all that is cached.
+fn context(of: &DecoderConfig, wanted: usize) -> Result<usize> {
+    if of.memory_width.is_some() {
+        return Err(Error::invalid(
+            "engine: expected a decoder-only model, got one that reads an encoder's memory",
+        ));
+    }
+    match (of.positions, of.rope.scaling) {
+        (Positions::Rotary, RopeScaling::Dynamic { original_positions, .. }) => {
+            Ok(wanted.min(original_positions))
+        }
+        (Positions::Rotary, _) => Ok(wanted),
+        (Positions::Learned { count, .. }, _) => Ok(wanted.min(count)),
+        (Positions::Relative { .. }, _) => {
+            Err(Error::invalid("engine: positions as a bias on the scores are not supported"))
         }
     }
 }

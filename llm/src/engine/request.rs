@@ -42,6 +42,9 @@ pub struct Request {
     pub prompt: Vec<PromptItem>,
     /// The first so many positions see each other wholly (a prefix mask, as PaliGemma has it); 0 for causal attention.
     pub whole: usize,
+    /// Where the prompt's positions lie in time, height and width, one for each, if the model has three axes
+    /// (Qwen2-VL). They must follow from the prompt's content. Without them, positions count up.
+    pub axes: Option<Vec<[u32; 3]>>,
     /// How tokens are chosen.
     pub sampling: SamplingParams,
     /// Of the draws. Equal seeds give equal tokens, whatever else runs.
@@ -60,6 +63,7 @@ impl Request {
         Self {
             prompt: tokens.iter().copied().map(PromptItem::Token).collect(),
             whole: 0,
+            axes: None,
             sampling: SamplingParams::default(),
             seed: 0,
             max_tokens,
@@ -89,6 +93,12 @@ impl Request {
         if self.whole > self.positions() {
             let (whole, all) = (self.whole, self.positions());
             return Err(Error::invalid(format!("prefix: expected at most the {all} positions, got {whole}")));
+        }
+        if let Some(axes) = &self.axes
+            && axes.len() != self.positions()
+        {
+            let (got, all) = (axes.len(), self.positions());
+            return Err(Error::invalid(format!("axes: expected one for each of {all} positions, got {got}")));
         }
         for item in &self.prompt {
             match item {

@@ -203,9 +203,7 @@ impl Worker {
             self.store.copy(copy.from, copy.to, copy.rows)?;
         }
         let embeds = self.embeds(&plan.work)?;
-        let positions: Vec<u32> =
-            plan.work.iter().flat_map(|w| w.start as u32..(w.start + w.rows) as u32).collect();
-        let positions = Tensor::new(positions, &Device::Cpu)?;
+        let positions = self.positions(&plan.work)?;
         let running: BTreeMap<u64, &Sequence> = self.scheduler.running().iter().map(|s| (s.id, s)).collect();
         let mut spans = Vec::with_capacity(plan.work.len());
         for work in &plan.work {
@@ -230,6 +228,21 @@ impl Worker {
         let hidden = hidden.index_select(&Tensor::new(ends, &Device::Cpu)?, 1)?;
         let logits = self.decoder.logits(&self.decoder.normalise(&hidden)?)?;
         Ok(logits.squeeze(0)?.to_vec2::<f32>()?)
+    }
+
+    /// The positions of a step, `[tokens]`, or `[3, 1, tokens]` if any of them have axes.
+    fn positions(&self, work: &[Work]) -> Result<Tensor> {
+        let (mut places, mut axes) = (Vec::new(), false);
+        for work in work {
+            let live = self.live.get(&work.id).ok_or_else(|| Error::invalid("a request is gone"))?;
+            places.extend((work.start..work.start + work.rows).map(|at| live.place(at)));
+            axes |= live.has_axes();
+        }
+        let axis = |k: usize| places.iter().map(|place| place[k]).collect::<Vec<u32>>();
+        if axes {
+            return Ok(Tensor::new(vec![vec![axis(0)], vec![axis(1)], vec![axis(2)]], &Device::Cpu)?);
+        }
+        Ok(Tensor::new(axis(0), &Device::Cpu)?)
     }
 
     /// The inputs of a step, `[1, tokens, width]`: stretches of tokens looked up, stretches of rows taken.

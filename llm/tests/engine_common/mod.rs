@@ -22,10 +22,12 @@ pub fn clock() -> Clock {
 }
 
 fn of_config(seed: u64, speaks: bool) -> Result<Arc<Decoder>> {
+    // Every fourth has positions on three axes.
+    let rope = if seed % 4 == 3 { json!({"type": "mrope", "mrope_section": [2, 1, 1]}) } else { json!(null) };
     let config = DecoderConfig::from_hf(&json!({
         "model_type": "llama", "vocab_size": 61, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 1 << (seed % 3), "head_dim": 6 + 2 * (seed % 2),
-        "tie_word_embeddings": seed % 2 == 0
+        "tie_word_embeddings": seed % 2 == 0, "rope_scaling": rope
     }))?;
     let make = |weights: &Weights| Decoder::new(speaks.then_some(weights), &weights.pp("model"), &config);
     let fresh = Weights::fresh(seed);
@@ -47,14 +49,15 @@ pub fn mute(seed: u64) -> Result<Arc<Decoder>> {
     of_config(seed, false)
 }
 
-/// A golden model, its first prompt, and what its reference generated.
-pub fn golden(case: &str) -> Result<(Arc<Decoder>, Vec<u32>, Vec<u32>)> {
+/// A golden model, and its prompts with what its reference generated.
+pub fn golden(case: &str) -> Result<(Arc<Decoder>, Vec<(Vec<u32>, Vec<u32>)>)> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(case);
     let golden = candle_core::safetensors::load(dir.join("golden.safetensors"), &Device::Cpu)?;
-    let ids = |name: &str| -> Result<Vec<u32>> {
-        Ok(trace::input(&golden, name)?.to_dtype(vela_nn::DType::U32)?.get(0)?.to_vec1()?)
+    let ids = |name: &str| -> Result<Vec<Vec<u32>>> {
+        Ok(trace::input(&golden, name)?.to_dtype(vela_nn::DType::U32)?.to_vec2()?)
     };
-    Ok((Arc::new(trace::load(&dir)?), ids("in.input_ids")?, ids("out.generated")?))
+    let prompts = ids("in.input_ids")?.into_iter().zip(ids("out.generated")?).collect();
+    Ok((Arc::new(vela_llm::load(&dir)?), prompts))
 }
 
 /// A request that can be asked again.
@@ -62,6 +65,7 @@ pub fn golden(case: &str) -> Result<(Arc<Decoder>, Vec<u32>, Vec<u32>)> {
 pub struct Ask {
     prompt: Vec<PromptItem>,
     whole: usize,
+    axes: Option<Vec<[u32; 3]>>,
     sampling: SamplingParams,
     seed: u64,
     count: usize,
@@ -71,13 +75,14 @@ impl Ask {
     /// Greedy, tokens only.
     pub fn of_tokens(tokens: Vec<u32>, count: usize) -> Self {
         let prompt = tokens.into_iter().map(PromptItem::Token).collect();
-        Self { prompt, whole: 0, sampling: SamplingParams::default(), seed: 0, count }
+        Self { prompt, whole: 0, axes: None, sampling: SamplingParams::default(), seed: 0, count }
     }
 
     pub fn request(&self) -> Request {
         Request {
             prompt: self.prompt.clone(),
             whole: self.whole,
+            axes: self.axes.clone(),
             sampling: self.sampling.clone(),
             seed: self.seed,
             ..Request::new(&[], self.count)
@@ -114,7 +119,12 @@ pub fn random_asks(
         };
         let whole = if rng.random_bool(0.2) { prompt.len() / 2 } else { 0 };
         let (seed, count) = (rng.random_range(0..3), rng.random_range(1..=capacity / 4));
-        Ask { prompt, whole, sampling, seed, count }
+        let mut ask = Ask { prompt, whole, axes: None, sampling, seed, count };
+        if decoder.config().rope.sections.is_some() {
+            let rows = ask.request().positions() as u32;
+            ask.axes = Some((0..rows).map(|i| [i / 2, i % 5 + i / 3, i / 4]).collect());
+        }
+        ask
     };
     Ok((0..count).map(ask).collect())
 }
@@ -140,7 +150,15 @@ pub fn alone(decoder: &Decoder, ask: &Ask) -> Result<Vec<u32>> {
         let all = start + length;
         let block = |i: usize| if i < ask.whole { 0 } else { i as u32 + 1 };
         let mask = Mask::blocks((start..all).map(block).collect(), (0..all).map(block).collect(), Vec::new());
-        let positions = Tensor::arange(start as u32, all as u32, &Device::Cpu)?;
+        let positions = match &ask.axes {
+            None => Tensor::arange(start as u32, all as u32, &Device::Cpu)?,
+            Some(axes) => {
+                let next = axes.iter().flatten().max().map_or(0, |last| last + 1);
+                let place = |at: usize| axes.get(at).copied().unwrap_or([next + (at - axes.len()) as u32; 3]);
+                let axis = |k: usize| vec![(start..all).map(|at| place(at)[k]).collect::<Vec<u32>>()];
+                Tensor::new(vec![axis(0), axis(1), axis(2)], &Device::Cpu)?
+            }
+        };
         let hidden = decoder.forward(&embeds, &positions, &mask, &mut cache)?;
         let last = decoder.normalise(&hidden.narrow(1, length - 1, 1)?.contiguous()?)?;
         let mut logits = decoder.logits(&last)?.flatten_all()?.to_vec1::<f32>()?;
