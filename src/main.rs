@@ -3,10 +3,13 @@
 //! Exit status: 0 done, 1 failed (one sentence on stderr), 2 wrong usage.
 
 mod act;
+mod bench;
 mod builtin;
+mod chat;
 mod chooser;
 mod demo;
 mod eval;
+mod inspect;
 mod realtime;
 mod record;
 mod replay;
@@ -38,6 +41,9 @@ enum Verb {
     Replay(replay::Args),
     Train(train::Args),
     Verify(verify::Args),
+    Chat(chat::Args),
+    Inspect(inspect::Args),
+    Bench(bench::Args),
 }
 
 fn main() -> ExitCode {
@@ -52,6 +58,9 @@ fn main() -> ExitCode {
         Verb::Replay(args) => replay::run(&args),
         Verb::Train(args) => train::run(&args),
         Verb::Verify(args) => verify::run(&args),
+        Verb::Chat(args) => chat::run(&args),
+        Verb::Inspect(args) => inspect::run(&args),
+        Verb::Bench(args) => bench::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
