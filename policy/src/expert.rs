@@ -2,12 +2,12 @@
 //! read. The prefix is encoded once; each flow step runs only the expert (pi0, <https://arxiv.org/abs/2410.24164>;
 //! SmolVLA, <https://arxiv.org/abs/2506.01844>).
 
+use crate::expert_layer::{ExpertLayer, Tuned};
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
-use vela_llm::decoder::Layer;
 use vela_llm::{Cache, DecoderConfig};
 use vela_nn::rope::RopeAngles;
-use vela_nn::{Activation, Error, Heads, Linear, Mask, Norm, Result, Rope, Weights, attention_packed};
+use vela_nn::{Activation, Error, Heads, Linear, Mask, Result, Rope, Weights, attention_packed};
 
 /// An action expert as data.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -26,6 +26,16 @@ pub struct ExpertConfig {
     pub time_periods: [f64; 2],
 }
 
+/// Where the time of the flow enters an expert.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TimePlace {
+    /// Beside each action, through a small network (pi0, SmolVLA).
+    #[default]
+    Beside,
+    /// It tunes every norm (pi0.5).
+    Norms,
+}
+
 /// What the expert attends to: the keys and values of an encoded prefix.
 #[derive(Clone, Debug)]
 pub struct Prefix {
@@ -37,6 +47,8 @@ pub struct Prefix {
     pub(crate) hidden: Tensor,
     pub(crate) patch_tokens: Tensor,
     pub(crate) image_tokens: usize,
+    /// The robot's state as a token before the actions, `[b, 1, expert width]`, where it is no part of the prefix.
+    pub(crate) state_token: Option<Tensor>,
 }
 
 impl Prefix {
@@ -48,6 +60,11 @@ impl Prefix {
     /// Real positions of each row.
     fn lengths(&self) -> Vec<usize> {
         self.valid.chunks(self.length.max(1)).map(|row| row.iter().filter(|v| **v).count()).collect()
+    }
+
+    /// The robot's state as a token before the actions, `[b, 1, expert width]`, where it is no part of the prefix.
+    pub fn state_token(&self) -> Option<&Tensor> {
+        self.state_token.as_ref()
     }
 
     /// Tokens of the vision tower, `[b * cameras, patches, vision_width]`.
@@ -70,6 +87,8 @@ impl Prefix {
 pub struct Frame {
     draws: usize,
     horizon: usize,
+    /// Tokens before the actions.
+    lead: usize,
     joint_angles: RopeAngles,
     cross_angles: RopeAngles,
     joint_mask: Mask,
@@ -83,36 +102,40 @@ pub struct Frame {
 pub struct Expert {
     config: ExpertConfig,
     rope: Rope,
-    layers: Vec<Layer>,
-    norm: Norm,
+    layers: Vec<ExpertLayer>,
+    norm: Tuned,
     action_in: Linear,
     action_out: Linear,
     time_in: Linear,
     time_out: Linear,
+    time_place: TimePlace,
 }
 
 impl Expert {
     /// Reads `layers.{i}` and `norm` under `body`, and `action_in_proj`, `action_out_proj` and
-    /// `action_time_mlp_{in,out}` under `root`.
-    pub fn new(root: &Weights, body: &Weights, config: &ExpertConfig) -> Result<Self> {
+    /// `action_time_mlp_{in,out}` (or, where time tunes the norms, `time_mlp_{in,out}`) under `root`.
+    pub fn new(root: &Weights, body: &Weights, config: &ExpertConfig, time_place: TimePlace) -> Result<Self> {
         config.layers.check()?;
         if config.self_attention_every == 0 || config.action_dims == 0 {
             return Err(Error::invalid(format!("expert config: counts must be positive: {config:?}")));
         }
         let (width, keys) = (config.layers.width, config.layers.kv_heads * config.layers.head_dim);
+        let tuned = time_place == TimePlace::Norms;
         let layer = |i: usize| {
             let key_width = if config.is_joint(i) { width } else { keys };
-            Layer::new(&body.pp("layers").pp(i), &config.layers, key_width)
+            ExpertLayer::new(&body.pp("layers").pp(i), &config.layers, key_width, tuned)
         };
+        let (time, time_width) = if tuned { ("time_mlp", width) } else { ("action_time_mlp", 2 * width) };
         Ok(Self {
             rope: Rope::new(config.layers.rope)?,
             layers: (0..config.layers.layers).map(layer).collect::<Result<_>>()?,
-            norm: Norm::new(&body.pp("norm"), width, config.layers.norm)?,
+            norm: Tuned::new(&body.pp("norm"), &config.layers, tuned)?,
             action_in: Linear::new(&root.pp("action_in_proj"), config.action_dims, width, true)?,
             action_out: Linear::new(&root.pp("action_out_proj"), width, config.action_dims, true)?,
-            time_in: Linear::new(&root.pp("action_time_mlp_in"), 2 * width, width, true)?,
-            time_out: Linear::new(&root.pp("action_time_mlp_out"), width, width, true)?,
+            time_in: Linear::new(&root.pp(format!("{time}_in")), time_width, width, true)?,
+            time_out: Linear::new(&root.pp(format!("{time}_out")), width, width, true)?,
             config: config.clone(),
+            time_place,
         })
     }
 
@@ -127,7 +150,9 @@ impl Expert {
     /// # Errors
     /// The prefix has fewer layers than the expert.
     pub fn frame(&self, prefix: &Prefix, draws: usize, horizon: usize) -> Result<Frame> {
-        let (b, s, t) = (prefix.batch, prefix.length, draws * horizon);
+        let lead = usize::from(prefix.state_token.is_some());
+        let each = lead + horizon;
+        let (b, s, t) = (prefix.batch, prefix.length, draws * each);
         let lengths = prefix.lengths();
         let positions = |offset: &dyn Fn(usize) -> usize| -> Result<RopeAngles> {
             let all = (0..b).flat_map(|row| (0..t).map(move |k| (row, k % horizon)));
@@ -142,7 +167,10 @@ impl Expert {
                 joint.extend(valid.iter().map(|v| u8::from(*v)));
                 cross.extend(valid.iter().map(|v| u8::from(*v)));
                 joint.extend((0..t).map(|key| {
-                    u8::from(key / horizon == query / horizon && (!self.config.causal || key <= query))
+                    // What leads is seen by the actions and does not see them.
+                    let seen =
+                        key % each < lead || (query % each >= lead && (!self.config.causal || key <= query));
+                    u8::from(key / each == query / each && seen)
                 }));
             }
         }
@@ -166,6 +194,7 @@ impl Expert {
         Ok(Frame {
             draws,
             horizon,
+            lead,
             joint_angles: positions(&|row| lengths[row])?,
             cross_angles: positions(&|_| 0)?,
             joint_mask: dense(joint, s + t)?,
@@ -176,17 +205,30 @@ impl Expert {
 
     /// Velocity at noisy actions `x [b * draws, horizon, action_dims]` and flow times `[b * draws]`; the same shape.
     pub fn velocity(&self, prefix: &Prefix, frame: &Frame, x: &Tensor, times: &Tensor) -> Result<Tensor> {
-        let (b, t) = (prefix.batch, frame.draws * frame.horizon);
-        let dims = self.config.action_dims;
-        if x.dims() != [b * frame.draws, frame.horizon, dims] {
-            let expected = format!("[{}, {}, {dims}]", b * frame.draws, frame.horizon);
+        let each = frame.lead + frame.horizon;
+        let (b, n, t) = (prefix.batch, prefix.batch * frame.draws, frame.draws * each);
+        let (dims, width) = (self.config.action_dims, self.config.layers.width);
+        if x.dims() != [n, frame.horizon, dims] {
+            let expected = format!("[{n}, {}, {dims}]", frame.horizon);
             return Err(Error::shape("noisy actions", expected, x.dims()));
         }
         let heads = Heads { query: self.config.layers.heads, key: self.config.layers.kv_heads };
         let scale = self.config.layers.scale();
-        let mut h = self.embed(x, times)?.reshape((b, t, self.config.layers.width))?;
+        let condition = self.condition(times)?;
+        let condition = condition.as_ref();
+        let mut h = self.embed(x, times)?;
+        if let Some(token) = &prefix.state_token {
+            let token = token.unsqueeze(1)?.broadcast_as((b, frame.draws, 1, width))?;
+            h = Tensor::cat(&[&token.contiguous()?.reshape((n, 1, width))?, &h], 1)?;
+        }
+        // The draws of one row are one sequence for attention, and rows of their own for all else.
+        let joined = |x: Tensor| -> Result<Tensor> {
+            let width = x.dim(2)?;
+            Ok(x.reshape((b, t, width))?)
+        };
         for (i, layer) in self.layers.iter().enumerate() {
-            let y = layer.attention_input(&h)?;
+            let (y, gate) = layer.attention_input(&h, condition)?;
+            let y = joined(y)?;
             let attended = match &frame.crossed[i] {
                 Some((keys, values)) => {
                     let q = frame.cross_angles.apply_packed(&layer.queries(&y)?, heads.query)?;
@@ -201,16 +243,31 @@ impl Expert {
                     attention_packed(&q, &keys, &values, heads, &frame.joint_mask, scale)?
                 }
             };
-            h = layer.add(&h, &attended)?;
+            let attended = attended.reshape((n, each, heads.query * self.config.layers.head_dim))?;
+            h = layer.add(&h, &attended, gate.as_ref(), condition)?;
         }
-        let out = self.action_out.forward(&self.norm.forward(&h)?)?;
-        Ok(out.reshape((b * frame.draws, frame.horizon, dims))?)
+        let (y, _) = self.norm.forward(&h, condition)?;
+        let y = if frame.lead > 0 { y.narrow(1, frame.lead, frame.horizon)?.contiguous()? } else { y };
+        self.action_out.forward(&y)
+    }
+
+    /// What tunes the norms at flow times `[n]`, `[n, width]`, if time does.
+    pub fn condition(&self, times: &Tensor) -> Result<Option<Tensor>> {
+        if self.time_place == TimePlace::Beside {
+            return Ok(None);
+        }
+        let time = sine_embedding(times, self.config.layers.width, self.config.time_periods)?;
+        let silu = |x: Tensor| Activation::Silu.forward(&x);
+        Ok(Some(silu(self.time_out.forward(&silu(self.time_in.forward(&time)?)?)?)?))
     }
 
     /// Noisy actions `[n, horizon, action_dims]` and flow times `[n]` to embeddings `[n, horizon, width]`.
     pub fn embed(&self, x: &Tensor, times: &Tensor) -> Result<Tensor> {
         let (n, horizon, _) = x.dims3()?;
         let width = self.config.layers.width;
+        if self.time_place == TimePlace::Norms {
+            return self.action_in.forward(x);
+        }
         let time = sine_embedding(times, width, self.config.time_periods)?;
         let time = time.reshape((n, 1, width))?.broadcast_as((n, horizon, width))?;
         let both = Tensor::cat(&[&self.action_in.forward(x)?, &time.contiguous()?], 2)?;

@@ -1,11 +1,12 @@
 //! Flow matching (Lipman et al. 2022, <https://arxiv.org/abs/2210.02747>; for actions: pi0,
 //! <https://arxiv.org/abs/2410.24164>): loss and sampling side by side over one conditioning path.
 
+use crate::head::{Body, BodyConfig, Head};
 use candle_core::Tensor;
-use rand::Rng;
+use rand::{Rng, RngCore};
 use rand_distr::{Beta, Distribution, StandardNormal};
 use serde::{Deserialize, Serialize};
-use vela_nn::{Error, Result};
+use vela_nn::{Error, Result, Weights};
 
 /// Which end of time is noise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -182,6 +183,48 @@ impl FlowConfig {
             x = (x + (velocity * dt)?)?;
         }
         Ok(x)
+    }
+}
+
+/// A flow head on a trunk's hidden states, for those that are no joint attention of two stacks.
+#[derive(Clone, Debug)]
+pub struct FlowHead {
+    config: FlowConfig,
+    body: Body,
+}
+
+impl FlowHead {
+    /// Reads its body; chunks of `horizon` actions of `dims` numbers.
+    pub fn new(
+        weights: &Weights,
+        body: &BodyConfig,
+        config: FlowConfig,
+        horizon: usize,
+        dims: usize,
+    ) -> Result<Self> {
+        Ok(Self { body: Body::new(weights, body, (horizon, dims, dims), true)?, config })
+    }
+
+    fn noise(&self, b: usize, mut rng: &mut dyn RngCore) -> Result<Tensor> {
+        let (horizon, dims) = (self.body.horizon(), self.body.dims());
+        let values = self.config.draw_noise(b * horizon * dims, &mut rng);
+        Ok(Tensor::from_vec(values, (b, horizon, dims), &candle_core::Device::Cpu)?)
+    }
+}
+
+impl Head for FlowHead {
+    fn loss(&self, conditioning: &Tensor, actions: &Tensor, mut rng: &mut dyn RngCore) -> Result<Tensor> {
+        let b = actions.dim(0)?;
+        let noise = self.noise(b, rng)?;
+        let times = Tensor::from_vec(self.config.draw_times(b, &mut rng)?, b, actions.device())?;
+        let mut field = |x: &Tensor, t: &Tensor| self.body.forward(Some((x, t)), conditioning);
+        Ok(self.config.squared_errors(&mut field, actions, &noise, &times)?.mean_all()?)
+    }
+
+    fn sample(&self, conditioning: &Tensor, rng: &mut dyn RngCore) -> Result<Tensor> {
+        let noise = self.noise(conditioning.dim(0)?, rng)?;
+        let mut field = |x: &Tensor, t: &Tensor| self.body.forward(Some((x, t)), conditioning);
+        self.config.sample(&mut field, &noise, &mut |_, _, _| {})
     }
 }
 

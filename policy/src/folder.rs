@@ -1,7 +1,8 @@
 //! A VLA as a policy: from a folder or from inside the binary, observations in, chunks in physical units out.
 
+use crate::pi0::state_prompt;
 use crate::rtc::{Guidance, Schedule};
-use crate::vla::{Vla, VlaConfig, VlaInputs, signed_planes};
+use crate::vla::{StatePlace, Vla, VlaConfig, VlaInputs, signed_planes};
 use candle_core::{DType, Device, Tensor};
 use std::path::Path;
 use vela_embodiment::{ActionChunk, ActionSpace, Embodiment, InferOptions, Observation, Policy, PolicySpec};
@@ -157,11 +158,14 @@ impl VlaPolicy {
                 }
             }
         }
-        let mut words =
-            self.tokenizer.encode(&format!("{}{}", observation.instruction, self.config.prompt_suffix))?;
-        words.truncate(self.reading.max_words.unwrap_or(usize::MAX));
         let joints: Vec<f32> = observation.joint_positions.iter().map(|q| *q as f32).collect();
         let mut state = self.config.state.normalise(&joints)?;
+        let sentence = match self.vla.state_place() {
+            StatePlace::Words => state_prompt(&observation.instruction, &state),
+            _ => format!("{}{}", observation.instruction, self.config.prompt_suffix),
+        };
+        let mut words = self.tokenizer.encode(&sentence)?;
+        words.truncate(self.reading.max_words.unwrap_or(usize::MAX));
         state.resize(self.config.state_dims, 0.0);
         let (cameras, count) = (self.config.cameras.len(), words.len());
         Ok(VlaInputs {

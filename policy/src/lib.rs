@@ -3,20 +3,51 @@
 //! Entry points: [`Vla`] (the network), [`VlaPolicy`] (the network as a policy, from a folder or from bytes),
 //! [`smolvla`] (LeRobot's folders), [`FlowConfig`] (the head), [`verify`](verify::verify) (against a reference run).
 
+pub mod act;
+pub mod describe;
+pub mod diffusion;
+pub mod diffusion_policy;
+pub mod ensemble;
 pub mod expert;
+pub mod expert_layer;
+pub mod fast;
 pub mod flow;
 pub mod folder;
+pub mod head;
+pub mod lerobot;
+pub mod moment;
 pub mod normalise;
+pub mod openvla;
+pub mod pi0;
+pub mod pickle;
+pub mod regression;
 pub mod rtc;
 pub mod smolvla;
+pub mod tokens;
+pub mod torch_file;
 pub mod trace;
+pub mod unet;
 pub mod verify;
 pub mod vla;
 
-pub use expert::{Expert, ExpertConfig, Prefix};
-pub use flow::FlowConfig;
+pub use act::Act;
+pub use describe::{Summary, describe};
+pub use diffusion::{DiffusionConfig, DiffusionHead};
+pub use diffusion_policy::DiffusionPolicy;
+pub use ensemble::TemporalEnsemble;
+pub use expert::{Expert, ExpertConfig, Prefix, TimePlace};
+pub use fast::{Fast, FastHead};
+pub use flow::{FlowConfig, FlowHead};
 pub use folder::{Guide, Reading, VlaPolicy};
+pub use head::{Body, BodyConfig, BodyKind, Head};
+pub use lerobot::Folder;
+pub use moment::{FolderPolicy, Moment, Network};
 pub use normalise::{Normaliser, Scaling, Statistics};
+pub use openvla::OpenVla;
+pub use pi0::Pi0;
+pub use regression::RegressionHead;
 pub use smolvla::SmolVla;
+pub use tokens::{DimensionBins, TailBins, TokenHead};
+pub use unet::{Unet, UnetConfig};
 pub use verify::verify;
-pub use vla::{Vla, VlaConfig, VlaInputs};
+pub use vla::{Form, StatePlace, Vla, VlaConfig, VlaInputs};

@@ -113,15 +113,40 @@ impl Normaliser {
         }
     }
 
-    /// Physical units to network units.
-    pub fn normalise(&self, values: &[f32]) -> Result<Vec<f32>> {
-        self.fits(values.len())?;
-        let one = |(d, &x): (usize, &f32)| match self.scaling {
+    fn one(&self, d: usize, x: f32) -> f32 {
+        match self.scaling {
             Scaling::Identity => x,
             Scaling::MeanStd => (x - self.first[d]) / (self.second[d] + self.eps),
             _ => 2.0 * (x - self.first[d]) / self.range(d) - 1.0,
-        };
-        Ok(values.iter().enumerate().map(one).collect())
+        }
+    }
+
+    /// Physical units to network units.
+    pub fn normalise(&self, values: &[f32]) -> Result<Vec<f32>> {
+        self.fits(values.len())?;
+        Ok(values.iter().enumerate().map(|(d, x)| self.one(d, *x)).collect())
+    }
+
+    /// The same for a picture in planes, `[channels, height, width]`: one dimension per plane.
+    pub fn normalise_planes(&self, values: &mut [f32], channels: usize) -> Result<()> {
+        self.fits(channels)?;
+        let area = values.len() / channels.max(1);
+        for (d, plane) in values.chunks_exact_mut(area.max(1)).enumerate() {
+            plane.iter_mut().for_each(|x| *x = self.one(d, *x));
+        }
+        Ok(())
+    }
+
+    /// Refuses a dimension that statistics squeeze to nothing: a network's output for it has no physical meaning.
+    pub fn check_widths(&self, what: &str) -> Result<()> {
+        let ranged = !matches!(self.scaling, Scaling::Identity | Scaling::MeanStd);
+        match (0..self.first.len()).find(|d| ranged && self.second[*d] <= self.first[*d]) {
+            Some(d) => Err(Error::invalid(format!(
+                "{what}: dimension {d}: {:?} statistics have no width ({} to {})",
+                self.scaling, self.first[d], self.second[d]
+            ))),
+            None => Ok(()),
+        }
     }
 
     /// Network units to physical units. No eps here: `z std + mean`.

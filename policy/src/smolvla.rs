@@ -3,15 +3,15 @@
 use crate::expert::ExpertConfig;
 use crate::flow::FlowConfig;
 use crate::folder::{Reading, VlaPolicy};
+use crate::lerobot::{Feature, Features, camera_of, hash_of_file};
 use crate::normalise::{Normaliser, processor_steps, step_normaliser};
 use crate::vla::{Vla, VlaConfig};
 use serde::Deserialize;
-use serde::de::{Deserializer, MapAccess, Visitor};
 use std::path::{Path, PathBuf};
 use vela_embodiment::{ActionSpace, Embodiment};
 use vela_fusion::VlmConfig;
 use vela_llm::{DecoderConfig, Tokenizer, trace::config_json};
-use vela_nn::{Error, Result, RopeConfig, Weights, hash_of};
+use vela_nn::{Error, Result, RopeConfig, Weights};
 use vela_vision::PadSide;
 
 /// The fields of a SmolVLA `config.json` that change what is computed.
@@ -41,48 +41,6 @@ struct File {
     expert_width_multiplier: f64,
     min_period: f64,
     max_period: f64,
-}
-
-/// Features in the order of the file, which is the order of the cameras in the prefix.
-#[derive(Clone, Debug)]
-struct Features(Vec<(String, Feature)>);
-
-#[derive(Clone, Debug, Deserialize)]
-struct Feature {
-    #[serde(rename = "type")]
-    kind: String,
-    shape: Vec<usize>,
-}
-
-impl<'de> Deserialize<'de> for Features {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        struct InOrder;
-        impl<'de> Visitor<'de> for InOrder {
-            type Value = Features;
-            fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-                f.write_str("features by name")
-            }
-            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> std::result::Result<Features, M::Error> {
-                let mut features = Vec::new();
-                while let Some(entry) = map.next_entry()? {
-                    features.push(entry);
-                }
-                Ok(Features(features))
-            }
-        }
-        deserializer.deserialize_map(InOrder)
-    }
-}
-
-impl Features {
-    fn of_kind<'a>(&'a self, kind: &'a str) -> impl Iterator<Item = &'a (String, Feature)> {
-        self.0.iter().filter(move |(_, feature)| feature.kind == kind)
-    }
-
-    fn width(&self, kind: &str) -> Result<usize> {
-        let found = self.of_kind(kind).next().and_then(|(_, feature)| feature.shape.first().copied());
-        found.ok_or_else(|| Error::invalid(format!("config.json: no feature of type {kind}")))
-    }
 }
 
 /// A SmolVLA folder, read.
@@ -122,14 +80,11 @@ impl SmolVla {
         let vla = Vla::new(&weights.pp("model"), &config)?;
         // A policy does not speak: the VLM's output projection is there and not needed.
         weights.finish_allowing(|name| name == "model.vlm_with_expert.vlm.lm_head.weight")?;
-        let weights_path = dir.join("model.safetensors");
-        let bytes =
-            std::fs::read(&weights_path).map_err(|source| Error::Io { path: weights_path, source })?;
         Ok(Self {
             vla,
             tokenizer: Tokenizer::load(&vlm_dir.join("tokenizer.json"))?,
             actions: file.output_features.width("ACTION")?,
-            checkpoint: hash_of(&bytes),
+            checkpoint: hash_of_file(&dir.join("model.safetensors"))?,
             max_words: file.tokenizer_max_length,
             config,
         })
@@ -171,7 +126,8 @@ impl File {
     }
 
     fn vla_config(&self, dir: &Path, vlm: VlmConfig, weights: &Weights) -> Result<VlaConfig> {
-        let size = vlm.vision.image_size;
+        let vision = vlm.tower.fixed()?.clone();
+        let size = vision.image_size;
         if self.resize_imgs_with_padding != [size, size] {
             let got = self.resize_imgs_with_padding;
             return Err(Error::invalid(format!(
@@ -212,9 +168,7 @@ impl File {
             action_dims: self.max_action_dim,
             time_periods: [self.min_period, self.max_period],
         };
-        let camera = |(name, _): &(String, Feature)| {
-            name.strip_prefix("observation.images.").unwrap_or(name).to_owned()
-        };
+        let camera = |(name, _): &(String, Feature)| camera_of(name).to_owned();
         let normaliser = |file: &str, step: &str, feature: &str, kind: &str| -> Result<Normaliser> {
             let steps = processor_steps(&dir.join(file))?;
             let found = steps.iter().find(|s| s.registry_name == step);
@@ -225,7 +179,7 @@ impl File {
             kind: "vela_vla".into(),
             image_scale: (decoder.width as f32).sqrt(),
             word_scale: (decoder.width as f32).sqrt(),
-            vision: vlm.vision,
+            vision,
             projector: vlm.projector,
             decoder,
             expert,
@@ -271,15 +225,5 @@ mod tests {
     #[test]
     fn expert_inner_width_is_that_of_the_published_checkpoint() {
         assert_eq!((expert_inner_width(720), expert_inner_width(30)), (2048, 256));
-    }
-
-    #[test]
-    fn features_keep_the_order_of_the_file() -> std::result::Result<(), serde_json::Error> {
-        let text =
-            r#"{"z": {"type": "VISUAL", "shape": [3, 1, 1]}, "a": {"type": "VISUAL", "shape": [3, 1, 1]}}"#;
-        let features: Features = serde_json::from_str(text)?;
-        let names: Vec<&str> = features.of_kind("VISUAL").map(|(name, _)| name.as_str()).collect();
-        assert_eq!(names, ["z", "a"]);
-        Ok(())
     }
 }

@@ -1,6 +1,6 @@
 //! The assembled VLA: pictures, words and joints to one prefix, and an action expert with a flow head on it.
 
-use crate::expert::{Expert, ExpertConfig, Frame, Prefix};
+use crate::expert::{Expert, ExpertConfig, Frame, Prefix, TimePlace};
 use crate::flow::{Direction, FlowConfig, StepTap};
 use crate::normalise::Normaliser;
 use crate::rtc::Guidance;
@@ -53,6 +53,27 @@ pub struct VlaConfig {
     pub action: Normaliser,
 }
 
+/// Where the robot's state enters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StatePlace {
+    /// As the last token of the prefix (SmolVLA).
+    #[default]
+    Prefix,
+    /// As a token before the actions (pi0).
+    Suffix,
+    /// As numbers in the sentence (pi0.5).
+    Words,
+}
+
+/// What tells pi0 and pi0.5 from the rest, beside sizes and names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Form {
+    /// Where the robot's state enters.
+    pub state: StatePlace,
+    /// Where the time of the flow enters.
+    pub time: TimePlace,
+}
+
 /// What the network reads, for `b` moments.
 pub struct VlaInputs {
     /// Pictures in [-1, 1], `[b, cameras, 3, size, size]`.
@@ -72,7 +93,8 @@ pub struct Vla {
     projector: Projector,
     camera_embedding: Option<Tensor>,
     decoder: Decoder,
-    state_proj: Linear,
+    state_proj: Option<Linear>,
+    state_place: StatePlace,
     expert: Expert,
     flow: FlowConfig,
     image_scale: f64,
@@ -83,6 +105,11 @@ impl Vla {
     /// Reads `vlm_with_expert.{vlm.model.{vision_model,connector,text_model},lm_expert}`, `state_proj` and the
     /// expert's projections (SmolVLA's names), and `camera_embedding` where the config has it.
     pub fn new(weights: &Weights, config: &VlaConfig) -> Result<Self> {
+        Self::with_form(weights, config, Form::default())
+    }
+
+    /// The same in another form: of pi0 or pi0.5.
+    pub fn with_form(weights: &Weights, config: &VlaConfig, form: Form) -> Result<Self> {
         let both = weights.pp("vlm_with_expert");
         let vlm = both.pp("vlm").pp("model");
         let width = config.decoder.width;
@@ -102,8 +129,16 @@ impl Vla {
             projector: Projector::new(&vlm.pp("connector"), &config.projector)?,
             camera_embedding,
             decoder: Decoder::new(None, &vlm.pp("text_model"), &config.decoder)?,
-            state_proj: Linear::new(&weights.pp("state_proj"), config.state_dims, width, true)?,
-            expert: Expert::new(weights, &both.pp("lm_expert"), &config.expert)?,
+            state_proj: match form.state {
+                StatePlace::Words => None,
+                place => {
+                    let own = config.expert.layers.width;
+                    let width = if place == StatePlace::Prefix { width } else { own };
+                    Some(Linear::new(&weights.pp("state_proj"), config.state_dims, width, true)?)
+                }
+            },
+            state_place: form.state,
+            expert: Expert::new(weights, &both.pp("lm_expert"), &config.expert, form.time)?,
             flow: config.flow.clone(),
             image_scale: f64::from(config.image_scale),
             word_scale: f64::from(config.word_scale),
@@ -124,12 +159,21 @@ impl Vla {
         self.prefix_tapped(inputs, &mut |_, _| {})
     }
 
-    /// The same; taps `vision_hidden`, `image_features` (both one per picture) and `prefix_embeddings`.
+    /// The same of patch tokens that [`Self::see`] gave, taken as given: nothing learns through them.
+    pub fn prefix_on(&self, patch_tokens: &Tensor, inputs: &VlaInputs) -> Result<Prefix> {
+        self.read(patch_tokens.detach(), inputs, &mut |_, _| {})
+    }
+
+    /// As [`Self::prefix`]; taps `vision_hidden`, `image_features` (both one per picture) and `prefix_embeddings`.
     pub fn prefix_tapped(&self, inputs: &VlaInputs, tap: &mut Tap) -> Result<Prefix> {
-        let (b, cameras, _, _, _) = inputs.frames.dims5()?;
-        inputs.check(b)?;
         let patch_tokens = self.see(&inputs.frames)?;
         tap("vision_hidden", &patch_tokens);
+        self.read(patch_tokens, inputs, tap)
+    }
+
+    fn read(&self, patch_tokens: Tensor, inputs: &VlaInputs, tap: &mut Tap) -> Result<Prefix> {
+        let (b, cameras, _, _, _) = inputs.frames.dims5()?;
+        inputs.check(b)?;
         let features = self.projector.forward(&patch_tokens)?;
         tap("image_features", &features);
         let seen = (features * self.image_scale)?;
@@ -141,8 +185,16 @@ impl Vla {
         }
         let seen = seen.reshape((b, cameras * tokens, model_width))?;
         let words = (self.decoder.embed(&inputs.words)? * self.word_scale)?;
-        let state = self.state_proj.forward(&inputs.state)?.unsqueeze(1)?;
-        let embeds = Tensor::cat(&[&seen, &words, &state], 1)?;
+        let project =
+            |project: &Linear| -> Result<Tensor> { Ok(project.forward(&inputs.state)?.unsqueeze(1)?) };
+        let state = self.state_proj.as_ref().map(project);
+        let (mut parts, mut state_token) = (vec![seen, words], None);
+        match (self.state_place, state.transpose()?) {
+            (StatePlace::Prefix, Some(state)) => parts.push(state),
+            (_, state) => state_token = state,
+        }
+        let state_in_prefix = usize::from(self.state_place == StatePlace::Prefix);
+        let embeds = Tensor::cat(&parts, 1)?;
         tap("prefix_embeddings", &embeds);
         let (_, length, _) = embeds.dims3()?;
         let word_count = inputs.words.dim(1)?;
@@ -150,7 +202,7 @@ impl Vla {
         for row in 0..b {
             valid.extend(std::iter::repeat_n(true, cameras * tokens));
             valid.extend_from_slice(&inputs.word_valid[row * word_count..(row + 1) * word_count]);
-            valid.push(true);
+            valid.extend(std::iter::repeat_n(true, state_in_prefix));
         }
         let positions: Vec<u32> = valid
             .chunks(length)
@@ -162,11 +214,12 @@ impl Vla {
             })
             .collect();
         let positions = Tensor::from_vec(positions, (b, length), &Device::Cpu)?;
-        let blocks = prefix_blocks(length);
+        let blocks = prefix_blocks(length, self.state_place);
         let mask = Mask::blocks(blocks.clone(), blocks, valid.clone());
         let mut cache = Cache::new();
         let hidden = self.decoder.fill(&embeds, &positions, &mask, &mut cache)?;
-        Ok(Prefix { cache, valid, batch: b, length, hidden, patch_tokens, image_tokens: cameras * tokens })
+        let image_tokens = cameras * tokens;
+        Ok(Prefix { cache, valid, batch: b, length, hidden, patch_tokens, image_tokens, state_token })
     }
 
     /// Mean squared error of the flow's velocity over `noise [b * draws, horizon, dims]` and `times [b * draws]` for
@@ -218,6 +271,11 @@ impl Vla {
         self.flow.sample(&mut field, noise, tap)
     }
 
+    /// Where the robot's state enters.
+    pub fn state_place(&self) -> StatePlace {
+        self.state_place
+    }
+
     /// The action expert.
     pub fn expert(&self) -> &Expert {
         &self.expert
@@ -239,9 +297,9 @@ impl VlaInputs {
 }
 
 /// Attention blocks of a prefix: pictures and words see each other; the state, at the end, sees them and is not
-/// seen by them.
-pub fn prefix_blocks(length: usize) -> Vec<u32> {
-    (0..length).map(|i| u32::from(i + 1 == length)).collect()
+/// seen by them. A prefix without a state sees itself wholly.
+pub fn prefix_blocks(length: usize, state: StatePlace) -> Vec<u32> {
+    (0..length).map(|i| u32::from(state == StatePlace::Prefix && i + 1 == length)).collect()
 }
 
 /// Bytes `[height, width, 3]` to planes `[3, height, width]` in [-1, 1]: `x / 127.5 - 1`.

@@ -18,7 +18,15 @@ fn golden(name: &str) -> Result<HashMap<String, Tensor>> {
 
 #[test]
 fn every_stage_of_every_case_agrees_and_none_is_left_out() -> Result<()> {
-    for (name, outputs) in [("siglip", 15), ("llama", 6), ("smolvlm", 18), ("smolvla", 29)] {
+    for (name, outputs) in [
+        ("siglip", 15),
+        ("llama", 6),
+        ("smolvlm", 18),
+        ("smolvla", 29),
+        ("act", 7),
+        ("diffusion", 23),
+        ("diffusion_ddim", 13),
+    ] {
         let verdict = verify(&case(name), &case(name))?;
         for stage in &verdict.stages {
             println!("{name} {}: {:.1e}", stage.name, stage.max_abs_over_spread);

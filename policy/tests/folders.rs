@@ -1,0 +1,301 @@
+//! LeRobot folders as policies, and what is wrong with them: each is refused with one sentence that says what.
+
+use candle_core::{Device, Tensor};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use vela_embodiment::{Camera, Embodiment, Frame, InferOptions, Observation, Policy, Stamp};
+use vela_nn::{Error, Result};
+use vela_policy::*;
+
+fn case(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name)
+}
+
+/// A copy of a case that may be spoilt.
+fn copy(name: &str) -> Result<tempfile::TempDir> {
+    let dir = tempfile::tempdir().map_err(Error::invalid)?;
+    for entry in std::fs::read_dir(case(name)).map_err(Error::invalid)? {
+        let path = entry.map_err(Error::invalid)?.path();
+        if path.is_file() && !path.ends_with("golden.safetensors") {
+            let name = path.file_name().unwrap_or_default().to_owned();
+            std::fs::copy(&path, dir.path().join(name)).map_err(Error::invalid)?;
+        }
+    }
+    Ok(dir)
+}
+
+fn edit(path: &Path, from: &str, to: &str) -> Result<()> {
+    let text = std::fs::read_to_string(path).map_err(Error::invalid)?;
+    assert!(text.contains(from), "{} has no {from}", path.display());
+    std::fs::write(path, text.replace(from, to)).map_err(Error::invalid)
+}
+
+/// An arm with `joints` joints and these cameras.
+fn arm(joints: usize, cameras: &[(&str, u32, u32)]) -> Result<Embodiment> {
+    let mut embodiment = Embodiment::so101().map_err(Error::invalid)?;
+    embodiment.joints.truncate(joints);
+    embodiment.cameras = cameras
+        .iter()
+        .map(|(name, width, height)| Camera { name: (*name).into(), width: *width, height: *height })
+        .collect();
+    Ok(embodiment)
+}
+
+fn seen(embodiment: &Embodiment, brightness: u8) -> Observation {
+    let frame = |camera: &Camera| Frame {
+        camera: camera.name.clone(),
+        width: camera.width,
+        height: camera.height,
+        rgb: (0..camera.width * camera.height * 3)
+            .map(|i| (i % 200) as u8 ^ brightness)
+            .collect::<Vec<_>>()
+            .into(),
+        stamp: Stamp(7),
+    };
+    Observation {
+        frames: embodiment.cameras.iter().map(frame).collect(),
+        joint_positions: vec![0.1; embodiment.joints.len()],
+        instruction: "pick up the red cube".into(),
+        stamp: Stamp(7),
+    }
+}
+
+fn act(dir: &Path, embodiment: &Embodiment) -> Result<FolderPolicy> {
+    let (folder, weights, network) = Act::open(dir)?;
+    FolderPolicy::new(&folder, &weights, Box::new(network), embodiment)
+}
+
+fn why(result: Result<FolderPolicy>) -> String {
+    result.err().map(|e| e.to_string()).unwrap_or_default()
+}
+
+#[test]
+fn act_answers_and_repeats_itself() -> Result<()> {
+    let arm = arm(6, &[("top", 64, 96)])?;
+    let mut policy = act(&case("act"), &arm)?;
+    let chunk = policy.infer(&[seen(&arm, 0)], &InferOptions::default()).map_err(Error::invalid)?;
+    assert_eq!((chunk.horizon(), policy.spec().execute, chunk.checkpoint.len()), (10, 10, 64));
+    let again = policy.infer(&[seen(&arm, 0)], &InferOptions::default()).map_err(Error::invalid)?;
+    assert_eq!(chunk, again);
+    let other = policy.infer(&[seen(&arm, 3)], &InferOptions::default()).map_err(Error::invalid)?;
+    assert_ne!(chunk.actions, other.actions);
+    Ok(())
+}
+
+#[test]
+fn temporal_ensembling_is_on_where_the_folder_asks_for_it() -> Result<()> {
+    let (dir, arm) = (copy("act")?, arm(6, &[("top", 64, 96)])?);
+    edit(
+        &dir.path().join("config.json"),
+        "\"temporal_ensemble_coeff\": null",
+        "\"temporal_ensemble_coeff\": 0.01",
+    )?;
+    let (mut plain, mut ensembled) = (act(&case("act"), &arm)?, act(dir.path(), &arm)?);
+    let tick = (arm.period_secs() * 1e9).round() as u64;
+    let mut at = |ticks: u64, brightness: u8| -> Result<bool> {
+        let observation = Observation { stamp: Stamp(7 + ticks * tick), ..seen(&arm, brightness) };
+        let ask = |policy: &mut FolderPolicy| {
+            policy.infer(std::slice::from_ref(&observation), &InferOptions::default()).map_err(Error::invalid)
+        };
+        let (one, many) = (ask(&mut plain)?, ask(&mut ensembled)?);
+        assert_eq!(one.horizon(), many.horizon());
+        let close = |a: &Vec<f64>, b: &Vec<f64>| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-6);
+        Ok(one.actions.iter().zip(&many.actions).all(|(a, b)| close(a, b)))
+    };
+    assert!(at(0, 0)?, "the first chunk is alone");
+    assert!(!at(1, 90)?, "the second is averaged with the first");
+    assert!(at(50, 120)?, "after a pause nothing is left of it");
+    assert!(at(3, 90)?, "and when time goes back");
+    Ok(())
+}
+
+#[test]
+fn a_policy_s_pictures_and_joints_are_normalised_as_the_reference_does() -> Result<()> {
+    for name in ["act", "diffusion", "diffusion_ddim"] {
+        let golden = candle_core::safetensors::load(case(name).join("golden.safetensors"), &Device::Cpu)?;
+        let folder = Folder::read(&case(name), &[])?;
+        let weights = vela_nn::Weights::load_dir(&case(name))?;
+        let state = folder.scaling_in("observation.state", "STATE", &weights)?;
+        let flat = |name: &str| -> Result<Vec<f32>> { Ok(golden[name].flatten_all()?.to_vec1()?) };
+        let (raw, want) = (flat("in.raw.observation.state")?, flat("in.observation.state")?);
+        let dims = folder.inputs.width("STATE")?;
+        let made: Vec<f32> =
+            raw.chunks(dims).map(|row| state.normalise(row)).collect::<Result<Vec<_>>>()?.concat();
+        assert!(made.iter().zip(&want).all(|(a, b)| (a - b).abs() < 1e-5), "{name}");
+        for camera in folder.cameras()? {
+            let Some(raw) = golden.get(&format!("in.raw.{}", camera.feature)) else { continue };
+            let scaling = folder.scaling_in(&camera.feature, "VISUAL", &weights)?;
+            let mut values = raw.flatten_all()?.to_vec1::<f32>()?;
+            scaling.normalise_planes(&mut values, 3)?;
+            let want = flat(&format!("in.{}", camera.feature))?;
+            assert!(values.iter().zip(&want).all(|(a, b)| (a - b).abs() < 1e-4), "{name} {}", camera.name);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_wrong_camera_and_a_wrong_joint_are_named() -> Result<()> {
+    let error = why(act(&case("act"), &arm(6, &[("front", 64, 96)])?));
+    assert!(error.contains("camera 'top'") && error.contains("front"), "{error}");
+    let error = why(act(&case("act"), &arm(6, &[("top", 640, 480)])?));
+    assert!(error.contains("64 x 96") && error.contains("640 x 480"), "{error}");
+    let error = why(act(&case("act"), &arm(5, &[("top", 64, 96)])?));
+    assert!(error.contains("6 joints") && error.contains("5 joints"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn swapped_joints_are_refused_where_the_folder_names_them() -> Result<()> {
+    let (dir, arm) = (copy("act")?, arm(6, &[("top", 64, 96)])?);
+    let mut other = arm.clone();
+    std::fs::write(dir.path().join("embodiment.json"), serde_json::to_vec(&other).map_err(Error::invalid)?)
+        .map_err(Error::invalid)?;
+    act(dir.path(), &arm)?;
+    other.joints.swap(1, 2);
+    std::fs::write(dir.path().join("embodiment.json"), serde_json::to_vec(&other).map_err(Error::invalid)?)
+        .map_err(Error::invalid)?;
+    let error = why(act(dir.path(), &arm));
+    assert!(error.contains("shoulder_pan, elbow_flex, shoulder_lift"), "{error}");
+    Ok(())
+}
+
+/// Writes a case's state file anew with one statistic changed.
+fn spoil(dir: &Path, file: &str, statistic: &str, change: impl Fn(&mut Vec<f32>)) -> Result<()> {
+    let path = dir.join(file);
+    let mut tensors: HashMap<String, Tensor> = candle_core::safetensors::load(&path, &Device::Cpu)?;
+    let mut values = tensors[statistic].flatten_all()?.to_vec1::<f32>()?;
+    change(&mut values);
+    tensors.insert(statistic.into(), Tensor::new(values, &Device::Cpu)?);
+    std::fs::remove_file(&path).map_err(Error::invalid)?;
+    Ok(candle_core::safetensors::save(&tensors, path)?)
+}
+
+const BEFORE: &str = "policy_preprocessor_step_3_normalizer_processor.safetensors";
+const AFTER: &str = "policy_postprocessor_step_0_unnormalizer_processor.safetensors";
+
+#[test]
+fn statistics_that_are_no_use_are_refused() -> Result<()> {
+    let arm = arm(6, &[("top", 64, 96)])?;
+    for (statistic, file, what) in [
+        ("observation.state.mean", BEFORE, "not finite"),
+        ("action.std", AFTER, "not finite"),
+        ("observation.images.top.mean", BEFORE, "not finite"),
+    ] {
+        let dir = copy("act")?;
+        spoil(dir.path(), file, statistic, |values| values[0] = f32::NAN)?;
+        let error = why(act(dir.path(), &arm));
+        assert!(error.contains(what), "{statistic}: {error}");
+    }
+    let dir = copy("act")?;
+    spoil(dir.path(), BEFORE, "observation.state.std", |values| values.truncate(4))?;
+    assert!(why(act(dir.path(), &arm)).contains("lengths 6 and 4"), "{}", why(act(dir.path(), &arm)));
+    let dir = copy("act")?;
+    for statistic in ["action.mean", "action.std"] {
+        spoil(dir.path(), AFTER, statistic, |values| values.truncate(4))?;
+    }
+    let error = why(act(dir.path(), &arm));
+    assert!(error.contains("action") && error.contains("6 numbers, got 4"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn quantiles_without_width_are_refused() -> Result<()> {
+    let (dir, arm) = (copy("act")?, arm(6, &[("top", 64, 96)])?);
+    edit(
+        &dir.path().join("policy_postprocessor.json"),
+        "\"ACTION\": \"MEAN_STD\"",
+        "\"ACTION\": \"QUANTILES\"",
+    )?;
+    act(dir.path(), &arm)?;
+    let high = candle_core::safetensors::load(dir.path().join(AFTER), &Device::Cpu)?["action.q99"]
+        .to_vec1::<f32>()?;
+    spoil(dir.path(), AFTER, "action.q01", |values| values[3] = high[3])?;
+    let error = why(act(dir.path(), &arm));
+    assert!(error.contains("action: dimension 3") && error.contains("no width"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn step_files_that_are_missing_strange_or_outside_are_refused() -> Result<()> {
+    let arm = arm(6, &[("top", 64, 96)])?;
+    let spoilt = |change: &dyn Fn(&Path) -> Result<()>| -> Result<String> {
+        let dir = copy("act")?;
+        change(dir.path())?;
+        Ok(why(act(dir.path(), &arm)))
+    };
+    let error = spoilt(&|dir| std::fs::remove_file(dir.join(BEFORE)).map_err(Error::invalid))?;
+    assert!(error.contains(BEFORE), "{error}");
+    let error = spoilt(&|dir| std::fs::write(dir.join(AFTER), b"torn").map_err(Error::invalid))?;
+    assert!(error.contains(AFTER), "{error}");
+    let error = spoilt(&|dir| edit(&dir.join("policy_preprocessor.json"), BEFORE, "../../etc/passwd"))?;
+    assert!(error.contains("not a plain file name"), "{error}");
+    let error = spoilt(&|dir| {
+        edit(&dir.join("policy_preprocessor.json"), "to_batch_processor", "mystery_processor")
+    })?;
+    assert!(error.contains("mystery_processor"), "{error}");
+    let error = spoilt(&|dir| {
+        edit(&dir.join("policy_preprocessor.json"), "\"rename_map\": {}", "\"rename_map\": {\"a\": \"b\"}")
+    })?;
+    assert!(error.contains("renamed"), "{error}");
+    // Another step's file in its place: the statistics of other features.
+    let error = spoilt(&|dir| {
+        std::fs::copy(case("diffusion").join(BEFORE), dir.join(BEFORE)).map(|_| ()).map_err(Error::invalid)
+    })?;
+    assert!(error.contains("6 numbers, got 5"), "{error}");
+    let error = spoilt(&|dir| edit(&dir.join("config.json"), "\"pre_norm\": false", "\"pre_norm\": 3"))?;
+    assert!(error.contains("config.json"), "{error}");
+    let error = spoilt(&|dir| edit(&dir.join("config.json"), "resnet18", "resnet50"))?;
+    assert!(error.contains("vision_backbone"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn diffusion_policy_reads_two_moments_and_its_seed() -> Result<()> {
+    // Joints and actions of one number: the case has five and four, which no arm here fits.
+    let error = {
+        let (folder, weights, network) = DiffusionPolicy::open(&case("diffusion"))?;
+        why(FolderPolicy::new(&folder, &weights, Box::new(network), &arm(5, &[("top", 80, 64)])?))
+    };
+    assert!(error.contains("4 actions") && error.contains("5 joints"), "{error}");
+    let (_, _, network) = DiffusionPolicy::open(&case("diffusion"))?;
+    assert_eq!((network.history(), Network::horizon(&network)), (2, 6));
+    let moment = |shift: f32| -> Result<Moment> {
+        Ok(Moment {
+            pictures: vec![vela_nn::random::normal(1, "picture", (3, 64, 80))?],
+            state: vec![shift; 5],
+            instruction: Arc::<str>::from("").to_string(),
+        })
+    };
+    let moments = [moment(0.1)?, moment(0.2)?];
+    let answer = |seed| -> Result<Vec<f32>> { Ok(network.act(&moments, seed)?.flatten_all()?.to_vec1()?) };
+    assert_eq!((answer(1)?.len(), answer(1)?), (24, answer(1)?));
+    assert_ne!(answer(1)?, answer(2)?);
+    assert!(network.act(&moments[..1], 1).is_err());
+    Ok(())
+}
+
+#[test]
+fn folders_are_described() -> Result<()> {
+    for (name, head, history, horizon) in [
+        ("act", "regression of a chunk", 1, 10),
+        ("diffusion", "DDPM, predicts epsilon, 10 of 100", 2, 6),
+        ("diffusion_ddim", "DDIM", 2, 6),
+        ("smolvla", "flow, 10 steps", 1, 10),
+        ("pi0", "flow, 10 steps", 1, 10),
+        ("pi05", "flow, 10 steps", 1, 10),
+    ] {
+        let summary = describe(&case(name))?;
+        assert!(summary.head.contains(head) && summary.compared, "{name}: {summary:?}");
+        assert_eq!(
+            (summary.history, summary.horizon, summary.statistics.len()),
+            (history, horizon, 2),
+            "{name}"
+        );
+        assert!(!summary.cameras.is_empty() && summary.weight_bytes > 1000 && summary.state_dims.is_some());
+        assert!(summary.to_string().contains("compared with a reference run"), "{summary}");
+    }
+    assert!(describe(&case("siglip")).is_err_and(|e| e.to_string().contains("no policy")));
+    Ok(())
+}
