@@ -1,6 +1,6 @@
 //! Throughput of the engine: one request at a time against several at once, in turns, medians of the rounds.
 //!
-//! `engine_bench [--model DIR] [--concurrency 8] [--prompt-tokens 32] [--tokens 64] [--threads 2] [--rounds 3]
+//! `engine_bench [--model DIR_OR_GGUF] [--concurrency 8] [--prompt-tokens 32] [--tokens 64] [--threads 2] [--rounds 3]
 //! [--kind f32|f16|int8]`; without a model, random weights of SmolLM2-135M's shape in float32. One JSON line.
 
 use serde_json::json;
@@ -84,13 +84,13 @@ fn main() -> Outcome<()> {
     let options = options()?;
     threads::set(options.threads);
     let decoder = match &options.model {
-        Some(path) => vela_llm::trace::load(path)?,
-        None => random_model()?,
+        Some(path) => vela_llm::model::load(path)?.decoder,
+        None => Arc::new(random_model()?),
     };
     let config = EngineConfig { prefix_cache: false, kind: options.kind, ..EngineConfig::default() };
     let start = Instant::now();
     let clock = Arc::new(move || start.elapsed().as_nanos() as u64);
-    let engine = Engine::start(Arc::new(decoder), config, clock)?;
+    let engine = Engine::start(decoder, config, clock)?;
     run(&engine, &options, options.concurrency, 99)?;
     let (mut one, mut many) = (Vec::new(), Vec::new());
     for round in 0..options.rounds {

@@ -22,6 +22,7 @@ pub mod mlp;
 pub mod node;
 pub mod norm;
 pub mod paged;
+mod paged_tile;
 pub mod peaks;
 pub mod pool;
 pub mod quant;

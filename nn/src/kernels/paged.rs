@@ -6,7 +6,7 @@
 
 use super::data::Shared;
 use super::matmul::{View, matmul_over, raw};
-use super::simd::{self, dispatch, exp, fma, tanh};
+use super::paged_tile::{gather_tile, score_tile, weigh, widen};
 use crate::paged::{BLOCK, Span};
 use crate::{Heads, threads};
 use half::f16;
@@ -254,145 +254,9 @@ impl Paged<'_> {
     }
 }
 
-dispatch!(fn widen(from: &[i8], to: &mut [f32]) = widen_body);
-#[inline(always)]
-fn widen_body<const FMA: bool>(from: &[i8], to: &mut [f32]) {
-    from.iter().zip(to).for_each(|(from, to)| *to = f32::from(*from));
-}
-
-dispatch!(
-    /// The scores of all queries `[n, d]` with a tile of keys `[d][16]`, into sixteen columns of rows `stride` apart.
-    fn score_tile(queries: &[f32], d: usize, tile: &[f32], scores: &mut [f32], stride: usize) = score_tile_body
-);
-#[inline(always)]
-fn score_tile_body<const FMA: bool>(
-    queries: &[f32],
-    d: usize,
-    tile: &[f32],
-    scores: &mut [f32],
-    stride: usize,
-) {
-    let n = queries.len() / d.max(1);
-    let mut i = 0;
-    while i < n {
-        let (queries, scores) = (&queries[i * d..], &mut scores[i * stride..]);
-        i += match n - i {
-            1 => score_rows::<FMA, 1>(queries, d, tile, scores, stride),
-            2 => score_rows::<FMA, 2>(queries, d, tile, scores, stride),
-            3 => score_rows::<FMA, 3>(queries, d, tile, scores, stride),
-            _ => score_rows::<FMA, 4>(queries, d, tile, scores, stride),
-        };
-    }
-}
-
-#[inline(always)]
-fn score_rows<const FMA: bool, const N: usize>(
-    queries: &[f32],
-    d: usize,
-    tile: &[f32],
-    scores: &mut [f32],
-    stride: usize,
-) -> usize {
-    let queries: [&[f32]; N] = std::array::from_fn(|i| &queries[i * d..(i + 1) * d]);
-    // Two sums per query, so that an addition need not wait for the one before.
-    let mut sums = [[[0f32; BLOCK]; 2]; N];
-    let (columns, _) = tile.as_chunks::<BLOCK>();
-    for (j, column) in columns[..d].iter().enumerate() {
-        for i in 0..N {
-            let (x, sum) = (queries[i][j], &mut sums[i][j & 1]);
-            for l in 0..BLOCK {
-                sum[l] = fma::<FMA>(x, column[l], sum[l]);
-            }
-        }
-    }
-    for (i, [even, odd]) in sums.iter().enumerate() {
-        let to = &mut scores[i * stride..i * stride + BLOCK];
-        to.iter_mut().zip(even.iter().zip(odd)).for_each(|(to, (a, b))| *to = a + b);
-    }
-    N
-}
-
 /// Multiplies sixteen columns of rows `stride` apart, each by its own scale.
 fn scale_columns(rows: &mut [f32], stride: usize, scales: &[f32]) {
     for row in rows.chunks_mut(stride) {
         row.iter_mut().zip(scales).for_each(|(x, scale)| *x *= scale);
     }
-}
-
-dispatch!(
-    /// Scores to `exp(score - max)` within `low..high` and zeros outside; gives the inverse of their sum. `cap` bounds the
-    /// scores first, unless it is zero.
-    fn weigh(scores: &mut [f32], low: usize, high: usize, cap: f32) -> f32 = weigh_body
-);
-#[inline(always)]
-fn weigh_body<const FMA: bool>(scores: &mut [f32], low: usize, high: usize, cap: f32) -> f32 {
-    scores[..low].fill(0.0);
-    scores[high..].fill(0.0);
-    let seen = &mut scores[low..high];
-    if cap != 0.0 {
-        seen.iter_mut().for_each(|v| *v = cap * tanh::<FMA>(*v / cap));
-    }
-    let max = simd::max(seen);
-    seen.iter_mut().for_each(|v| *v = exp::<FMA>(*v - max));
-    1.0 / simd::sum::<FMA>(seen)
-}
-
-dispatch!(
-    /// Adds a tile of values `[16][dv]`, weighed by sixteen columns of rows `stride` apart, to the sums `[n, dv]`.
-    fn gather_tile(weights: &[f32], stride: usize, tile: &[f32], dv: usize, sums: &mut [f32]) = gather_tile_body
-);
-#[inline(always)]
-fn gather_tile_body<const FMA: bool>(
-    weights: &[f32],
-    stride: usize,
-    tile: &[f32],
-    dv: usize,
-    sums: &mut [f32],
-) {
-    let n = sums.len() / dv.max(1);
-    let mut i = 0;
-    while i < n {
-        let (weights, sums) = (&weights[i * stride..], &mut sums[i * dv..]);
-        i += match n - i {
-            1 => gather_rows::<FMA, 1>(weights, stride, tile, dv, sums),
-            2 => gather_rows::<FMA, 2>(weights, stride, tile, dv, sums),
-            3 => gather_rows::<FMA, 3>(weights, stride, tile, dv, sums),
-            _ => gather_rows::<FMA, 4>(weights, stride, tile, dv, sums),
-        };
-    }
-}
-
-#[inline(always)]
-fn gather_rows<const FMA: bool, const N: usize>(
-    weights: &[f32],
-    stride: usize,
-    tile: &[f32],
-    dv: usize,
-    sums: &mut [f32],
-) -> usize {
-    let weights: [&[f32]; N] = std::array::from_fn(|i| &weights[i * stride..i * stride + BLOCK]);
-    let even = dv / BLOCK * BLOCK;
-    for column in (0..even).step_by(BLOCK) {
-        let mut sum = [[0f32; BLOCK]; N];
-        for (t, row) in tile.chunks_exact(dv).enumerate() {
-            let row = &row[column..column + BLOCK];
-            for i in 0..N {
-                for l in 0..BLOCK {
-                    sum[i][l] = fma::<FMA>(weights[i][t], row[l], sum[i][l]);
-                }
-            }
-        }
-        for (i, sum) in sum.iter().enumerate() {
-            let to = &mut sums[i * dv + column..i * dv + column + BLOCK];
-            to.iter_mut().zip(sum).for_each(|(to, x)| *to += x);
-        }
-    }
-    for (t, row) in tile.chunks_exact(dv).enumerate() {
-        for i in 0..N {
-            for column in even..dv {
-                sums[i * dv + column] = fma::<FMA>(weights[i][t], row[column], sums[i * dv + column]);
-            }
-        }
-    }
-    N
 }
