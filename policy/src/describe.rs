@@ -57,7 +57,7 @@ pub struct CameraSummary {
 }
 
 /// Kinds of policy that a reference run of the published implementation is compared with in our tests.
-const COMPARED: [&str; 5] = ["act", "diffusion", "smolvla", "pi0", "pi05"];
+const COMPARED: [&str; 6] = ["act", "diffusion", "openvla", "smolvla", "pi0", "pi05"];
 
 impl Summary {
     /// A line that says how far it may be trusted.

@@ -155,7 +155,7 @@ impl Expert {
         let (b, s, t) = (prefix.batch, prefix.length, draws * each);
         let lengths = prefix.lengths();
         let positions = |offset: &dyn Fn(usize) -> usize| -> Result<RopeAngles> {
-            let all = (0..b).flat_map(|row| (0..t).map(move |k| (row, k % horizon)));
+            let all = (0..b).flat_map(|row| (0..t).map(move |k| (row, k % each)));
             let all: Vec<u32> = all.map(|(row, k)| (offset(row) + k) as u32).collect();
             self.rope.at(&Tensor::from_vec(all, (b, t), &Device::Cpu)?)
         };

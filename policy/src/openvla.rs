@@ -242,8 +242,10 @@ fn tower(stored: &Weights, config: &VisionConfig) -> Result<Vit> {
 
 /// Both towers: of the published sizes, or of those of a test checkpoint.
 fn towers(tiny: Option<&Value>, size: usize) -> Result<(VisionConfig, VisionConfig)> {
+    // timm's SigLIP has the exact GELU, unlike Hugging Face's.
     let base = VisionConfig {
         image_size: size,
+        activation: Activation::Gelu,
         patch_size: 14,
         final_norm: false,
         pooling: Pooling::None,
@@ -258,7 +260,6 @@ fn towers(tiny: Option<&Value>, size: usize) -> Result<(VisionConfig, VisionConf
         inner_width: 4 * count("d1", 1024),
         layers: count("depth1", 24),
         heads: count("heads1", 16),
-        activation: Activation::Gelu,
         class_token: true,
         registers: 4,
         layer_scale: true,

@@ -17,6 +17,10 @@ use vela_llm::trace::{config_json, input};
 use vela_nn::{Error, Result};
 use vela_vision::{PadSide, Planes};
 
+const POLICIES: [&str; 6] = ["act", "diffusion", "openvla", "pi0", "pi05", "smolvla"];
+const VLMS: [&str; 10] = vela_fusion::trace::KNOWN;
+const TOWERS: [&str; 6] = ["clip", "dinov2", "dinov2_with_registers", "siglip", "siglip2", "vit"];
+
 /// What was worked out, by the names of a reference run.
 type Stages = BTreeMap<String, Tensor>;
 
@@ -26,22 +30,27 @@ type Stages = BTreeMap<String, Tensor>;
 /// # Errors
 /// An unknown kind of checkpoint, a checkpoint that does not load, an input that is missing.
 pub fn trace(dir: &Path, golden: &HashMap<String, Tensor>) -> Result<BTreeMap<String, Tensor>> {
+    if vela_vision::trace::is_preprocessor(dir) {
+        return vela_vision::trace::preprocessing(dir, golden);
+    }
     let config = config_json(dir)?;
     let kind = config.get("type").or(config.get("model_type")).and_then(serde_json::Value::as_str);
     match kind.unwrap_or("absent") {
-        "siglip" => vela_vision::trace::trace(dir, &config, golden),
-        text if vela_llm::trace::known().any(|known| known == text) => vela_llm::trace::trace(dir, golden),
-        "smolvlm" | "idefics3" => vela_fusion::trace::trace(dir, golden),
         "act" => act(dir, golden),
         "diffusion" => diffusion(dir, golden),
         "openvla" => openvla(dir, golden),
         "pi0" | "pi05" => pi0(dir, golden),
         "smolvla" => smolvla(dir, golden),
+        kind if VLMS.contains(&kind) => vela_fusion::trace::trace(dir, golden),
+        kind if TOWERS.contains(&kind) => vela_vision::trace::trace(dir, &config, golden),
+        kind if vela_llm::trace::known().any(|known| known == kind) => vela_llm::trace::trace(dir, golden),
         other => {
-            let text = vela_llm::trace::known().collect::<Vec<_>>().join(", ");
-            let known = "act, diffusion, idefics3, openvla, pi0, pi05, siglip, smolvla, smolvlm";
+            let mut known = [&POLICIES[..], &VLMS[..], &TOWERS[..]].concat();
+            known.extend(vela_llm::trace::known());
+            known.sort_unstable();
+            let known = known.join(", ");
             Err(Error::invalid(format!(
-                "no reference comparison for checkpoints of type '{other}'; known: {known}, {text}"
+                "no reference comparison for checkpoints of type '{other}'; known: {known}"
             )))
         }
     }

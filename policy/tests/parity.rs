@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use vela_embodiment::{Embodiment, Frame, InferOptions, Observation, Policy, Stamp};
 use vela_nn::{Error, Result};
 use vela_policy::rtc::{Guidance, Schedule};
-use vela_policy::{Normaliser, Scaling, SmolVla, Statistics, verify};
+use vela_policy::{Normaliser, Pi0, Scaling, SmolVla, StatePlace, Statistics, verify};
 
 fn case(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name)
@@ -18,6 +18,7 @@ fn golden(name: &str) -> Result<HashMap<String, Tensor>> {
 
 #[test]
 fn every_stage_of_every_case_agrees_and_none_is_left_out() -> Result<()> {
+    let mut failed = Vec::new();
     for (name, outputs) in [
         ("siglip", 15),
         ("llama", 6),
@@ -26,16 +27,21 @@ fn every_stage_of_every_case_agrees_and_none_is_left_out() -> Result<()> {
         ("act", 7),
         ("diffusion", 23),
         ("diffusion_ddim", 13),
+        ("pi0", 29),
+        ("pi05", 30),
+        ("openvla", 18),
     ] {
         let verdict = verify(&case(name), &case(name))?;
         for stage in &verdict.stages {
             println!("{name} {}: {:.1e}", stage.name, stage.max_abs_over_spread);
         }
-        assert!(verdict.left_out.is_empty(), "{name}: {:?}", verdict.left_out);
-        let failed: Vec<_> = verdict.stages.iter().filter(|stage| !stage.pass).collect();
-        assert!(failed.is_empty(), "{name}: {failed:?}");
-        assert_eq!((verdict.present, verdict.pass), (outputs, true), "{name}");
+        let different =
+            verdict.stages.iter().filter(|stage| !stage.pass).map(|stage| format!("{name} {stage:?}"));
+        failed.extend(different);
+        failed.extend(verdict.left_out.iter().map(|stage| format!("{name} left out {stage}")));
+        assert_eq!(verdict.present, outputs, "{name}");
     }
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
     Ok(())
 }
 
@@ -181,5 +187,67 @@ fn a_lerobot_folder_is_a_policy_too() -> Result<()> {
     assert_eq!(pictures[0], -1.0, "padding is at the top left and black");
     let chunk = policy.infer(&[observation], &InferOptions::default()).map_err(Error::invalid)?;
     assert_eq!((chunk.horizon(), policy.spec().checkpoint.len()), (10, 64));
+    Ok(())
+}
+
+#[test]
+fn pi0_ends_its_prompt_with_a_line_and_pi05_writes_the_state_into_it() -> Result<()> {
+    for name in ["pi0", "pi05"] {
+        let (model, golden) = (Pi0::load(&case(name))?, golden(name)?);
+        let text = std::fs::read_to_string(case(name).join("golden.json")).unwrap_or_default();
+        let strings: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+        let task = strings["task"].as_str().unwrap_or_default();
+        let vector = |name: &str| -> Result<Vec<f32>> { Ok(golden[name].flatten_all()?.to_vec1()?) };
+        let state = model.config.state.normalise(&vector("in.raw.observation.state")?)?;
+        let want = vector("in.observation.state")?;
+        assert!(state.iter().zip(&want).all(|(a, b)| (a - b).abs() < 1e-5), "{name} {state:?} {want:?}");
+        let prompt = match model.vla.state_place() {
+            StatePlace::Words => vela_policy::pi0::state_prompt(task, &state),
+            _ => format!("{task}{}", model.config.prompt_suffix),
+        };
+        assert_eq!(strings["prompt"][0], prompt.as_str());
+        let integers = |name: &str| -> Result<Vec<u32>> {
+            Ok(golden[name].flatten_all()?.to_dtype(candle_core::DType::U32)?.to_vec1()?)
+        };
+        let mask = integers("in.observation.language.attention_mask")?;
+        let real = mask.iter().filter(|real| **real == 1).count();
+        let tokens = integers("in.observation.language.tokens")?;
+        assert_eq!(model.tokenizer.encode(&prompt)?, tokens[..real], "{name}");
+    }
+    Ok(())
+}
+
+/// A folder of pi0's kind as a policy: pictures of any size, the state where it belongs, real-time chunking.
+#[test]
+fn pi0_folders_are_policies_too() -> Result<()> {
+    for name in ["pi0", "pi05"] {
+        let mut embodiment = Embodiment::so101().map_err(Error::invalid)?;
+        for (camera, name) in embodiment.cameras.iter_mut().zip(["base", "wrist"]) {
+            (camera.name, camera.width, camera.height) = (name.into(), 64, 48);
+        }
+        let mut policy = Pi0::load(&case(name))?.policy(&embodiment)?;
+        let frame = |camera: &str| Frame {
+            camera: camera.into(),
+            width: 64,
+            height: 48,
+            rgb: (0..64 * 48 * 3).map(|i| (i % 251) as u8).collect::<Vec<_>>().into(),
+            stamp: Stamp(0),
+        };
+        let observation = Observation {
+            frames: vec![frame("base"), frame("wrist")],
+            joint_positions: vec![0.2; 6],
+            instruction: "pick up the red cube".into(),
+            stamp: Stamp(0),
+        };
+        // 64 by 48 in a box of 56: seven black rows above, seven below.
+        let pictures = policy.inputs(&observation)?.frames.flatten_all()?.to_vec1::<f32>()?;
+        assert!(pictures[..7 * 56].iter().all(|x| *x == -1.0) && pictures[7 * 56 + 3] > -1.0, "{name}");
+        let mut ask = |unexecuted: Vec<Vec<f64>>, delay_ticks| {
+            let options = InferOptions { seed: 3, delay_ticks, unexecuted };
+            policy.infer(std::slice::from_ref(&observation), &options).map_err(Error::invalid)
+        };
+        let chunk = ask(Vec::new(), 0)?;
+        assert_eq!((&chunk, chunk.horizon()), (&ask(Vec::new(), 0)?, 10));
+    }
     Ok(())
 }
