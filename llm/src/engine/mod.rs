@@ -46,7 +46,7 @@ pub struct EngineConfig {
     pub max_running: usize,
     /// Requests that wait beyond those; one more is refused as busy.
     pub max_waiting: usize,
-    /// Positions in one forward pass: what a prompt may delay the others by.
+    /// Positions in one forward pass. While some generate, prompts get a quarter: what they may delay the others by.
     pub step_tokens: usize,
     /// Positions that the model was made for, prompt and generated tokens together. Held to what the model can place.
     pub context: usize,
@@ -221,7 +221,7 @@ impl Engine {
         self.shared.metrics(|m| m.clone())
     }
 
-    /// Takes no more requests, waits until those that run or wait are answered, and ends the thread.
+    /// Takes no more requests, waits on this thread until those that run or wait are answered, and ends the engine's.
     pub fn drain(&self) {
         self.close(Message::Drain);
     }

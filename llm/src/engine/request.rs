@@ -109,8 +109,8 @@ impl Request {
                 }
                 PromptItem::Token(_) => {}
                 PromptItem::Embeds { rows, .. } => {
-                    if !matches!(rows.dims(), [_, w] if *w == width) || rows.dtype() != DType::F32 {
-                        let expected = format!("[n, {width}] in float32");
+                    if !matches!(rows.dims(), [1.., w] if *w == width) || rows.dtype() != DType::F32 {
+                        let expected = format!("[n, {width}] in float32, n at least 1");
                         return Err(Error::shape("prompt embeddings", expected, rows.dims()));
                     }
                     if !rows.abs()?.sum_all()?.to_scalar::<f32>()?.is_finite() {

@@ -201,6 +201,10 @@ impl Scheduler {
         loop {
             let mut budget = self.limits.step_tokens;
             self.plan_generation(&mut plan, &mut budget);
+            // While others generate, prompts may delay them by a quarter of a step only.
+            if !plan.work.is_empty() {
+                budget = budget.min((self.limits.step_tokens / 4).max(BLOCK));
+            }
             self.admit(budget);
             self.plan_prompts(&mut plan, budget);
             match self.running.len() {
