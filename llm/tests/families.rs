@@ -8,7 +8,7 @@ use vela_llm::{Cache, Decoder, EncoderDecoder, load};
 use vela_nn::parity::compare;
 use vela_nn::{Error, Mask, Result};
 
-const FAMILIES: [&str; 15] = [
+const FAMILIES: [&str; 16] = [
     "gemma",
     "gemma2",
     "gemma3_text",
@@ -21,6 +21,7 @@ const FAMILIES: [&str; 15] = [
     "opt",
     "phi",
     "phi3",
+    "qwen2",
     "qwen2_moe",
     "qwen3",
     "qwen3_moe",
