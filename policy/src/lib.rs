@@ -1,7 +1,8 @@
 //! Hidden states to action chunks: heads with loss and sampling side by side, normalisation, and VLAs.
 //!
-//! Entry points: [`Vla`] (the network), [`VlaPolicy`] (the network as a policy, from a folder or from bytes),
-//! [`smolvla`] (LeRobot's folders), [`FlowConfig`] (the head), [`verify`](verify::verify) (against a reference run).
+//! Entry points: [`open()`] (any policy folder for a robot), [`describe()`] (what a folder is), [`Vla`] and [`VlaPolicy`] (our own
+//! network), [`Act`], [`DiffusionPolicy`], [`SmolVla`], [`Pi0`], [`OpenVla`] (other people's), [`Head`] and those who are one,
+//! [`verify`](verify::verify) (against a reference run).
 
 pub mod act;
 pub mod describe;
@@ -17,10 +18,12 @@ pub mod head;
 pub mod lerobot;
 pub mod moment;
 pub mod normalise;
+pub mod open;
 pub mod openvla;
 pub mod pi0;
 pub mod pickle;
 pub mod regression;
+pub mod rt2;
 pub mod rtc;
 pub mod smolvla;
 pub mod tokens;
@@ -43,9 +46,11 @@ pub use head::{Body, BodyConfig, BodyKind, Head};
 pub use lerobot::Folder;
 pub use moment::{FolderPolicy, Moment, Network};
 pub use normalise::{Normaliser, Scaling, Statistics};
+pub use open::{Choices, open};
 pub use openvla::OpenVla;
 pub use pi0::Pi0;
 pub use regression::RegressionHead;
+pub use rt2::Rt2Head;
 pub use smolvla::SmolVla;
 pub use tokens::{DimensionBins, TailBins, TokenHead};
 pub use unet::{Unet, UnetConfig};

@@ -299,3 +299,51 @@ fn folders_are_described() -> Result<()> {
     assert!(describe(&case("siglip")).is_err_and(|e| e.to_string().contains("no policy")));
     Ok(())
 }
+
+#[test]
+fn any_folder_opens_by_one_door() -> Result<()> {
+    let choices = Choices::default();
+    let mut policy = open(&case("act"), &arm(6, &[("top", 64, 96)])?, &choices)?;
+    let robot = policy.spec().embodiment.clone();
+    let chunk = policy.infer(&[seen(&robot, 0)], &InferOptions::default()).map_err(Error::invalid)?;
+    assert_eq!(chunk.horizon(), 10);
+    for (name, cameras) in
+        [("smolvla", ["camera1", "camera2"]), ("pi0", ["base", "wrist"]), ("pi05", ["base", "wrist"])]
+    {
+        let robot = arm(6, &cameras.map(|camera| (camera, 80, 48)))?;
+        let policy = open(&case(name), &robot, &choices)?;
+        assert_eq!(policy.spec().horizon, 10, "{name}");
+        let error = open(&case(name), &arm(6, &[("left", 80, 48)])?, &choices).err().map(|e| e.to_string());
+        assert!(error.unwrap_or_default().contains(cameras[0]), "{name}");
+    }
+    let error = open(&case("siglip"), &robot, &choices).err().map(|e| e.to_string()).unwrap_or_default();
+    assert!(error.contains("'siglip' is no policy"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn openvla_moves_the_gripper_in_the_units_of_its_data_set() -> Result<()> {
+    let dir = copy("openvla")?;
+    // The case has no tokenizer; any will do to ask it something.
+    std::fs::copy(case("pi0").join("tokenizer.json"), dir.path().join("tokenizer.json"))
+        .map_err(Error::invalid)?;
+    let robot = Embodiment::so101().map_err(Error::invalid)?;
+    let mut choices = Choices { camera: Some(robot.cameras[1].name.clone()), ..Choices::default() };
+    let mut policy = open(dir.path(), &robot, &choices)?;
+    let ask = |policy: &mut Box<dyn Policy>| {
+        let observation = Observation { instruction: "no".into(), ..seen(&robot, 5) };
+        policy.infer(&[observation], &InferOptions::default()).map_err(Error::invalid)
+    };
+    // Words outside its small vocabulary are an error and not a panic.
+    if let Ok(chunk) = ask(&mut policy) {
+        assert_eq!((chunk.actions[0].len(), chunk.horizon()), (7, 1));
+        assert!(chunk.actions[0][2] >= -0.36 && chunk.actions[0][2] <= 1.91, "{chunk:?}");
+    }
+    choices.dataset = Some("bridge".into());
+    let error = open(dir.path(), &robot, &choices).err().map(|e| e.to_string()).unwrap_or_default();
+    assert!(error.contains("'bridge'") && error.contains("tiny"), "{error}");
+    choices = Choices { camera: Some("nose".into()), ..Choices::default() };
+    let error = open(dir.path(), &robot, &choices).err().map(|e| e.to_string()).unwrap_or_default();
+    assert!(error.contains("no camera 'nose'"), "{error}");
+    Ok(())
+}

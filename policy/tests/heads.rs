@@ -2,6 +2,7 @@
 
 use candle_core::{Device, Tensor};
 use rand::RngCore;
+use vela_llm::{Decoder, DecoderConfig};
 use vela_nn::{AdamW, AdamWConfig, Result, Weights, gradients, random};
 use vela_policy::flow::{Direction, Solver};
 use vela_policy::*;
@@ -34,7 +35,33 @@ fn heads(weights: &dyn Fn() -> Weights) -> Result<Vec<(&'static str, Weights, Bo
     let w = weights();
     let codec = Fast::fit(&courses(), HORIZON, DIMS, 20.0, 128)?;
     all.push(("FAST", w.clone(), Box::new(FastHead::new(&w, &wide, codec, 0.0)?)));
+    let w = weights();
+    let words = DecoderConfig::from_hf(
+        &serde_json::json!({"model_type": "llama", "vocab_size": 80, "hidden_size": 24,
+        "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}),
+    )?;
+    let rt2 = Rt2Head::new(Decoder::new(Some(&w), &w, &words)?, TailBins::new(80, 64)?, HORIZON, DIMS, 0.0)?;
+    all.push(("RT-2", w.clone(), Box::new(Prompted(rt2))));
     Ok(all)
+}
+
+/// Gives a decoder its prompt at its own width: the places and zeros.
+struct Prompted(Rt2Head);
+
+impl Prompted {
+    fn widen(conditioning: &Tensor) -> Result<Tensor> {
+        Ok(conditioning.pad_with_zeros(2, 0, 21)?)
+    }
+}
+
+impl Head for Prompted {
+    fn loss(&self, conditioning: &Tensor, actions: &Tensor, rng: &mut dyn RngCore) -> Result<Tensor> {
+        self.0.loss(&Self::widen(conditioning)?, actions, rng)
+    }
+
+    fn sample(&self, conditioning: &Tensor, rng: &mut dyn RngCore) -> Result<Tensor> {
+        self.0.sample(&Self::widen(conditioning)?, rng)
+    }
 }
 
 /// What is to be done in each of eight places.

@@ -1,0 +1,183 @@
+//! Any policy folder that we know as a policy for a robot.
+
+use crate::lerobot::hash_of_file;
+use crate::moment::FolderPolicy;
+use crate::openvla::{OpenVla, prompt};
+use crate::{Act, DiffusionPolicy, Pi0, SmolVla, VlaPolicy};
+use std::path::Path;
+use vela_embodiment::{ActionChunk, ActionSpace, Embodiment, InferOptions, Observation, Policy, PolicySpec};
+use vela_llm::Tokenizer;
+use vela_llm::trace::config_json;
+use vela_nn::{Error, Result};
+
+/// What a folder may leave open.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Choices {
+    /// The data set whose units the actions are in (OpenVLA); needed only if the folder knows several.
+    pub dataset: Option<String>,
+    /// The camera of a policy that has one and does not name it (OpenVLA); else the robot's first.
+    pub camera: Option<String>,
+}
+
+/// Opens a policy folder of any kind for a robot: `vela_vla`, `act`, `diffusion`, `smolvla`, `pi0`, `pi05`, `openvla`.
+///
+/// # Errors
+/// An unknown kind; whatever is wrong with the folder; a robot that it was not made for, with the exact difference.
+pub fn open(dir: &Path, robot: &Embodiment, choices: &Choices) -> Result<Box<dyn Policy>> {
+    let config = config_json(dir)?;
+    let kind = config.get("type").or(config.get("model_type")).and_then(serde_json::Value::as_str);
+    Ok(match kind.unwrap_or("absent") {
+        "vela_vla" => {
+            let policy = VlaPolicy::load(dir)?;
+            policy.spec().embodiment.require_same(robot).map_err(Error::invalid)?;
+            Box::new(policy)
+        }
+        "act" => {
+            let (folder, weights, network) = Act::open(dir)?;
+            Box::new(FolderPolicy::new(&folder, &weights, Box::new(network), robot)?)
+        }
+        "diffusion" => {
+            let (folder, weights, network) = DiffusionPolicy::open(dir)?;
+            Box::new(FolderPolicy::new(&folder, &weights, Box::new(network), robot)?)
+        }
+        "smolvla" => Box::new(SmolVla::load(dir)?.policy(robot)?),
+        "pi0" | "pi05" => Box::new(Pi0::load(dir)?.policy(robot)?),
+        "openvla" => Box::new(OpenVlaPolicy::new(dir, robot, choices)?),
+        other => {
+            return Err(Error::invalid(format!(
+                "{}: '{other}' is no policy that is known; known: act, diffusion, openvla, pi0, pi05, smolvla, vela_vla",
+                dir.display()
+            )));
+        }
+    })
+}
+
+/// OpenVLA as a policy: one picture and a sentence in, one displacement of the gripper out.
+pub struct OpenVlaPolicy {
+    model: OpenVla,
+    tokenizer: Tokenizer,
+    spec: PolicySpec,
+    dataset: String,
+    camera: String,
+}
+
+impl OpenVlaPolicy {
+    /// Reads the folder and its `tokenizer.json`.
+    ///
+    /// # Errors
+    /// Statistics of several data sets and none chosen; a camera that the robot has not; actions that are not seven numbers.
+    pub fn new(dir: &Path, robot: &Embodiment, choices: &Choices) -> Result<Self> {
+        let model = OpenVla::load(dir)?;
+        let known: Vec<&str> = model.datasets().collect();
+        let dataset = match (&choices.dataset, known.as_slice()) {
+            (Some(name), _) => name.clone(),
+            (None, [only]) => (*only).to_owned(),
+            (None, _) => {
+                let known = known.join(", ");
+                return Err(Error::invalid(format!(
+                    "openvla: expected a choice of data set; there are: {known}"
+                )));
+            }
+        };
+        let dims = model.ranges(&dataset)?.low.len();
+        if dims != 7 || robot.gripper.is_none() {
+            return Err(Error::invalid(format!(
+                "openvla: expected actions of 7 numbers and a robot with a gripper; '{dataset}' has {dims}"
+            )));
+        }
+        let names: Vec<&str> = robot.cameras.iter().map(|camera| camera.name.as_str()).collect();
+        let camera = choices.camera.as_deref().or(names.first().copied()).unwrap_or_default().to_owned();
+        if !names.contains(&camera.as_str()) {
+            let known = names.join(", ");
+            return Err(Error::invalid(format!(
+                "openvla: the robot has no camera '{camera}'; it has: {known}"
+            )));
+        }
+        let weights = ["model.safetensors", "model.safetensors.index.json"].map(|name| dir.join(name));
+        let weights = weights.iter().find(|path| path.is_file());
+        let checkpoint = weights.map(|path| hash_of_file(path)).transpose()?.unwrap_or_default();
+        let spec = PolicySpec {
+            embodiment: robot.clone(),
+            space: ActionSpace::EndEffectorDeltas,
+            horizon: 1,
+            execute: 1,
+            history: 1,
+            checkpoint,
+        };
+        Ok(Self { tokenizer: Tokenizer::load(&dir.join("tokenizer.json"))?, model, spec, dataset, camera })
+    }
+
+    fn action(&self, observation: &Observation) -> Result<Vec<f64>> {
+        observation.check(&self.spec.embodiment).map_err(Error::invalid)?;
+        let camera = &self.camera;
+        let frame =
+            observation.frame(camera).ok_or_else(|| Error::invalid(format!("no camera '{camera}'")))?;
+        let pixels = self.model.pixels(&frame.rgb, frame.width as usize, frame.height as usize)?;
+        let ids = self.tokenizer.encode(&prompt(&observation.instruction))?;
+        let said = self.model.act(&pixels, &ids, &self.dataset)?;
+        let [x, y, z, roll, pitch, yaw, grip] = said[..] else {
+            return Err(Error::invalid(format!("openvla: expected 7 numbers, got {}", said.len())));
+        };
+        let turn = rotation_vector(roll, pitch, yaw);
+        // 1 is open and 0 is closed in the data that it was trained on.
+        let gripper = self.spec.embodiment.gripper.as_ref();
+        let joint = gripper.map(|g| g.closed + grip.clamp(0.0, 1.0) * (g.open - g.closed));
+        Ok([x, y, z].into_iter().chain(turn).chain(joint).collect())
+    }
+}
+
+impl Policy for OpenVlaPolicy {
+    fn spec(&self) -> &PolicySpec {
+        &self.spec
+    }
+
+    fn infer(
+        &mut self,
+        history: &[Observation],
+        options: &InferOptions,
+    ) -> vela_embodiment::Result<ActionChunk> {
+        let failed = |e: Error| vela_embodiment::Error::Policy(e.to_string());
+        let newest =
+            history.last().ok_or_else(|| failed(Error::invalid("expected one observation, got none")))?;
+        let chunk = ActionChunk {
+            space: self.spec.space.clone(),
+            actions: vec![self.action(newest).map_err(failed)?],
+            period_secs: self.spec.embodiment.period_secs(),
+            observation_stamp: newest.stamp,
+            seed: options.seed,
+            checkpoint: self.spec.checkpoint.clone(),
+        };
+        chunk.check(7)?;
+        Ok(chunk)
+    }
+}
+
+/// Turns about x, then y, then z (fixed axes, rad) as one rotation vector, rad.
+fn rotation_vector(roll: f64, pitch: f64, yaw: f64) -> [f64; 3] {
+    let [(sr, cr), (sp, cp), (sy, cy)] = [roll, pitch, yaw].map(|angle| (angle / 2.0).sin_cos());
+    // The unit quaternion of the product.
+    let w = cr * cp * cy + sr * sp * sy;
+    let axis = [sr * cp * cy - cr * sp * sy, cr * sp * cy + sr * cp * sy, cr * cp * sy - sr * sp * cy];
+    let sine = axis.iter().map(|x| x * x).sum::<f64>().sqrt();
+    // The shorter way round.
+    let (w, sign) = if w < 0.0 { (-w, -1.0) } else { (w, 1.0) };
+    let factor = if sine < 1e-12 { 2.0 } else { 2.0 * sine.atan2(w) / sine };
+    axis.map(|x| sign * factor * x)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn turns_about_one_axis_are_themselves_and_others_compose() {
+        let close = |a: [f64; 3], b: [f64; 3]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-9);
+        assert!(close(rotation_vector(0.3, 0.0, 0.0), [0.3, 0.0, 0.0]));
+        assert!(close(rotation_vector(0.0, 0.0, -1.2), [0.0, 0.0, -1.2]));
+        assert!(close(rotation_vector(0.0, 0.0, 0.0), [0.0; 3]));
+        // Half a turn about x and half about y are half a turn about z.
+        let half = std::f64::consts::PI;
+        let got = rotation_vector(half, half, 0.0);
+        assert!((got[2].abs() - half).abs() < 1e-9 && got[0].abs() < 1e-9, "{got:?}");
+    }
+}
