@@ -100,4 +100,27 @@ mod tests {
         let exp = Schedule::Exp.weights(1, 4, 6);
         assert!(exp[1] < linear[1] && exp[0] == 1.0 && exp[4] == 0.0);
     }
+
+    #[test]
+    fn padding_of_a_short_rest_never_pulls() -> Result<()> {
+        let cpu = &candle_core::Device::Cpu;
+        let (x, velocity) = (
+            Tensor::ones((1, 6, 2), candle_core::DType::F32, cpu)?,
+            Tensor::zeros((1, 6, 2), candle_core::DType::F32, cpu)?,
+        );
+        let guidance = Guidance {
+            left_over: Tensor::full(5f32, (1, 2, 1), cpu)?,
+            delay: 1,
+            execution_horizon: 6,
+            schedule: Schedule::Ones,
+            max_weight: 5.0,
+        };
+        let pulled = guidance.apply(&x, &velocity, 0.5)?.squeeze(0)?.to_vec2::<f32>()?;
+        assert!(pulled[..2].iter().all(|row| row[0] < 0.0), "{pulled:?}");
+        assert!(
+            pulled[2..].iter().all(|row| row == &[0.0, 0.0]),
+            "ticks that the old chunk does not have: {pulled:?}"
+        );
+        Ok(())
+    }
 }

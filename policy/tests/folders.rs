@@ -17,8 +17,15 @@ fn copy(name: &str) -> Result<tempfile::TempDir> {
     let dir = tempfile::tempdir().map_err(Error::invalid)?;
     for entry in std::fs::read_dir(case(name)).map_err(Error::invalid)? {
         let path = entry.map_err(Error::invalid)?.path();
-        if path.is_file() && !path.ends_with("golden.safetensors") {
-            let name = path.file_name().unwrap_or_default().to_owned();
+        let name = path.file_name().unwrap_or_default().to_owned();
+        if path.is_dir() {
+            let inner = dir.path().join(&name);
+            std::fs::create_dir_all(&inner).map_err(Error::invalid)?;
+            for file in std::fs::read_dir(&path).map_err(Error::invalid)? {
+                let file = file.map_err(Error::invalid)?;
+                std::fs::copy(file.path(), inner.join(file.file_name())).map_err(Error::invalid)?;
+            }
+        } else if name != "golden.safetensors" {
             std::fs::copy(&path, dir.path().join(name)).map_err(Error::invalid)?;
         }
     }
@@ -345,5 +352,13 @@ fn openvla_moves_the_gripper_in_the_units_of_its_data_set() -> Result<()> {
     choices = Choices { camera: Some("nose".into()), ..Choices::default() };
     let error = open(dir.path(), &robot, &choices).err().map(|e| e.to_string()).unwrap_or_default();
     assert!(error.contains("no camera 'nose'"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn a_fine_tune_that_says_no_vlm_layers_means_all_that_are_stored() -> Result<()> {
+    let dir = copy("smolvla")?;
+    edit(&dir.path().join("config.json"), "\"num_vlm_layers\": 3", "\"num_vlm_layers\": 0")?;
+    assert_eq!(SmolVla::load(dir.path())?.config.decoder.layers, 3);
     Ok(())
 }

@@ -87,11 +87,42 @@ impl Size {
         }
     }
 
+    /// The input rows under some output rows, those of the padding left out.
+    fn rows_under(&self, rows: &Range<usize>) -> Range<usize> {
+        let from = (rows.start * self.stride[0]).saturating_sub(self.pad[0]);
+        let last = (rows.end.max(1) - 1) * self.stride[0] + self.kernel[0];
+        let to = last.saturating_sub(self.pad[0]).min(self.input[0]);
+        from.min(to)..to
+    }
+
+    /// With a step, every how many-th pixel of a row is used: rows `[c, rows, step, width / step]`, so that they lie together.
+    fn split(&self, picture: &[f32], under: &Range<usize>, split: &mut Vec<f32>) {
+        let ([height, width], step) = (self.input, self.stride[1]);
+        let each = width.div_ceil(step);
+        split.clear();
+        split.resize(self.c * under.len() * step * each, 0.0);
+        let mut parts = split.chunks_exact_mut(each);
+        for c in 0..self.c {
+            for y in under.clone() {
+                let row = &picture[(c * height + y) * width..][..width];
+                for phase in 0..step {
+                    let Some(part) = parts.next() else { return };
+                    let every = row.get(phase..).unwrap_or_default().iter().step_by(step);
+                    part.iter_mut().zip(every).for_each(|(p, v)| *p = *v);
+                }
+            }
+        }
+    }
+
     /// The columns `[c * kh * kw, rows * width]` of some output rows of one picture.
-    fn gather(&self, picture: &[f32], rows: &Range<usize>, columns: &mut Vec<f32>) {
+    fn gather(&self, picture: &[f32], rows: &Range<usize>, columns: &mut Vec<f32>, split: &mut Vec<f32>) {
         let [_, width] = self.output();
         columns.resize(self.column() * rows.len() * width, 0.0);
         let ([height, in_width], step) = (self.input, self.stride[1]);
+        let (under, each) = (self.rows_under(rows), in_width.div_ceil(step));
+        if step > 1 {
+            self.split(picture, &under, split);
+        }
         let mut at = 0;
         self.walk(rows, |c, kx, _, y| {
             let out = &mut columns[at..at + width];
@@ -100,7 +131,6 @@ impl Size {
                 out.fill(0.0);
                 return;
             };
-            let row = &picture[(c * height + y) * in_width..][..in_width];
             let inside = self.inside(kx);
             out[..inside.start].fill(0.0);
             out[inside.end..].fill(0.0);
@@ -108,13 +138,15 @@ impl Size {
                 return;
             }
             let first = inside.start * step + kx - self.pad[1];
+            let from = match step {
+                1 => &picture[(c * height + y) * in_width + first..],
+                _ => {
+                    &split
+                        [((c * under.len() + y - under.start) * step + first % step) * each + first / step..]
+                }
+            };
             let count = inside.len();
-            let out = &mut out[inside];
-            if step == 1 {
-                out.copy_from_slice(&row[first..first + count]);
-            } else {
-                out.iter_mut().zip(row[first..].iter().step_by(step)).for_each(|(o, v)| *o = *v);
-            }
+            out[inside].copy_from_slice(&from[..count]);
         });
     }
 
@@ -147,7 +179,7 @@ pub struct After<'a> {
 }
 
 thread_local! {
-    static COLUMNS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    static SCRATCH: RefCell<[Vec<f32>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
 }
 
 /// `x [b, c, h, w]` by `weight [o, c, kh, kw]` to `[b, o, oh, ow]`.
@@ -173,10 +205,10 @@ pub fn forward(x: &[f32], weight: &[f32], size: Size, after: After) -> Vec<f32> 
             multiply(View::rows(&pixels[start..], area));
         } else {
             // Taken out, not borrowed: while the product waits for its threads, this one may begin another task.
-            let mut columns = COLUMNS.take();
-            size.gather(pixels, &rows, &mut columns);
+            let [mut columns, mut split] = SCRATCH.take();
+            size.gather(pixels, &rows, &mut columns, &mut split);
             multiply(View::rows(&columns, n));
-            COLUMNS.set(columns);
+            SCRATCH.set([columns, split]);
         }
         for channel in 0..size.o {
             let at = first + channel * area;
@@ -223,13 +255,13 @@ pub fn backward_weight(grad: &[f32], x: &[f32], size: Size) -> Vec<f32> {
     let ([height, width], k, area) = (size.output(), size.column(), size.out_area());
     let block = size.block();
     let mut out = vec![0.0; size.o * k];
-    let mut columns = Vec::new();
+    let (mut columns, mut split) = (Vec::new(), Vec::new());
     for picture in 0..size.b {
         let pixels = &x[picture * size.c * size.in_area()..][..size.c * size.in_area()];
         for start in (0..height).step_by(block) {
             let rows = start..(start + block).min(height);
             let n = rows.len() * width;
-            size.gather(pixels, &rows, &mut columns);
+            size.gather(pixels, &rows, &mut columns, &mut split);
             let grad = View::rows(&grad[picture * size.o * area + start * width..], area);
             matmul_add(&mut out, k, (size.o, k, n), grad, View::rows(&columns, n).t(), 1.0);
         }
