@@ -1,12 +1,23 @@
 //! Projectors, where image tokens go, and the assembled VLM.
 //!
-//! Entry points: [`Projector`] (patch tokens to language width), [`splice`] (where they go), [`Vlm`].
+//! Entry points: [`Vlm`] (a folder; pictures and prompts in, answers out), [`Projector`] (patch tokens to language width),
+//! [`Wording`] and [`splice`] (where they go), [`positions`] (where they are).
 
+pub mod config;
+pub mod names;
+pub mod pack;
+pub mod positions;
 pub mod projector;
+pub mod qformer;
 pub mod splice;
 pub mod trace;
 pub mod vlm;
+pub mod wording;
 
+pub use config::{Counting, Features, Reading, TowerConfig, VlmConfig};
+pub use pack::Packing;
 pub use projector::{Projection, Projector, ProjectorConfig};
+pub use qformer::{QFormer, QFormerConfig};
 pub use splice::splice;
-pub use vlm::{Vlm, VlmConfig};
+pub use vlm::{Encoded, Prompt, Text, Tower, Visual, Vlm};
+pub use wording::{Room, Style, Wording};

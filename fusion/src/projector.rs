@@ -37,6 +37,17 @@ pub enum Projection {
         /// Between the two.
         activation: Activation,
     },
+    /// The same after a normalisation: of each patch token, or of the neighbours that become one token.
+    NormedMlp {
+        /// Width inside.
+        hidden: usize,
+        /// Between the two.
+        activation: Activation,
+        /// The normalisation.
+        norm: NormConfig,
+        /// Whether patch tokens are normalised, before they are put together (Qwen2-VL), or what they become (InternVL).
+        norm_first: bool,
+    },
     /// Learned queries attend to the tokens (the cross-attention of a Q-Former, Li et al. 2023,
     /// <https://arxiv.org/abs/2301.12597>), so that the number of tokens is the number of queries.
     Queries {
@@ -66,6 +77,7 @@ pub struct Projector {
 enum Body {
     Linear(Linear),
     Mlp(Mlp),
+    NormedMlp { norm: Norm, norm_first: bool, mlp: Mlp },
     Queries { queries: Tensor, heads: usize, input: Linear, blocks: Vec<QueryBlock>, norm: Norm },
 }
 
@@ -82,8 +94,8 @@ struct QueryBlock {
 }
 
 impl Projector {
-    /// Reads `modality_projection.proj` (linear), `modality_projection.{fc1,fc2}` (network) or `queries`, `input`,
-    /// `layers.{i}` and `norm` (queries).
+    /// Reads `modality_projection.proj` (linear), `modality_projection.{fc1,fc2}` (network, with `norm` if there is one) or
+    /// `queries`, `input`, `layers.{i}` and `norm` (queries).
     pub fn new(weights: &Weights, config: &ProjectorConfig) -> Result<Self> {
         if config.shuffle == 0 || config.input == 0 || config.output == 0 {
             return Err(Error::invalid(format!("projector config: sizes must be positive: {config:?}")));
@@ -97,6 +109,15 @@ impl Projector {
             Projection::Mlp { hidden, activation } => {
                 let mlp = MlpConfig { input, hidden, output, activation, gated: false, bias: true };
                 Body::Mlp(Mlp::new(&projection, mlp)?)
+            }
+            Projection::NormedMlp { hidden, activation, norm, norm_first } => {
+                let mlp = MlpConfig { input, hidden, output, activation, gated: false, bias: true };
+                let width = if norm_first { config.input } else { input };
+                Body::NormedMlp {
+                    norm: Norm::new(&weights.pp("norm"), width, norm)?,
+                    norm_first,
+                    mlp: Mlp::new(&projection, mlp)?,
+                }
             }
             Projection::Queries { count, heads, hidden, layers, norm, activation } => {
                 if heads == 0 || !output.is_multiple_of(heads) {
@@ -146,13 +167,45 @@ impl Projector {
 
     /// `patches [b, n, input]` (a square grid, row by row) to `[b, tokens(n), output]`. Differentiable.
     pub fn forward(&self, patches: &Tensor) -> Result<Tensor> {
-        let x = pixel_shuffle(patches, self.config.shuffle)?;
+        self.project(&self.merged(patches)?)
+    }
+
+    /// Patch tokens as the projection reads them: `[b, n, input]` to `[b, n / shuffle^2, shuffle^2 * input]`.
+    pub fn merged(&self, patches: &Tensor) -> Result<Tensor> {
+        pixel_shuffle(&self.first_norm(patches)?, self.config.shuffle)
+    }
+
+    /// Patch tokens `[n, input]` in blocks of `shuffle * shuffle` neighbours, of pictures of any aspect, to
+    /// `[n / shuffle^2, output]`. Differentiable.
+    pub fn forward_blocks(&self, patches: &Tensor) -> Result<Tensor> {
+        let (n, width) = patches.dims2()?;
+        let block = self.config.shuffle * self.config.shuffle;
+        if !n.is_multiple_of(block) {
+            return Err(Error::shape(
+                "blocks of patches",
+                format!("[multiple of {block}, width]"),
+                patches.dims(),
+            ));
+        }
+        self.project(&self.first_norm(patches)?.reshape((n / block, block * width))?)
+    }
+
+    fn first_norm(&self, patches: &Tensor) -> Result<Tensor> {
         match &self.body {
-            Body::Linear(linear) => linear.forward(&x),
-            Body::Mlp(mlp) => mlp.forward(&x),
+            Body::NormedMlp { norm, norm_first: true, .. } => norm.forward(patches),
+            _ => Ok(patches.clone()),
+        }
+    }
+
+    fn project(&self, x: &Tensor) -> Result<Tensor> {
+        match &self.body {
+            Body::Linear(linear) => linear.forward(x),
+            Body::Mlp(mlp) => mlp.forward(x),
+            Body::NormedMlp { norm, norm_first: false, mlp } => mlp.forward(&norm.forward(x)?),
+            Body::NormedMlp { mlp, .. } => mlp.forward(x),
             Body::Queries { queries, heads, input, blocks, norm } => {
                 let (b, _, _) = x.dims3()?;
-                let tokens = input.forward(&x)?;
+                let tokens = input.forward(x)?;
                 let (_, count, width) = queries.dims3()?;
                 let mut x = queries.broadcast_as((b, count, width))?.contiguous()?;
                 let (heads, scale) =

@@ -70,6 +70,11 @@ pub fn prepared(preprocessor: &Preprocessor, picture: &Picture) -> Result<Stages
     Ok(stages)
 }
 
+/// Whether a folder holds a processor alone.
+pub fn is_preprocessor(dir: &Path) -> bool {
+    !dir.join("config.json").exists() && dir.join("preprocessor_config.json").exists()
+}
+
 /// Every `out.<HxW>.*` of a reference run of a processor alone, from `in.<HxW>.image` of the run itself or of the
 /// folder `preproc_images` beside `dir`.
 pub fn preprocessing(dir: &Path, golden: &HashMap<String, Tensor>) -> Result<Stages> {
