@@ -42,7 +42,7 @@ try:
         for _ in range(args.rounds):
             sizes = ["--prompt-tokens", args.prompt, "--decode-tokens", args.decode]
             vela.append(run([args.vela, "bench", "llm", "--model", args.model, "--threads", threads, "--json", *sizes]))
-            llama.append(run([sys.executable, here / "llama_cpp.py", args.model, threads, args.prompt, args.decode]))
+            llama.append(run([sys.executable, here / "measure_llama_cpp.py", args.model, threads, args.prompt, args.decode]))
         print(f"{threads} thread(s), medians of {args.rounds}: vela, llama.cpp, ratio")
         for name in SPEEDS + COSTS:
             ours, theirs = (statistics.median(m[name] for m in measured) for measured in (vela, llama))

@@ -1,6 +1,6 @@
 """The measurement of `vela bench llm` in llama.cpp: the same file, prompt and counts. Prints one JSON line.
 
-Usage: python llama_cpp.py MODEL THREADS PROMPT_TOKENS DECODE_TOKENS     (needs llama-cpp-python)
+Usage: python measure_llama_cpp.py MODEL THREADS PROMPT_TOKENS DECODE_TOKENS     (needs llama-cpp-python)
 """
 
 import ctypes
