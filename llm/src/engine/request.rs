@@ -109,7 +109,7 @@ impl Request {
                 }
                 PromptItem::Token(_) => {}
                 PromptItem::Embeds { rows, .. } => {
-                    if !matches!(rows.dims(), [1.., w] if *w == width) || rows.dtype() != DType::F32 {
+                    if !matches!(rows.dims(), [n, w] if *n > 0 && *w == width) || rows.dtype() != DType::F32 {
                         let expected = format!("[n, {width}] in float32, n at least 1");
                         return Err(Error::shape("prompt embeddings", expected, rows.dims()));
                     }
