@@ -3,7 +3,7 @@
 
 mod engine_common;
 
-use engine_common::{Ask, Outcome, alone, clock, golden, random_asks, tiny};
+use engine_common::{Ask, Outcome, Said, alone, clock, golden, random_asks, tiny};
 use rand::Rng;
 use vela_llm::engine::{
     BLOCK, Engine, EngineConfig, Event, Finish, Guide, PagedKind, PromptItem, Refusal, Request,
@@ -43,7 +43,7 @@ fn every_family_says_what_its_reference_said() -> Outcome {
         for (step_tokens, blocks) in [(256, 64), (16, 64), (16, 6)] {
             let config = EngineConfig { step_tokens, ..config(&decoder, blocks) };
             let engine = Engine::start(decoder.clone(), config, clock())?;
-            let ask = |(prompt, said): &(Vec<u32>, Vec<u32>)| engine.submit(Request::new(prompt, said.len()));
+            let ask = |(prompt, said): &Said| engine.submit(Request::new(prompt, said.len()));
             let many: Vec<_> = prompts.iter().cycle().take(5).map(ask).collect::<Result<_, _>>()?;
             for (answer, (_, said)) in many.into_iter().zip(prompts.iter().cycle()) {
                 let done = answer.wait();

@@ -1,6 +1,8 @@
 //! The scheduler against a pretended model: memory holds, instead of keys and values, a hash of the prefix that they
 //! would depend on, and the next token is a function of that hash.
 
+#![allow(clippy::panic)]
+
 use super::pool::BlockPool;
 use super::prefix::{BLOCK, Key};
 use super::schedule::{Limits, Plan, Scheduler, Sequence};

@@ -27,7 +27,7 @@ fn of_config(seed: u64, speaks: bool) -> Result<Arc<Decoder>> {
     let config = DecoderConfig::from_hf(&json!({
         "model_type": "llama", "vocab_size": 61, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 1 << (seed % 3), "head_dim": 6 + 2 * (seed % 2),
-        "tie_word_embeddings": seed % 2 == 0, "rope_scaling": rope
+        "tie_word_embeddings": seed.is_multiple_of(2), "rope_scaling": rope
     }))?;
     let make = |weights: &Weights| Decoder::new(speaks.then_some(weights), &weights.pp("model"), &config);
     let fresh = Weights::fresh(seed);
@@ -49,8 +49,11 @@ pub fn mute(seed: u64) -> Result<Arc<Decoder>> {
     of_config(seed, false)
 }
 
+/// A prompt, and what a reference went on with.
+pub type Said = (Vec<u32>, Vec<u32>);
+
 /// A golden model, and its prompts with what its reference generated.
-pub fn golden(case: &str) -> Result<(Arc<Decoder>, Vec<(Vec<u32>, Vec<u32>)>)> {
+pub fn golden(case: &str) -> Result<(Arc<Decoder>, Vec<Said>)> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(case);
     let golden = candle_core::safetensors::load(dir.join("golden.safetensors"), &Device::Cpu)?;
     let ids = |name: &str| -> Result<Vec<Vec<u32>>> {
