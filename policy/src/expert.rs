@@ -256,20 +256,25 @@ impl Expert {
         if self.time_place == TimePlace::Beside {
             return Ok(None);
         }
+        if times.rank() != 1 {
+            return Err(Error::shape("times that tune norms", "[n]", times.dims()));
+        }
         let time = sine_embedding(times, self.config.layers.width, self.config.time_periods)?;
         let silu = |x: Tensor| Activation::Silu.forward(&x);
         Ok(Some(silu(self.time_out.forward(&silu(self.time_in.forward(&time)?)?)?)?))
     }
 
-    /// Noisy actions `[n, horizon, action_dims]` and flow times `[n]` to embeddings `[n, horizon, width]`.
+    /// Noisy actions `[n, horizon, action_dims]` and flow times `[n]`, or one per action `[n, horizon]`, to embeddings
+    /// `[n, horizon, width]`.
     pub fn embed(&self, x: &Tensor, times: &Tensor) -> Result<Tensor> {
         let (n, horizon, _) = x.dims3()?;
         let width = self.config.layers.width;
         if self.time_place == TimePlace::Norms {
             return self.action_in.forward(x);
         }
-        let time = sine_embedding(times, width, self.config.time_periods)?;
-        let time = time.reshape((n, 1, width))?.broadcast_as((n, horizon, width))?;
+        let time = sine_embedding(&times.flatten_all()?, width, self.config.time_periods)?;
+        let each = if times.rank() == 2 { horizon } else { 1 };
+        let time = time.reshape((n, each, width))?.broadcast_as((n, horizon, width))?;
         let both = Tensor::cat(&[&self.action_in.forward(x)?, &time.contiguous()?], 2)?;
         self.time_out.forward(&Activation::Silu.forward(&self.time_in.forward(&both)?)?)
     }

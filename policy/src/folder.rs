@@ -1,7 +1,7 @@
 //! A VLA as a policy: from a folder or from inside the binary, observations in, chunks in physical units out.
 
 use crate::pi0::state_prompt;
-use crate::rtc::{Guidance, Schedule};
+use crate::rtc::{Guidance, Pull, Schedule};
 use crate::vla::{StatePlace, Vla, VlaConfig, VlaInputs, signed_planes};
 use candle_core::{DType, Device, Tensor};
 use std::path::Path;
@@ -31,6 +31,8 @@ pub struct Guide {
     pub schedule: Schedule,
     /// Upper bound of the pull.
     pub max_weight: f64,
+    /// How the last chunk acts on the new one.
+    pub pull: Pull,
 }
 
 /// How a policy reads what it is given.
@@ -228,6 +230,7 @@ impl VlaPolicy {
             execution_horizon: self.config.horizon.saturating_sub(self.config.execute),
             schedule: guide.schedule,
             max_weight: guide.max_weight,
+            pull: guide.pull,
         })
     }
 }

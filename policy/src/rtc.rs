@@ -1,10 +1,25 @@
-//! Real-time chunking (Black et al. 2025, <https://arxiv.org/abs/2506.07339>) with LeRobot's identity Jacobian:
-//! while a chunk is sampled, its start is pulled towards the rest of the last chunk, which the arm is still
-//! carrying out.
+//! Real-time chunking (Black et al. 2025, <https://arxiv.org/abs/2506.07339>): while a chunk is sampled, its start is
+//! pulled towards the rest of the last chunk, which the arm is still carrying out. Straight, as LeRobot does it, or back
+//! through the network, as the paper does. Or the network was trained to go on behind a start that is fixed
+//! (<https://arxiv.org/abs/2512.05964>): then nothing is pulled.
 
-use candle_core::Tensor;
+use crate::flow::Field;
+use candle_core::{Tensor, Var};
 use serde::{Deserialize, Serialize};
-use vela_nn::Result;
+use vela_nn::{Error, Result};
+
+/// How the last chunk's rest acts on the new one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pull {
+    /// What the chunk would become is pulled as if the network's Jacobian were the identity (LeRobot).
+    #[default]
+    Straight,
+    /// The pull goes back through the network: a vector-Jacobian product per step (the paper).
+    Through,
+    /// The actions of the delay are given, clean, and the network goes on behind them; for networks trained so.
+    Fixed,
+}
 
 /// How strongly each tick of the old chunk pulls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +48,8 @@ pub struct Guidance {
     pub schedule: Schedule,
     /// Upper bound of the pull.
     pub max_weight: f64,
+    /// How the old chunk acts.
+    pub pull: Pull,
 }
 
 impl Schedule {
@@ -61,7 +78,27 @@ impl Guidance {
     /// The guided velocity at `x` and `time`, where time runs from 1 (noise) to 0 (actions).
     /// `x` and `velocity` are `[b, horizon, dims]`.
     pub fn apply(&self, x: &Tensor, velocity: &Tensor, time: f64) -> Result<Tensor> {
-        let (b, horizon, dims) = x.dims3()?;
+        let pull = self.pull(&(x - (velocity * time)?)?)?;
+        Ok((velocity - (pull * self.strength(time))?)?)
+    }
+
+    /// The same with the pull taken back through the network: `field` is asked at `x [b, horizon, dims]` and `times [b]`, all
+    /// of one `time`.
+    pub fn apply_through(&self, field: &mut Field, x: &Tensor, times: &Tensor, time: f64) -> Result<Tensor> {
+        let at = Var::from_tensor(x)?;
+        let velocity = field(at.as_tensor(), times)?;
+        let clean = (at.as_tensor() - (&velocity * time)?)?;
+        let pull = self.pull(&clean.detach())?;
+        let grads = (clean * pull)?.sum_all()?.backward()?;
+        let back = grads.get(at.as_tensor());
+        let back =
+            back.ok_or_else(|| Error::invalid("real-time chunking: the network ignores its actions"))?;
+        Ok((velocity.detach() - (back * self.strength(time))?)?)
+    }
+
+    /// How far what the chunk would become is from the old one, weighed tick by tick.
+    fn pull(&self, clean: &Tensor) -> Result<Tensor> {
+        let (b, horizon, dims) = clean.dims3()?;
         let (_, ticks, width) = self.left_over.dims3()?;
         let ticks = ticks.min(horizon);
         let mut old = self.left_over.narrow(1, 0, ticks)?.narrow(2, 0, width.min(dims))?;
@@ -72,10 +109,8 @@ impl Guidance {
         let end = self.execution_horizon.min(ticks);
         let mut weights = self.schedule.weights(self.delay, end, horizon);
         weights.iter_mut().skip(ticks).for_each(|w| *w = 0.0);
-        let weights = Tensor::from_vec(weights, (1, horizon, 1), x.device())?;
-        let clean = (x - (velocity * time)?)?;
-        let pull = (old - clean)?.broadcast_mul(&weights.broadcast_as((b, horizon, 1))?)?;
-        Ok((velocity - (pull * self.strength(time))?)?)
+        let weights = Tensor::from_vec(weights, (1, horizon, 1), clean.device())?;
+        Ok((old - clean)?.broadcast_mul(&weights.broadcast_as((b, horizon, 1))?)?)
     }
 
     fn strength(&self, time: f64) -> f64 {
@@ -114,6 +149,7 @@ mod tests {
             execution_horizon: 6,
             schedule: Schedule::Ones,
             max_weight: 5.0,
+            pull: Pull::Straight,
         };
         let pulled = guidance.apply(&x, &velocity, 0.5)?.squeeze(0)?.to_vec2::<f32>()?;
         assert!(pulled[..2].iter().all(|row| row[0] < 0.0), "{pulled:?}");
@@ -121,6 +157,35 @@ mod tests {
             pulled[2..].iter().all(|row| row == &[0.0, 0.0]),
             "ticks that the old chunk does not have: {pulled:?}"
         );
+        Ok(())
+    }
+
+    #[test]
+    fn through_a_network_that_ignores_its_place_the_pull_is_straight() -> Result<()> {
+        let cpu = &candle_core::Device::Cpu;
+        let x = Tensor::new(&[[[0.3f32, -0.2], [0.1, 0.5], [0.7, 0.0]]], cpu)?;
+        let guidance = Guidance {
+            left_over: Tensor::full(0.4f32, (1, 3, 2), cpu)?,
+            delay: 1,
+            execution_horizon: 3,
+            schedule: Schedule::Linear,
+            max_weight: 5.0,
+            pull: Pull::Through,
+        };
+        let (time, times) = (0.6, Tensor::new(&[0.6f32], cpu)?);
+        let flat = |t: Tensor| -> Result<Vec<f32>> { Ok(t.flatten_all()?.to_vec1()?) };
+        let constant = Tensor::full(0.25f32, (1, 3, 2), cpu)?;
+        let straight = flat(guidance.apply(&x, &constant, time)?)?;
+        let through =
+            flat(guidance.apply_through(&mut |x, _| Ok(((x * 0.0)? + &constant)?), &x, &times, time)?)?;
+        assert!(straight.iter().zip(&through).all(|(a, b)| (a - b).abs() < 1e-6), "{straight:?} {through:?}");
+        // v = a x: what the chunk would become is (1 - time a) x, and so is the pull scaled.
+        let slope = 0.5;
+        let velocity = (&x * slope)?;
+        let straight = (&velocity - guidance.apply(&x, &velocity, time)?)?;
+        let through = guidance.apply_through(&mut |x, _| Ok((x * slope)?), &x, &times, time)?;
+        let (a, b) = (flat((straight * (1.0 - time * slope))?)?, flat((&velocity - through)?)?);
+        assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-6), "{a:?} {b:?}");
         Ok(())
     }
 }

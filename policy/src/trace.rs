@@ -7,7 +7,7 @@ use crate::moment::statistics;
 use crate::normalise::Normaliser;
 use crate::openvla::OpenVla;
 use crate::pi0::{self, Pi0};
-use crate::rtc::{Guidance, Schedule};
+use crate::rtc::{Guidance, Pull, Schedule};
 use crate::smolvla::{self, SmolVla};
 use crate::vla::{Vla, VlaConfig, VlaInputs, prefix_blocks};
 use candle_core::{DType, Device, Tensor};
@@ -214,6 +214,7 @@ fn flow(model: &Parts, golden: &HashMap<String, Tensor>) -> Result<Stages> {
             execution_horizon: number("in.rtc.execution_horizon")? as usize,
             schedule: Schedule::Exp,
             max_weight: number("in.rtc.max_guidance_weight")?,
+            pull: Pull::Straight,
         };
         let guided = model.vla.sample_guided(&prefix, noise, Some(&guidance), &mut |_, _, _| {})?;
         let guided = guided.narrow(2, 0, model.actions)?.contiguous()?;

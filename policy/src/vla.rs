@@ -3,7 +3,7 @@
 use crate::expert::{Expert, ExpertConfig, Frame, Prefix, TimePlace};
 use crate::flow::{Direction, FlowConfig, StepTap};
 use crate::normalise::Normaliser;
-use crate::rtc::Guidance;
+use crate::rtc::{Guidance, Pull};
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use vela_embodiment::ActionSpace;
@@ -245,7 +245,7 @@ impl Vla {
         self.sample_guided(prefix, noise, None, tap)
     }
 
-    /// The same, pulled towards the rest of the last chunk.
+    /// The same with the rest of the last chunk acting on it.
     ///
     /// # Errors
     /// Guidance of a flow whose noise is at time 0, for which it is not defined here.
@@ -260,15 +260,53 @@ impl Vla {
             return Err(Error::invalid("real-time chunking: expected a flow with its noise at time 1"));
         }
         let frame: Frame = self.expert.frame(prefix, 1, noise.dim(1)?)?;
-        let mut field = |x: &Tensor, t: &Tensor| {
-            let velocity = self.expert.velocity(prefix, &frame, x, t)?;
-            match guidance {
-                // All rows share one time when sampling.
-                Some(guidance) => guidance.apply(x, &velocity, f64::from(t.get(0)?.to_scalar::<f32>()?)),
-                None => Ok(velocity),
+        let mut free = |x: &Tensor, t: &Tensor| self.expert.velocity(prefix, &frame, x, t);
+        // All rows share one time when sampling.
+        let time_of = |t: &Tensor| -> Result<f64> { Ok(f64::from(t.get(0)?.to_scalar::<f32>()?)) };
+        match guidance.map(|guidance| (guidance, guidance.pull)) {
+            None => self.flow.sample(&mut free, noise, tap),
+            Some((guidance, Pull::Straight)) => {
+                let mut field = |x: &Tensor, t: &Tensor| guidance.apply(x, &free(x, t)?, time_of(t)?);
+                self.flow.sample(&mut field, noise, tap)
             }
+            Some((guidance, Pull::Through)) => {
+                let mut field = |x: &Tensor, t: &Tensor| guidance.apply_through(&mut free, x, t, time_of(t)?);
+                self.flow.sample(&mut field, noise, tap)
+            }
+            Some((guidance, Pull::Fixed)) => {
+                let fixed =
+                    Fixed::new(noise, &vec![guidance.delay; noise.dim(0)?], guidance.left_over.dim(1)?)?;
+                let start = fixed.put(&guidance.left_over, noise)?;
+                let mut field = |x: &Tensor, t: &Tensor| fixed.still(&free(x, &fixed.times(t)?)?);
+                self.flow.sample(&mut field, &start, tap)
+            }
+        }
+    }
+
+    /// As [`Self::flow_loss`] with one draw per row, where the first `delays [b]` actions of each row are given clean and do
+    /// not count: what is left learns to go on behind them (<https://arxiv.org/abs/2512.05964>). Differentiable.
+    ///
+    /// # Errors
+    /// A flow whose noise is at time 0; an expert whose norms time tunes; not one delay per row.
+    pub fn flow_loss_behind(
+        &self,
+        prefix: &Prefix,
+        actions: &Tensor,
+        noise: &Tensor,
+        times: &Tensor,
+        delays: &[usize],
+    ) -> Result<Tensor> {
+        if self.flow.direction != Direction::NoiseAtOne || delays.len() != actions.dim(0)? {
+            return Err(Error::invalid("real-time chunking: expected noise at time 1 and one delay per row"));
+        }
+        let fixed = Fixed::new(actions, delays, usize::MAX)?;
+        let frame = self.expert.frame(prefix, 1, actions.dim(1)?)?;
+        let mut field = |x: &Tensor, t: &Tensor| {
+            self.expert.velocity(prefix, &frame, &fixed.put(actions, x)?, &fixed.times(t)?)
         };
-        self.flow.sample(&mut field, noise, tap)
+        let errors = self.flow.squared_errors(&mut field, actions, noise, times)?;
+        let counted = fixed.free.broadcast_as(errors.shape())?.sum_all()?.to_scalar::<f32>()?;
+        Ok((errors.broadcast_mul(&fixed.free)?.sum_all()? / f64::from(counted.max(1.0)))?)
     }
 
     /// Where the robot's state enters.
@@ -279,6 +317,50 @@ impl Vla {
     /// The action expert.
     pub fn expert(&self) -> &Expert {
         &self.expert
+    }
+}
+
+/// Actions that are given at the start of each row.
+struct Fixed {
+    /// 1 where an action is free, `[b, horizon, 1]`.
+    free: Tensor,
+}
+
+impl Fixed {
+    /// The first `delays [b]` actions of `like [b, horizon, dims]`, at most `most`.
+    fn new(like: &Tensor, delays: &[usize], most: usize) -> Result<Self> {
+        let (b, horizon, _) = like.dims3()?;
+        let free = |delay: &usize| {
+            let delay = (*delay).min(most);
+            (0..horizon).map(move |k| f32::from(u8::from(k >= delay)))
+        };
+        Ok(Self {
+            free: Tensor::from_vec(delays.iter().flat_map(free).collect(), (b, horizon, 1), like.device())?,
+        })
+    }
+
+    /// `given [b, ticks, dims]` where it is fixed, `x [b, horizon, dims]` elsewhere.
+    fn put(&self, given: &Tensor, x: &Tensor) -> Result<Tensor> {
+        let (_, horizon, dims) = x.dims3()?;
+        let ticks = given.dim(1)?.min(horizon);
+        let mut given = given.narrow(1, 0, ticks)?.pad_with_zeros(1, 0, horizon - ticks)?;
+        if given.dim(2)? < dims {
+            given = given.pad_with_zeros(2, 0, dims - given.dim(2)?)?;
+        }
+        // Not by factors: noise must leave no trace in what is given.
+        let free = self.free.broadcast_as(x.shape())?.contiguous()?;
+        Ok(free.ge(0.5)?.where_cond(&x.contiguous()?, &given.contiguous()?)?)
+    }
+
+    /// Velocities, none where it is fixed.
+    fn still(&self, velocity: &Tensor) -> Result<Tensor> {
+        Ok(velocity.broadcast_mul(&self.free)?)
+    }
+
+    /// Times `[b]` as one per action, `[b, horizon]`: what is given is clean, at time 0.
+    fn times(&self, times: &Tensor) -> Result<Tensor> {
+        let (b, horizon, _) = self.free.dims3()?;
+        Ok(self.free.reshape((b, horizon))?.broadcast_mul(&times.reshape((b, 1))?)?)
     }
 }
 

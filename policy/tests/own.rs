@@ -5,7 +5,7 @@ use vela_embodiment::{ActionSpace, Embodiment, Frame, InferOptions, Observation,
 use vela_fusion::{Projection, ProjectorConfig};
 use vela_llm::{DecoderConfig, Tokenizer};
 use vela_nn::{Activation, Error, NormConfig, Result, RopeConfig, Weights, random};
-use vela_policy::rtc::Schedule;
+use vela_policy::rtc::{Pull, Schedule};
 use vela_policy::{
     ExpertConfig, FlowConfig, Guide, Normaliser, Prefix, Scaling, Vla, VlaConfig, VlaInputs, VlaPolicy,
     folder,
@@ -303,7 +303,35 @@ fn a_guided_chunk_starts_nearer_to_what_the_arm_is_doing() -> Result<()> {
         Ok(chunk.actions[0].iter().map(|delta| (0.1 + delta - old[0][0]).abs()).sum())
     };
     let free = first(None)?;
-    let guided = first(Some(Guide { schedule: Schedule::Exp, max_weight: 5.0 }))?;
-    assert!(guided < 0.5 * free, "{guided} against {free}");
+    let guide = |pull| Some(Guide { schedule: Schedule::Exp, max_weight: 5.0, pull });
+    for (pull, share) in [(Pull::Straight, 0.5), (Pull::Through, 0.5), (Pull::Fixed, 1e-5)] {
+        let guided = first(guide(pull))?;
+        assert!(guided < share * free, "{pull:?}: {guided} against {free}");
+    }
+    Ok(())
+}
+
+#[test]
+fn training_behind_a_fixed_start_ignores_its_noise_and_answers_keep_it() -> Result<()> {
+    let vla = Vla::new(&Weights::fresh(3), &config(1))?;
+    let prefix = vla.prefix(&inputs()?)?;
+    let (actions, noise) = (random::normal(1, "actions", (3, 5, 6))?, random::normal(2, "noise", (3, 5, 6))?);
+    let times = Tensor::new(&[0.3f32, 0.6, 0.9], &Device::Cpu)?;
+    let loss = |noise: &Tensor| -> Result<f32> {
+        Ok(vla.flow_loss_behind(&prefix, &actions, noise, &times, &[2, 0, 5])?.to_scalar()?)
+    };
+    let nudged = |row: usize, tick: usize| -> Result<Tensor> {
+        let mut values = noise.flatten_all()?.to_vec1::<f32>()?;
+        values[(row * 5 + tick) * 6] += 0.5;
+        Ok(Tensor::from_vec(values, (3, 5, 6), &Device::Cpu)?)
+    };
+    let plain = loss(&noise)?;
+    assert!(plain.is_finite() && plain > 0.0);
+    for (row, tick) in [(0, 1), (2, 4)] {
+        assert_eq!(loss(&nudged(row, tick)?)?, plain, "row {row} tick {tick} is given");
+    }
+    for (row, tick) in [(0, 2), (1, 0)] {
+        assert_ne!(loss(&nudged(row, tick)?)?, plain, "row {row} tick {tick} is free");
+    }
     Ok(())
 }

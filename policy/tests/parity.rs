@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use vela_embodiment::{Embodiment, Frame, InferOptions, Observation, Policy, Stamp};
 use vela_nn::{Error, Result};
-use vela_policy::rtc::{Guidance, Schedule};
+use vela_policy::rtc::{Guidance, Pull, Schedule};
 use vela_policy::{Normaliser, Pi0, Scaling, SmolVla, StatePlace, Statistics, verify};
 
 fn case(name: &str) -> PathBuf {
@@ -140,6 +140,7 @@ fn guidance_agrees_with_real_time_chunking_of_the_reference() -> Result<()> {
             execution_horizon: case["execution_horizon"].as_u64().unwrap_or(0) as usize,
             schedule,
             max_weight: case["max_guidance_weight"].as_f64().unwrap_or(0.0),
+            pull: Pull::Straight,
         };
         let time = case["time"].as_f64().unwrap_or(0.0);
         let got = guidance.apply(&golden[&format!("in.{i}.x_t")], &golden[&format!("in.{i}.v_t")], time)?;
