@@ -106,7 +106,8 @@ pub struct DiffusionPolicy {
     unet: Unet,
     config: DiffusionConfig,
     history: usize,
-    horizon: usize,
+    /// Ticks of the U-Net's chunk, which begins at the oldest moment.
+    ticks: usize,
     execute: usize,
 }
 
@@ -156,7 +157,7 @@ impl DiffusionPolicy {
             config: file.diffusion()?,
             crop: file.crop_shape,
             history: file.n_obs_steps,
-            horizon: file.horizon,
+            ticks: file.horizon,
             execute: file.n_action_steps,
             eyes,
             cameras,
@@ -181,7 +182,7 @@ impl DiffusionPolicy {
 
     /// Numbers per chunk: `[horizon, dims]`.
     pub fn chunk_shape(&self) -> [usize; 2] {
-        [self.horizon, self.unet.config().action_dims]
+        [self.ticks, self.unet.config().action_dims]
     }
 
     /// What conditions the U-Net: `pictures` one `[b, history, 3, h, w]` per camera, `state [b, history, dims]` to

@@ -333,7 +333,7 @@ mod tests {
         let all = chunks(20, 8, 2);
         let fast = Fast::fit(&all, 8, 2, 10.0, 200)?;
         assert!(fast.decode(&[]).is_err() && fast.decode(&[u32::MAX]).is_err());
-        assert!(fast.decode(&vec![0; 17]).is_err() && fast.encode(&[0.0; 3]).is_err());
+        assert!(fast.decode(&[0; 17]).is_err() && fast.encode(&[0.0; 3]).is_err());
         assert!(fast.encode(&[f32::NAN; 16]).is_err() && Fast::fit(&[], 8, 2, 10.0, 200).is_err());
         assert!(Fast::fit(&all, 8, 2, 10.0, 3).is_err_and(|e| e.to_string().contains("needs")));
         // Far outside what was fitted: held at the nearest, and still a chunk.

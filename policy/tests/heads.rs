@@ -14,9 +14,15 @@ fn body(kind: BodyKind) -> BodyConfig {
     BodyConfig { kind, conditioning: 3, width: 32, layers: 2, heads: 2 }
 }
 
+/// A head by name, and its weights.
+type Named = (&'static str, Weights, Box<dyn Head>);
+
+/// Draws conditioning and actions.
+type Data<'a> = dyn Fn(&mut dyn RngCore) -> Result<(Tensor, Tensor)> + 'a;
+
 /// A fresh head of each kind.
-fn heads(weights: &dyn Fn() -> Weights) -> Result<Vec<(&'static str, Weights, Box<dyn Head>)>> {
-    let mut all: Vec<(&'static str, Weights, Box<dyn Head>)> = Vec::new();
+fn heads(weights: &dyn Fn() -> Weights) -> Result<Vec<Named>> {
+    let mut all: Vec<Named> = Vec::new();
     let (wide, flat) = (body(BodyKind::Transformer), body(BodyKind::Mlp));
     let flow = |direction, solver, steps| FlowConfig { direction, solver, steps, ..FlowConfig::default() };
     let w = weights();
@@ -78,12 +84,7 @@ fn places() -> Result<Tensor> {
     random::normal(3, "places", (8, 2, 3))
 }
 
-fn train(
-    head: &dyn Head,
-    weights: &Weights,
-    steps: usize,
-    data: &dyn Fn(&mut dyn RngCore) -> Result<(Tensor, Tensor)>,
-) -> Result<f32> {
+fn train(head: &dyn Head, weights: &Weights, steps: usize, data: &Data) -> Result<f32> {
     let vars = weights.trainable();
     let mut optimiser = AdamW::new(vars.clone(), AdamWConfig::default());
     let mut rng = random::stream(1, "training");

@@ -22,7 +22,7 @@ fn zip(entries: &[(&str, Vec<u8>)]) -> Vec<u8> {
     let (mut out, mut directory) = (Vec::new(), Vec::new());
     for (name, bytes) in entries {
         let (at, size) = (out.len() as u32, bytes.len() as u32);
-        let mut common = vec![0u8; 16];
+        let mut common = [0u8; 16];
         common[8..12].copy_from_slice(&size.to_le_bytes());
         common[12..16].copy_from_slice(&size.to_le_bytes());
         let fields = [&common[..2], &common[..2], &[0u8; 4][..], &[0u8; 4][..], &common[8..]].concat();
