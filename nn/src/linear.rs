@@ -81,15 +81,13 @@ impl Linear {
     }
 
     fn quantised(blocks: Blocks, precision: Precision) -> Weight {
-        let packed = if precision == Precision::Fast { Packed::new(&blocks) } else { None };
-        match packed {
-            Some(packed) => {
-                // The file's own copy is not needed any more.
-                blocks.forget();
-                Weight::Packed(Arc::new(packed))
-            }
-            None => Weight::Blocks(blocks),
+        if precision == Precision::Exact {
+            return Weight::Blocks(blocks);
         }
+        let packed = Packed::new(&blocks);
+        // The file's own copy is not needed any more.
+        blocks.forget();
+        Weight::Packed(Arc::new(packed))
     }
 
     /// `(output, input)`.
@@ -169,10 +167,8 @@ impl Linear {
     /// The same for several layers of equal input.
     pub(crate) fn project_all(layers: &[&Self], x: &[f32]) -> Result<Vec<Vec<f32>>> {
         let packed: Vec<&Packed> = layers.iter().filter_map(|layer| layer.packed()).collect();
-        let mut fast = Vec::new();
-        if let Some(first) = packed.first() {
-            fast = products(&Activations::of(x, first.columns()), &packed);
-        }
+        let fast =
+            if packed.is_empty() { Vec::new() } else { products(&Activations::of(x, &packed), &packed) };
         let mut fast = fast.into_iter();
         let one = |layer: &&Self| -> Result<Vec<f32>> {
             let mut out = match &layer.weight {

@@ -234,8 +234,8 @@ pub enum Precision {
     /// Float32 activations on the weights that the file means: for comparisons.
     #[default]
     Exact,
-    /// Activations in eight bits per block of 32, integer products, float32 sums; weights packed once at load. Weights of
-    /// 16 bits are multiplied exactly.
+    /// Weights packed once at load. Quantised ones meet activations in eight bits per block of 32: integer products, float32
+    /// sums. Weights in floating point (16 bits stay 16 bits) are multiplied in float32.
     Fast,
 }
 

@@ -1,7 +1,7 @@
 //! Where parameters come from: a checkpoint, bytes in the binary, or a seeded initialisation. One prefix-scoped source.
 
 use crate::error::{Misshaped, WeightsReport};
-use crate::quant::{Blocks, Precision};
+use crate::quant::{Blocks, Format, Precision};
 use crate::{Error, Gguf, Result, kernels::mapped::MappedFile, random};
 use candle_core::{Device, Shape, Tensor, Var};
 use rand::Rng;
@@ -76,7 +76,7 @@ pub(crate) enum Matrix {
 }
 
 enum FileBytes {
-    Mapped(MappedFile),
+    Mapped(Arc<MappedFile>),
     Owned(Vec<u8>),
 }
 
@@ -95,6 +95,32 @@ impl Stored {
             Self::Ready(tensor) => tensor.dims(),
             Self::Raw { shape, .. } => shape,
             Self::Blocks(blocks) => blocks.shape(),
+        }
+    }
+
+    /// As blocks, if it is to be kept as it is stored: what is quantised always, numbers in floating point to be packed.
+    fn blocks(&self, precision: Precision) -> Option<Blocks> {
+        match self {
+            Self::Blocks(blocks) if precision == Precision::Fast || blocks.format() != Format::F32 => {
+                Some(blocks.clone())
+            }
+            Self::Raw { file, dtype, shape, start, end } if precision == Precision::Fast => {
+                let format = match dtype {
+                    Dtype::F32 => Format::F32,
+                    Dtype::F16 => Format::F16,
+                    Dtype::BF16 => Format::Bf16,
+                    _ => return None,
+                };
+                match &**file {
+                    FileBytes::Mapped(file) => {
+                        Some(Blocks::mapped(format, shape.clone(), file.clone(), *start..*end))
+                    }
+                    FileBytes::Owned(bytes) => {
+                        Blocks::new(format, shape, bytes.get(*start..*end)?.to_vec()).ok()
+                    }
+                }
+            }
+            _ => None,
         }
     }
 
@@ -160,10 +186,10 @@ pub struct Weights {
 
 impl Weights {
     fn new(mode: Mode, stored: HashMap<String, Stored>) -> Self {
-        Self::with_precision(mode, Precision::Exact, stored)
+        Self::source(mode, Precision::Exact, stored)
     }
 
-    fn with_precision(mode: Mode, precision: Precision, stored: HashMap<String, Stored>) -> Self {
+    fn source(mode: Mode, precision: Precision, stored: HashMap<String, Stored>) -> Self {
         // Every model begins with its weights.
         crate::kernels::candle_pool::keep_out();
         let source = Source { mode, precision, stored, state: Mutex::default() };
@@ -175,7 +201,7 @@ impl Weights {
     pub fn from_gguf(file: &Gguf, precision: Precision) -> Self {
         let stored =
             file.tensors().iter().map(|(name, blocks)| (name.clone(), Stored::Blocks(blocks.clone())));
-        Self::with_precision(Mode::Frozen, precision, stored.collect())
+        Self::source(Mode::Frozen, precision, stored.collect())
     }
 
     /// Constants from safetensors files (F32, F16 or BF16, all read as float32), memory-mapped.
@@ -232,7 +258,7 @@ impl Weights {
                 return Err(Error::parse(name, format!("two tensors would be called {new}")));
             }
         }
-        let renamed = Self::with_precision(self.source.mode, self.source.precision, stored);
+        let renamed = Self::source(self.source.mode, self.source.precision, stored);
         Ok(Self { prefix: self.prefix.clone(), ..renamed })
     }
 
@@ -302,17 +328,37 @@ impl Weights {
         Ok(tensor)
     }
 
-    /// As [`Weights::get_init`] for `[rows, columns]`, left in the file's blocks where those are not plain float32.
+    /// The same constants, multiplied as `precision` says by the layers that are made of them: [`Precision::Fast`] keeps 16-bit
+    /// weights in 16 bits and packs them, but has no gradient. Call it before any layer has asked for a tensor.
+    ///
+    /// # Errors
+    /// Variables, or a layer that has asked.
+    pub fn with_precision(self, precision: Precision) -> Result<Self> {
+        if self.source.mode != Mode::Frozen {
+            return Err(Error::invalid("only constant weights have a precision; these are variables"));
+        }
+        match Arc::try_unwrap(self.source) {
+            Ok(source) if source.state.lock().is_ok_and(|state| state.used.is_empty()) => {
+                Ok(Self { source: Arc::new(Source { precision, ..source }), prefix: self.prefix })
+            }
+            _ => Err(Error::invalid("the precision of weights comes before the layers made of them")),
+        }
+    }
+
+    /// As [`Weights::get_init`] for `[rows, columns]`, left as it is stored where that is quantised or to be packed.
     pub(crate) fn matrix(&self, shape: (usize, usize), name: &str, init: Init) -> Result<Matrix> {
         let full = self.full(name);
-        match self.source.stored.get(&full) {
-            Some(Stored::Blocks(blocks))
-                if blocks.shape() == [shape.0, shape.1] && blocks.format() != crate::quant::Format::F32 =>
-            {
+        let precision = self.source.precision;
+        let blocks = match self.source.stored.get(&full) {
+            Some(stored) if stored.shape() == [shape.0, shape.1] => stored.blocks(precision),
+            _ => None,
+        };
+        match blocks {
+            Some(blocks) => {
                 self.source.state().used.insert(full);
-                Ok(Matrix::Blocks(blocks.clone(), self.source.precision))
+                Ok(Matrix::Blocks(blocks, precision))
             }
-            _ => self.get_init(shape, name, init).map(Matrix::Dense),
+            None => self.get_init(shape, name, init).map(Matrix::Dense),
         }
     }
 
@@ -416,7 +462,7 @@ fn read_files(paths: &[PathBuf]) -> Result<HashMap<String, Stored>> {
     let mut stored = HashMap::new();
     for path in paths {
         let file = MappedFile::open(path).map_err(|e| Error::io(path, e))?;
-        index_file(&path.display().to_string(), Arc::new(FileBytes::Mapped(file)), &mut stored)?;
+        index_file(&path.display().to_string(), Arc::new(FileBytes::Mapped(Arc::new(file))), &mut stored)?;
     }
     Ok(stored)
 }

@@ -15,7 +15,7 @@ use std::sync::OnceLock;
 pub const ROWS: usize = 16;
 /// Columns of a block.
 pub const BLOCK: usize = 32;
-/// Rows of activations that a full tile holds; what is left over goes by fours and ones.
+/// Rows of activations that a full tile holds where there are 32 vector registers; else, and of what is left over, four.
 const TILE: usize = 12;
 
 /// The instruction sets of the quantised products.
@@ -63,44 +63,73 @@ struct Cell {
 
 const EMPTY: Cell = Cell { q: [0; BLOCK], facts: [0.0; 5] };
 
-/// Quantised rows of activations, in the order in which tiles read them: tile, block, row.
+/// Rows of activations in the order in which tiles read them: tile, block or column, row.
 pub struct Activations {
+    /// In eight bits, for quantised weights.
     cells: Vec<Cell>,
+    /// As they are, for weights in floating point.
+    floats: Vec<f32>,
+    /// First row and number of rows of each tile.
+    tiles: Vec<(usize, usize)>,
     rows: usize,
-    blocks: usize,
+    columns: usize,
 }
 
 impl Activations {
-    /// Quantises `x`, rows of `columns` values (a multiple of 32).
-    pub fn of(x: &[f32], columns: usize) -> Self {
-        let (rows, blocks) = (x.len() / columns.max(1), columns / BLOCK);
-        let mut cells = vec![EMPTY; rows * blocks];
-        let shared = Shared::new(&mut cells);
-        let tiles = tiles(rows);
-        let fill = |tile: usize| {
-            let (start, count) = tiles[tile];
-            // SAFETY: tiles lie one behind the other, and each is filled by one task.
-            let cells = unsafe { shared.range(start * blocks, count * blocks) };
-            let rows = &x[start * columns..(start + count) * columns];
-            for (row, values) in rows.chunks_exact(columns).enumerate() {
-                quantise(values, &mut cells[row..], count);
-            }
-        };
-        if rows * columns < 1 << 15 {
-            (0..tiles.len()).for_each(fill);
-        } else {
-            threads::for_each(tiles.len(), fill);
+    /// Prepares `x`, rows of the width of `weights`, for their formats.
+    pub fn of(x: &[f32], weights: &[&Packed]) -> Self {
+        let columns = weights.first().map_or(1, |w| w.columns()).max(1);
+        let rows = x.len() / columns;
+        let (mut cells, mut floats) = (Vec::new(), Vec::new());
+        if weights.iter().any(|w| !w.layout().float) {
+            cells = vec![EMPTY; rows * (columns / BLOCK)];
         }
-        Self { cells, rows, blocks }
+        if weights.iter().any(|w| w.layout().float) {
+            floats = vec![0.0; rows * columns];
+        }
+        let tiles = tiles(rows, levels()[levels().len() - 1]);
+        {
+            let (blocks, all_floats) = (cells.len() / rows.max(1), !floats.is_empty());
+            let (cells, floats) = (Shared::new(&mut cells), Shared::new(&mut floats));
+            let fill = |tile: usize| {
+                let (start, count) = tiles[tile];
+                let x = &x[start * columns..(start + count) * columns];
+                // SAFETY: tiles lie one behind the other, and each is filled by one task.
+                let cells = unsafe { cells.range(start * blocks, count * blocks) };
+                if !cells.is_empty() {
+                    for (row, values) in x.chunks_exact(columns).enumerate() {
+                        quantise(values, &mut cells[row..], count);
+                    }
+                }
+                if all_floats {
+                    // SAFETY: as above.
+                    let floats = unsafe { floats.range(start * columns, count * columns) };
+                    for (row, values) in x.chunks_exact(columns).enumerate() {
+                        floats[row..].iter_mut().step_by(count).zip(values).for_each(|(to, v)| *to = *v);
+                    }
+                }
+            };
+            if rows * columns < 1 << 15 {
+                (0..tiles.len()).for_each(fill);
+            } else {
+                threads::for_each(tiles.len(), fill);
+            }
+        }
+        Self { cells, floats, tiles, rows, columns }
     }
 }
 
 /// Splits rows into tiles: first row and number of rows of each.
-fn tiles(rows: usize) -> Vec<(usize, usize)> {
-    let mut tiles = Vec::with_capacity(rows / TILE + 8);
+fn tiles(rows: usize, level: Level) -> Vec<(usize, usize)> {
+    let sizes: &[usize] = match level {
+        #[cfg(target_arch = "x86_64")]
+        Level::Vnni => &[TILE, 4, 1],
+        _ => &[4, 1],
+    };
+    let mut tiles = Vec::with_capacity(rows / 4 + 4);
     let mut at = 0;
     while at < rows {
-        let size = [TILE, 4, 1].into_iter().find(|size| at + size <= rows).unwrap_or(1);
+        let size = sizes.iter().copied().find(|size| at + size <= rows).unwrap_or(1);
         tiles.push((at, size));
         at += size;
     }
@@ -148,13 +177,15 @@ pub fn products(x: &Activations, weights: &[&Packed]) -> Vec<Vec<f32>> {
 /// As [`products`] with a given instruction set, one of [`levels`].
 pub fn products_at(x: &Activations, weights: &[&Packed], level: Level) -> Vec<Vec<f32>> {
     assert!(levels().contains(&level), "the processor lacks {level:?}");
-    assert!(weights.iter().all(|w| w.columns() == x.blocks * BLOCK), "quantised product: widths differ");
-    let tiles = tiles(x.rows);
+    assert!(weights.iter().all(|w| w.columns() == x.columns), "packed product: widths differ");
+    let tiles = &x.tiles;
+    let cost_of = |w: &Packed| if w.layout().float { x.columns / 8 } else { x.columns / BLOCK };
+    let blocks = weights.iter().map(|w| cost_of(w)).max().unwrap_or(1).max(1);
     // Tiles that stay in the second-level cache while the weights stream past them.
-    let batch = (192 * 1024 / (x.blocks * TILE * size_of::<Cell>()).max(1)).max(1);
+    let batch = (192 * 1024 / (x.columns * TILE * 4)).max(1);
     let batches = tiles.len().div_ceil(batch);
     // Groups per task: enough work to be worth a hand-over, small enough to share out evenly.
-    let cost = x.blocks * x.rows.min(batch * TILE).max(4);
+    let cost = blocks * x.rows.min(batch * TILE).max(4);
     let groups = (12_000 / cost.max(1)).clamp(1, 64);
     let mut tasks = Vec::new();
     for batch in 0..batches {
@@ -172,7 +203,7 @@ pub fn products_at(x: &Activations, weights: &[&Packed], level: Level) -> Vec<Ve
             }
         };
         // A few microseconds of work are done before another thread has woken up.
-        let total: usize = weights.iter().map(|w| w.groups()).sum::<usize>() * x.blocks * x.rows.max(2);
+        let total: usize = weights.iter().map(|w| w.groups() * cost_of(w)).sum::<usize>() * x.rows.max(2);
         if total < 2_000 { (0..tasks.len()).for_each(run) } else { threads::for_each(tasks.len(), run) }
     };
     let mut outs: Vec<Vec<f32>> = weights.iter().map(|w| Vec::with_capacity(x.rows * w.rows())).collect();
@@ -264,12 +295,10 @@ unsafe fn sweep_by_format<S: Simd>(
                         }
                     }
                 })*
-                // `Packed` holds no other formats.
-                _ => {}
             }
         };
     }
-    formats!(Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4K, Q5K, Q6K);
+    formats!(F32, F16, Bf16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4K, Q5K, Q6K);
 }
 
 /// `T` rows of activations from `start` on against sixteen rows of weights.
@@ -284,9 +313,45 @@ unsafe fn tile<S: Simd, const FORMAT: u32, const T: usize>(
     start: usize,
     out: &Shared<MaybeUninit<f32>>,
 ) {
-    let blocks = x.blocks;
+    // SAFETY: the caller's promise.
+    let sums = unsafe {
+        if is(FORMAT, &FLOAT) {
+            float_tile::<S, FORMAT, T>(weight, group, x, start)
+        } else {
+            quantised_tile::<S, FORMAT, T>(weight, group, x, start)
+        }
+    };
+    let (rows, first) = (weight.rows(), group * ROWS);
+    for (t, sum) in sums.into_iter().enumerate() {
+        let at = (start + t) * rows + first;
+        let mut last = [0.0; ROWS];
+        // SAFETY: this task alone writes these rows' values; the set is the caller's promise.
+        unsafe {
+            if first + ROWS <= rows {
+                S::store(out.range(at, ROWS).as_mut_ptr().cast(), sum);
+            } else {
+                S::store(last.as_mut_ptr(), sum);
+                out.range(at, rows - first).write_copy_of_slice(&last[..rows - first]);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As [`tile`].
+#[inline(always)]
+unsafe fn quantised_tile<S: Simd, const FORMAT: u32, const T: usize>(
+    weight: &Packed,
+    group: usize,
+    x: &Activations,
+    start: usize,
+) -> [S::Floats; T] {
+    /// Blocks ahead of the one in work whose memory is asked for, when each is used only once.
+    const AHEAD: usize = 6;
+    let blocks = x.columns / BLOCK;
     let (quants, scales) = weight.group(group);
-    let (quant_bytes, scale_bytes) = (quants.len() / blocks.max(1), weight.layout().scale_bytes);
+    let layout = weight.layout();
+    assert!(quants.len() == blocks * layout.quant_bytes);
     let (quants, scales) = (quants.as_ptr(), scales.as_ptr());
     let cells = x.cells[start * blocks..(start + T) * blocks].as_ptr();
     // SAFETY: `group` holds `blocks` blocks of this format's layout, and `cells` that many for each of `T` rows; the set is
@@ -294,24 +359,70 @@ unsafe fn tile<S: Simd, const FORMAT: u32, const T: usize>(
     unsafe {
         let mut sums = [S::splat(0.0); T];
         for block in 0..blocks {
-            let w = numbers::<S, FORMAT>(quants.add(block * quant_bytes));
-            let scales = factors::<S, FORMAT>(scales, block, scale_bytes);
+            let from = quants.add(block * layout.quant_bytes);
+            if T == 1 {
+                for line in 0..layout.quant_bytes / 64 {
+                    S::prefetch(from.wrapping_add(AHEAD * layout.quant_bytes + 64 * line));
+                }
+            }
+            let w = numbers::<S, FORMAT>(from);
+            let scales = factors::<S, FORMAT>(scales, block, layout.scale_bytes);
             for t in 0..T {
                 let cell = cells.add(block * T + t);
                 sums[t] = add::<S, FORMAT>(sums[t], &w, &scales, cell);
             }
         }
-        let (rows, first) = (weight.rows(), group * ROWS);
-        for (t, sum) in sums.into_iter().enumerate() {
-            let at = (start + t) * rows + first;
-            if first + ROWS <= rows {
-                S::store(out.range(at, ROWS).as_mut_ptr().cast(), sum);
-            } else {
-                let mut last = [0.0; ROWS];
-                S::store(last.as_mut_ptr(), sum);
-                out.range(at, rows - first).write_copy_of_slice(&last[..rows - first]);
+        sums
+    }
+}
+
+/// Weights in floating point. Even and odd columns are summed apart, whatever the number of rows: the same bytes for one row
+/// as for many.
+///
+/// # Safety
+/// As [`tile`].
+#[inline(always)]
+unsafe fn float_tile<S: Simd, const FORMAT: u32, const T: usize>(
+    weight: &Packed,
+    group: usize,
+    x: &Activations,
+    start: usize,
+) -> [S::Floats; T] {
+    let columns = x.columns;
+    let (values, _) = weight.group(group);
+    let bytes = weight.layout().quant_bytes;
+    assert!(values.len() == columns * bytes);
+    let from = values.as_ptr();
+    let x = x.floats[start * columns..(start + T) * columns].as_ptr();
+    // SAFETY: `group` holds sixteen values of each column, `x` `T`; the set is the caller's promise.
+    unsafe {
+        let column = |c: usize| {
+            let at = from.add(c * bytes);
+            match FORMAT {
+                f if f == Format::F32 as u32 => S::load(at),
+                f if f == Format::F16 as u32 => S::halves(at),
+                _ => S::brains(at),
+            }
+        };
+        let mut sums = [[S::splat(0.0); T]; 2];
+        for c in (0..columns / 2 * 2).step_by(2) {
+            let w = [column(c), column(c + 1)];
+            for t in 0..T {
+                sums[0][t] = S::fma(w[0], S::splat(*x.add(c * T + t)), sums[0][t]);
+                sums[1][t] = S::fma(w[1], S::splat(*x.add((c + 1) * T + t)), sums[1][t]);
             }
         }
+        let [mut even, odd] = sums;
+        if columns % 2 == 1 {
+            let w = column(columns - 1);
+            for t in 0..T {
+                even[t] = S::fma(w, S::splat(*x.add((columns - 1) * T + t)), even[t]);
+            }
+        }
+        for t in 0..T {
+            even[t] = S::add(even[t], odd[t]);
+        }
+        even
     }
 }
 
@@ -326,6 +437,7 @@ const fn is(format: u32, these: &[Format]) -> bool {
     false
 }
 
+const FLOAT: [Format; 3] = [Format::F32, Format::F16, Format::Bf16];
 const EIGHT: [Format; 1] = [Format::Q8_0];
 const FIVE: [Format; 3] = [Format::Q5_0, Format::Q5_1, Format::Q5K];
 const SIX: [Format; 1] = [Format::Q6K];

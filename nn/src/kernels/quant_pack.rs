@@ -3,7 +3,7 @@
 //! Of a block the numbers come first: low nibbles in 256 bytes, where byte `64 j + 4 row + i` holds columns `4 j + i` (low)
 //! and `16 + 4 j + i` (high); then, of five bits, 64 bytes in which bit `64 step + 4 row + i` belongs to column
 //! `4 step + i`; of six, two bits each at `64 (step / 4) + 4 row + i`, shifted by `2 (step % 4)`. Numbers of eight bits take
-//! 512 bytes, raised by 128. Scales lie apart, sixteen of a kind together.
+//! 512 bytes, raised by 128. Scales lie apart, sixteen of a kind together. Weights in floating point lie column by column.
 
 use super::data::Shared;
 use super::quant::{BLOCK, ROWS};
@@ -13,15 +13,17 @@ use crate::threads;
 /// Sizes of one format's layout.
 #[derive(Clone, Copy, Debug)]
 pub struct Layout {
-    /// Bytes of the numbers of a block of sixteen rows.
+    /// Bytes of the numbers of a block (in floating point: of a column) of sixteen rows.
     pub quant_bytes: usize,
     /// Bytes of the scales of one of the file's blocks, of sixteen rows.
     pub scale_bytes: usize,
+    /// Whether the weights are in floating point.
+    pub float: bool,
 }
 
 impl Layout {
-    /// The layout of a format, if there is one.
-    pub fn of(format: Format) -> Option<Self> {
+    /// The layout of a format.
+    pub fn of(format: Format) -> Self {
         let (quant_bytes, scale_bytes) = match format {
             Format::Q4_0 => (256, 32),
             Format::Q4_1 => (256, 64),
@@ -31,9 +33,10 @@ impl Layout {
             Format::Q4K => (256, 64 + 8 * 32),
             Format::Q5K => (320, 64 + 8 * 32),
             Format::Q6K => (384, 32 + 8 * 32),
-            Format::F32 | Format::F16 | Format::Bf16 => return None,
+            Format::F32 => (64, 0),
+            Format::F16 | Format::Bf16 => (32, 0),
         };
-        Some(Self { quant_bytes, scale_bytes })
+        Self { quant_bytes, scale_bytes, float: scale_bytes == 0 }
     }
 }
 
@@ -55,16 +58,16 @@ pub struct Packed {
 }
 
 impl Packed {
-    /// Packs `[rows, columns]`; `None` if the format has no packed layout.
-    pub fn new(blocks: &Blocks) -> Option<Self> {
-        let layout = Layout::of(blocks.format())?;
+    /// Packs `[rows, columns]`.
+    pub fn new(blocks: &Blocks) -> Self {
+        let layout = Layout::of(blocks.format());
         let (rows, columns) = blocks.rows();
         let format = blocks.format();
         let groups = rows.div_ceil(ROWS);
-        let quant_stride = columns / BLOCK * layout.quant_bytes;
+        let quant_stride = if layout.float { columns } else { columns / BLOCK } * layout.quant_bytes;
         let scale_stride = columns / format.block_len() * layout.scale_bytes;
         // Scales may end in the middle of a line; groups begin where the last one ended.
-        let mut quants = vec![Line([0; 64]); groups * quant_stride / 64];
+        let mut quants = vec![Line([0; 64]); (groups * quant_stride).div_ceil(64)];
         let mut scales = vec![Line([0; 64]); (groups * scale_stride).div_ceil(64)];
         {
             let quants = Shared::new(bytemuck::cast_slice_mut::<Line, u8>(&mut quants));
@@ -82,7 +85,7 @@ impl Packed {
                 }
             });
         }
-        Some(Self { format, layout, rows, columns, quants, scales, stride: (quant_stride, scale_stride) })
+        Self { format, layout, rows, columns, quants, scales, stride: (quant_stride, scale_stride) }
     }
 
     /// How the weight was stored.
@@ -120,6 +123,13 @@ impl Packed {
 }
 
 fn pack_row(format: Format, layout: Layout, bytes: &[u8], row: usize, quants: &mut [u8], scales: &mut [u8]) {
+    if layout.float {
+        let size = format.block_bytes();
+        for (value, to) in bytes.chunks_exact(size).zip(quants.chunks_exact_mut(layout.quant_bytes)) {
+            to[row * size..(row + 1) * size].copy_from_slice(value);
+        }
+        return;
+    }
     let parts = format.block_len() / BLOCK;
     let stored = bytes.chunks_exact(format.block_bytes()).zip(scales.chunks_exact_mut(layout.scale_bytes));
     for ((b, scales), quants) in stored.zip(quants.chunks_exact_mut(parts * layout.quant_bytes)) {
@@ -132,41 +142,55 @@ fn pack_row(format: Format, layout: Layout, bytes: &[u8], row: usize, quants: &m
 
 /// The 32 numbers of a part of one of the file's blocks, without sign.
 fn numbers(format: Format, b: &[u8], part: usize) -> [u8; BLOCK] {
-    let mut out = [0; BLOCK];
     let nibble = |from: usize, i: usize| b[from + i % 16] >> (i / 16 * 4) & 15;
     let bit = |from: usize, i: usize| b[from + i / 8] >> (i % 8) & 1;
     let k_nibble = |from: usize, i: usize| b[from + part / 2 * 32 + i] >> (part % 2 * 4) & 15;
-    for (i, out) in out.iter_mut().enumerate() {
-        *out = match format {
-            Format::Q4_0 => nibble(2, i),
-            Format::Q4_1 => nibble(4, i),
-            Format::Q5_0 => nibble(6, i) | bit(2, i) << 4,
-            Format::Q5_1 => nibble(8, i) | bit(4, i) << 4,
-            Format::Q8_0 => b[2 + i] ^ 0x80,
-            Format::Q4K => k_nibble(16, i),
-            Format::Q5K => k_nibble(48, i) | (b[16 + i] >> part & 1) << 4,
-            Format::Q6K => b.first_chunk().map_or(0, |b| (six(b, part * 32 + i) + 32).cast_unsigned()),
-            Format::F32 | Format::F16 | Format::Bf16 => 0,
-        };
+    use std::array::from_fn;
+    match format {
+        Format::Q4_0 => from_fn(|i| nibble(2, i)),
+        Format::Q4_1 => from_fn(|i| nibble(4, i)),
+        Format::Q5_0 => from_fn(|i| nibble(6, i) | bit(2, i) << 4),
+        Format::Q5_1 => from_fn(|i| nibble(8, i) | bit(4, i) << 4),
+        Format::Q8_0 => from_fn(|i| b[2 + i] ^ 0x80),
+        Format::Q4K => from_fn(|i| k_nibble(16, i)),
+        Format::Q5K => from_fn(|i| k_nibble(48, i) | (b[16 + i] >> part & 1) << 4),
+        Format::Q6K => match b.first_chunk() {
+            Some(b) => from_fn(|i| (six(b, part * 32 + i) + 32).cast_unsigned()),
+            None => [0; BLOCK],
+        },
+        Format::F32 | Format::F16 | Format::Bf16 => [0; BLOCK],
     }
-    out
 }
 
 fn pack_numbers(format: Format, numbers: &[u8; BLOCK], row: usize, quants: &mut [u8]) {
-    for (column, q) in numbers.iter().enumerate() {
-        let (step, lane) = (column / 4, 4 * row + column % 4);
-        if format == Format::Q8_0 {
-            quants[64 * step + lane] = *q;
-            continue;
+    let (steps, lane) = (numbers.as_chunks::<4>().0, 4 * row);
+    if format == Format::Q8_0 {
+        for (to, q) in quants.as_chunks_mut::<64>().0.iter_mut().zip(steps) {
+            to[lane..lane + 4].copy_from_slice(q);
         }
-        quants[64 * (step % 4) + lane] |= (q & 15) << (step / 4 * 4);
-        match format {
-            Format::Q5_0 | Format::Q5_1 | Format::Q5K => {
-                quants[256 + 8 * step + lane / 8] |= (q >> 4) << (lane % 8);
+        return;
+    }
+    let (low, high) = quants.split_at_mut(256);
+    for (step, to) in low.as_chunks_mut::<64>().0.iter_mut().enumerate() {
+        for (i, to) in to[lane..lane + 4].iter_mut().enumerate() {
+            *to = (steps[step][i] & 15) | steps[step + 4][i] << 4;
+        }
+    }
+    match format {
+        Format::Q5_0 | Format::Q5_1 | Format::Q5K => {
+            for (to, q) in high.as_chunks_mut::<8>().0.iter_mut().zip(steps) {
+                let bits = q.iter().enumerate().fold(0, |bits, (i, q)| bits | (q >> 4) << i);
+                to[row / 2] |= bits << (row % 2 * 4);
             }
-            Format::Q6K => quants[256 + 64 * (step / 4) + lane] |= (q >> 4) << (step % 4 * 2),
-            _ => {}
         }
+        Format::Q6K => {
+            for (to, steps) in high.as_chunks_mut::<64>().0.iter_mut().zip(steps.as_chunks::<4>().0) {
+                for (i, to) in to[lane..lane + 4].iter_mut().enumerate() {
+                    *to = steps.iter().enumerate().fold(0, |bits, (t, q)| bits | (q[i] >> 4) << (2 * t));
+                }
+            }
+        }
+        _ => {}
     }
 }
 

@@ -24,6 +24,9 @@ pub unsafe trait Simd {
     unsafe fn with_fifth(b: Self::Bytes, mask: *const u8) -> Self::Bytes;
     /// Puts bits `2 * step` and `2 * step + 1` of `high` at bits 4 and 5.
     unsafe fn with_sixth(b: Self::Bytes, high: Self::Bytes, step: usize) -> Self::Bytes;
+    /// Asks for a line of memory that will be read soon. Any address will do.
+    #[inline(always)]
+    unsafe fn prefetch(_at: *const u8) {}
     unsafe fn zero() -> Self::Ints;
     /// Adds to each row the products of its four bytes with the four signed bytes at `x`. `EIGHT`: bytes over 127 occur.
     unsafe fn dot<const EIGHT: bool>(sum: Self::Ints, b: Self::Bytes, x: *const i8) -> Self::Ints;
@@ -31,12 +34,17 @@ pub unsafe trait Simd {
     unsafe fn floats(i: Self::Ints) -> Self::Floats;
     /// 16 half-precision numbers.
     unsafe fn halves(from: *const u8) -> Self::Floats;
+    /// 16 `bfloat16`.
+    unsafe fn brains(from: *const u8) -> Self::Floats;
+    /// 16 `f32`.
+    unsafe fn load(from: *const u8) -> Self::Floats;
     /// 16 unsigned bytes.
     unsafe fn unsigned(from: *const u8) -> Self::Floats;
     /// 16 signed bytes.
     unsafe fn signed(from: *const u8) -> Self::Floats;
     unsafe fn splat(x: f32) -> Self::Floats;
     unsafe fn mul(a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    unsafe fn add(a: Self::Floats, b: Self::Floats) -> Self::Floats;
     /// `a * b + c`.
     unsafe fn fma(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
     unsafe fn store(to: *mut f32, x: Self::Floats);
@@ -106,6 +114,17 @@ unsafe impl Simd for Portable {
         bytes.map(|b| half::f16::from_le_bytes(b).to_f32())
     }
     #[inline(always)]
+    unsafe fn brains(from: *const u8) -> [f32; 16] {
+        // SAFETY: the caller's promise.
+        let bytes = unsafe { from.cast::<[[u8; 2]; 16]>().read() };
+        bytes.map(|b| half::bf16::from_le_bytes(b).to_f32())
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const u8) -> [f32; 16] {
+        // SAFETY: the caller's promise.
+        unsafe { from.cast::<[[u8; 4]; 16]>().read() }.map(f32::from_le_bytes)
+    }
+    #[inline(always)]
     unsafe fn unsigned(from: *const u8) -> [f32; 16] {
         // SAFETY: the caller's promise.
         unsafe { from.cast::<[u8; 16]>().read() }.map(f32::from)
@@ -122,6 +141,11 @@ unsafe impl Simd for Portable {
     #[inline(always)]
     unsafe fn mul(mut a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
         a.iter_mut().zip(b).for_each(|(a, b)| *a *= b);
+        a
+    }
+    #[inline(always)]
+    unsafe fn add(mut a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
+        a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
         a
     }
     #[inline(always)]
@@ -188,6 +212,11 @@ mod x86 {
             }
         }
         #[inline(always)]
+        unsafe fn prefetch(at: *const u8) {
+            // SAFETY: as above; a prefetch does not fault.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+        }
+        #[inline(always)]
         unsafe fn zero() -> __m512i {
             // SAFETY: as above.
             unsafe { _mm512_setzero_si512() }
@@ -213,6 +242,19 @@ mod x86 {
             unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
         }
         #[inline(always)]
+        unsafe fn brains(from: *const u8) -> __m512 {
+            // SAFETY: as above. A bfloat16 is the upper half of an f32.
+            unsafe {
+                let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+                _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))
+            }
+        }
+        #[inline(always)]
+        unsafe fn load(from: *const u8) -> __m512 {
+            // SAFETY: as above.
+            unsafe { _mm512_loadu_ps(from.cast()) }
+        }
+        #[inline(always)]
         unsafe fn unsigned(from: *const u8) -> __m512 {
             // SAFETY: as above.
             unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast()))) }
@@ -231,6 +273,11 @@ mod x86 {
         unsafe fn mul(a: __m512, b: __m512) -> __m512 {
             // SAFETY: as above.
             unsafe { _mm512_mul_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn add(a: __m512, b: __m512) -> __m512 {
+            // SAFETY: as above.
+            unsafe { _mm512_add_ps(a, b) }
         }
         #[inline(always)]
         unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
@@ -312,6 +359,11 @@ mod x86 {
             }
         }
         #[inline(always)]
+        unsafe fn prefetch(at: *const u8) {
+            // SAFETY: as above; a prefetch does not fault.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+        }
+        #[inline(always)]
         unsafe fn zero() -> Two {
             // SAFETY: as above.
             unsafe { [_mm256_setzero_si256(); 2] }
@@ -352,6 +404,20 @@ mod x86 {
             }
         }
         #[inline(always)]
+        unsafe fn brains(from: *const u8) -> [__m256; 2] {
+            // SAFETY: as above. A bfloat16 is the upper half of an f32.
+            unsafe {
+                let (a, b) = (_mm_loadu_si128(from.cast()), _mm_loadu_si128(from.add(16).cast()));
+                let (a, b) = (_mm256_cvtepu16_epi32(a), _mm256_cvtepu16_epi32(b));
+                [_mm256_castsi256_ps(_mm256_slli_epi32(a, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(b, 16))]
+            }
+        }
+        #[inline(always)]
+        unsafe fn load(from: *const u8) -> [__m256; 2] {
+            // SAFETY: as above.
+            unsafe { [_mm256_loadu_ps(from.cast()), _mm256_loadu_ps(from.add(32).cast())] }
+        }
+        #[inline(always)]
         unsafe fn unsigned(from: *const u8) -> [__m256; 2] {
             // SAFETY: as above.
             unsafe {
@@ -376,6 +442,11 @@ mod x86 {
         unsafe fn mul(a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
             // SAFETY: as above.
             unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
+        }
+        #[inline(always)]
+        unsafe fn add(a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+            // SAFETY: as above.
+            unsafe { [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])] }
         }
         #[inline(always)]
         unsafe fn fma(a: [__m256; 2], b: [__m256; 2], c: [__m256; 2]) -> [__m256; 2] {

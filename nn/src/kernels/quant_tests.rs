@@ -67,13 +67,37 @@ fn every_format_and_instruction_set_gives_the_product() {
     for format in PACKED {
         for (m, rows, columns) in [(1, 16, 256), (2, 1, 512), (5, 37, 256), (29, 48, 768), (13, 7, 512)] {
             let weight = blocks(format, rows, columns);
-            let packed = Packed::new(&weight).unwrap();
+            let packed = Packed::new(&weight);
             let x = activations(m, columns);
             let want = product(&rounded(&x), &weight);
             for level in levels() {
-                let got = products_at(&Activations::of(&x, columns), &[&packed], *level);
+                let got = products_at(&Activations::of(&x, &[&packed]), &[&packed], *level);
                 let error = difference(&got[0], &want);
                 assert!(error < 2e-5, "{} {level:?} {m} x {rows} x {columns}: {error:e}", format.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn floating_point_weights_are_multiplied_in_float32_and_alike_for_any_number_of_rows() {
+    for format in [Format::F32, Format::F16, Format::Bf16] {
+        for (rows, columns) in [(16, 64), (37, 33), (1, 1), (48, 575)] {
+            let mut rng = random::stream(9, format.name());
+            let number = |x: f32| match format {
+                Format::F32 => x.to_le_bytes().to_vec(),
+                Format::F16 => half::f16::from_f32(x).to_le_bytes().to_vec(),
+                _ => half::bf16::from_f32(x).to_le_bytes().to_vec(),
+            };
+            let bytes = (0..rows * columns).flat_map(|_| number(rng.random_range(-1.0..1.0))).collect();
+            let weight = Blocks::new(format, &[rows, columns], bytes).unwrap();
+            let packed = Packed::new(&weight);
+            let x = activations(29, columns);
+            for level in levels() {
+                let got = products_at(&Activations::of(&x, &[&packed]), &[&packed], *level);
+                assert!(difference(&got[0], &product(&x, &weight)) < 2e-5, "{level:?} {rows} x {columns}");
+                let one = products_at(&Activations::of(&x[..columns], &[&packed]), &[&packed], *level);
+                assert_eq!(one[0], got[0][..rows]);
             }
         }
     }
@@ -84,7 +108,8 @@ fn rounding_the_activations_costs_little() {
     for format in PACKED {
         let weight = blocks(format, 64, 512);
         let x = activations(4, 512);
-        let got = products(&Activations::of(&x, 512), &[&Packed::new(&weight).unwrap()]);
+        let packed = Packed::new(&weight);
+        let got = products(&Activations::of(&x, &[&packed]), &[&packed]);
         let error = difference(&got[0], &product(&x, &weight));
         assert!(error < 0.03, "{}: {error}", format.name());
     }
@@ -92,13 +117,13 @@ fn rounding_the_activations_costs_little() {
 
 #[test]
 fn several_weights_and_threads_give_the_same_bytes() {
-    let formats = [Format::Q4_1, Format::Q6K, Format::Q8_0];
-    let packed: Vec<Packed> = formats.map(|f| Packed::new(&blocks(f, 200, 768)).unwrap()).into();
+    let formats = [Format::Q4_1, Format::Q6K, Format::Q8_0, Format::F16];
+    let packed: Vec<Packed> = formats.map(|f| Packed::new(&blocks(f, 200, 768))).into();
     let weights: Vec<&Packed> = packed.iter().collect();
     for m in [1, 70] {
         let x = activations(m, 768);
         let run = |threads: usize, weights: &[&Packed]| {
-            threads::with_threads(threads, || products(&Activations::of(&x, 768), weights))
+            threads::with_threads(threads, || products(&Activations::of(&x, weights), weights))
         };
         let together = run(2, &weights);
         assert_eq!(together, run(1, &weights));
@@ -110,14 +135,14 @@ fn several_weights_and_threads_give_the_same_bytes() {
 
 #[test]
 fn what_is_not_a_number_comes_out_as_such() {
-    let packed = Packed::new(&blocks(Format::Q4_0, 16, 256)).unwrap();
+    let packed = Packed::new(&blocks(Format::Q4_0, 16, 256));
     for bad in [f32::NAN, f32::INFINITY] {
         let mut x = activations(2, 256);
         x[100] = bad;
-        let got = products(&Activations::of(&x, 256), &[&packed]);
+        let got = products(&Activations::of(&x, &[&packed]), &[&packed]);
         assert!(got[0][..16].iter().all(|v| v.is_nan()) && got[0][16..].iter().all(|v| v.is_finite()));
     }
-    let zeros = products(&Activations::of(&[0.0; 256], 256), &[&packed]);
+    let zeros = products(&Activations::of(&[0.0; 256], &[&packed]), &[&packed]);
     assert!(zeros[0].iter().all(|v| *v == 0.0));
 }
 
