@@ -175,6 +175,29 @@ fn a_full_queue_is_busy_and_what_cannot_be_answered_is_refused() -> Outcome {
 }
 
 #[test]
+fn many_threads_may_ask_at_once() -> Outcome {
+    let decoder = tiny(9)?;
+    let config = EngineConfig { max_running: 3, max_waiting: 100, ..config(&decoder, 24) };
+    let engine = Engine::start(decoder.clone(), config, clock())?;
+    let asks: Vec<Ask> = (0..4).map(|k| Ask::of_tokens((k..k + 30).collect(), 20)).collect();
+    let wanted = asks.iter().map(|ask| alone(&decoder, ask)).collect::<Result<Vec<_>, _>>()?;
+    std::thread::scope(|scope| {
+        for (ask, wanted) in asks.iter().zip(&wanted) {
+            let engine = &engine;
+            scope.spawn(move || {
+                for _ in 0..10 {
+                    let answer = engine.submit(ask.request()).map(|answer| answer.wait().tokens());
+                    assert_eq!(answer.ok().as_ref(), Some(wanted));
+                }
+            });
+        }
+    });
+    engine.drain();
+    assert_eq!(engine.metrics().finished, 40);
+    Ok(())
+}
+
+#[test]
 fn drains_and_stops() -> Outcome {
     let decoder = tiny(6)?;
     let engine = Engine::start(decoder.clone(), config(&decoder, 32), clock())?;

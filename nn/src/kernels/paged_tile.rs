@@ -131,21 +131,15 @@ fn gather_rows<const FMA: bool, const N: usize>(
         let row = &weights[i * stride..i * stride + BLOCK];
         turned.iter_mut().zip(row).for_each(|(turned, w)| turned[i] = *w);
     }
+    // Two blocks of columns at a time, so that an addition need not wait for the one before.
     let even = dv / BLOCK * BLOCK;
-    for column in (0..even).step_by(BLOCK) {
-        let mut sum = [[0f32; BLOCK]; N];
-        for (weights, row) in turned.iter().zip(tile.chunks_exact(dv)) {
-            let Some(row) = row[column..].first_chunk::<BLOCK>() else { continue };
-            for i in 0..N {
-                for l in 0..BLOCK {
-                    sum[i][l] = fma::<FMA>(weights[i], row[l], sum[i][l]);
-                }
-            }
-        }
-        for i in 0..N {
-            let to = &mut sums[i * dv + column..i * dv + column + BLOCK];
-            to.iter_mut().zip(&sum[i]).for_each(|(to, x)| *to += x);
-        }
+    let mut column = 0;
+    while column + 2 * BLOCK <= even {
+        gather_columns::<FMA, N, 2>(&turned, tile, dv, column, sums);
+        column += 2 * BLOCK;
+    }
+    if column < even {
+        gather_columns::<FMA, N, 1>(&turned, tile, dv, column, sums);
     }
     for (weights, row) in turned.iter().zip(tile.chunks_exact(dv)) {
         for i in 0..N {
@@ -155,4 +149,29 @@ fn gather_rows<const FMA: bool, const N: usize>(
         }
     }
     N
+}
+
+#[inline(always)]
+fn gather_columns<const FMA: bool, const N: usize, const C: usize>(
+    turned: &[[f32; N]; BLOCK],
+    tile: &[f32],
+    dv: usize,
+    column: usize,
+    sums: &mut [f32],
+) {
+    let mut sum = [[[0f32; BLOCK]; C]; N];
+    for (weights, row) in turned.iter().zip(tile.chunks_exact(dv)) {
+        let (parts, _) = row[column..column + C * BLOCK].as_chunks::<BLOCK>();
+        for c in 0..C {
+            for i in 0..N {
+                for l in 0..BLOCK {
+                    sum[i][c][l] = fma::<FMA>(weights[i], parts[c][l], sum[i][c][l]);
+                }
+            }
+        }
+    }
+    for i in 0..N {
+        let to = &mut sums[i * dv + column..i * dv + column + C * BLOCK];
+        to.iter_mut().zip(sum[i].as_flattened()).for_each(|(to, x)| *to += x);
+    }
 }
