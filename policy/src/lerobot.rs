@@ -144,6 +144,23 @@ impl Folder {
         })
     }
 
+    /// Of a `config.json` alone, for networks of random weights: no statistics, no files.
+    pub fn from_config(config: Value) -> Result<Self> {
+        let part = |name: &str| -> Result<Features> {
+            let value = config.get(name).cloned().unwrap_or_default();
+            serde_json::from_value(value).map_err(|e| Error::parse(format!("config: {name}"), e))
+        };
+        Ok(Self {
+            dir: PathBuf::new(),
+            inputs: part("input_features")?,
+            outputs: part("output_features")?,
+            checkpoint: String::new(),
+            before: Vec::new(),
+            after: Vec::new(),
+            config,
+        })
+    }
+
     /// A setting of a processor step.
     pub fn step_setting(&self, step: &str, setting: &str) -> Option<Value> {
         let mut steps = self.before.iter().chain(&self.after);

@@ -5,6 +5,7 @@
 //! [`verify`](verify::verify) (against a reference run).
 
 pub mod act;
+pub mod arch;
 pub mod describe;
 pub mod diffusion;
 pub mod diffusion_policy;

@@ -33,8 +33,18 @@ struct Part {
 }
 
 impl Part {
-    fn new(conv: &Weights, norm: &Weights, kind: ResNetNorm, kernel: usize, stride: usize) -> Result<Self> {
-        let shape = conv.shape_of("weight").unwrap_or_default();
+    /// `fresh` are the widths of a new network.
+    fn new(
+        conv: &Weights,
+        norm: &Weights,
+        kind: ResNetNorm,
+        (kernel, stride): (usize, usize),
+        fresh: (usize, usize),
+    ) -> Result<Self> {
+        let shape = match conv.is_fresh() {
+            true => vec![fresh.1, fresh.0, kernel, kernel],
+            false => conv.shape_of("weight").unwrap_or_default(),
+        };
         let [output, input, _, _] = shape[..] else {
             return Err(Error::invalid(format!("resnet: expected a kernel at {}.weight", conv.prefix())));
         };
@@ -72,15 +82,18 @@ struct Block {
 }
 
 impl Block {
-    fn new(weights: &Weights, norm: ResNetNorm, stride: usize) -> Result<Self> {
-        let part = |conv: &str, bn: &str, kernel, stride| {
-            Part::new(&weights.pp(conv), &weights.pp(bn), norm, kernel, stride)
+    fn new(weights: &Weights, norm: ResNetNorm, stride: usize, fresh: (usize, usize)) -> Result<Self> {
+        let part = |conv: &str, bn: &str, size, fresh| {
+            Part::new(&weights.pp(conv), &weights.pp(bn), norm, size, fresh)
         };
-        let past = weights.contains("downsample.0.weight");
+        let past = match weights.is_fresh() {
+            true => stride > 1,
+            false => weights.contains("downsample.0.weight"),
+        };
         Ok(Self {
-            first: part("conv1", "bn1", 3, stride)?,
-            second: part("conv2", "bn2", 3, 1)?,
-            past: past.then(|| part("downsample.0", "downsample.1", 1, stride)).transpose()?,
+            first: part("conv1", "bn1", (3, stride), fresh)?,
+            second: part("conv2", "bn2", (3, 1), (fresh.1, fresh.1))?,
+            past: past.then(|| part("downsample.0", "downsample.1", (1, stride), fresh)).transpose()?,
         })
     }
 
@@ -102,7 +115,7 @@ pub struct ResNet {
 }
 
 impl ResNet {
-    /// Reads every block that the checkpoint has, in its four stages.
+    /// Reads every block that the checkpoint has, in its four stages; a new network is a ResNet-18.
     ///
     /// # Errors
     /// A kernel is missing or of a strange shape; blocks that are not basic ones.
@@ -118,7 +131,11 @@ impl ResNet {
                 ResNetNames::Named => weights.pp(format!("layer{stage}")),
                 ResNetNames::Numbered => weights.pp(stage + 3),
             };
-            let there = |i: &usize| stage_weights.contains(&format!("{i}.conv1.weight"));
+            let there = |i: &usize| match weights.is_fresh() {
+                true => *i < 2,
+                false => stage_weights.contains(&format!("{i}.conv1.weight")),
+            };
+            let wide = 32 << stage;
             for i in (0..).take_while(there) {
                 let block = stage_weights.pp(i);
                 if block.contains("conv3.weight") {
@@ -127,14 +144,20 @@ impl ResNet {
                         block.prefix()
                     )));
                 }
-                blocks.push(Block::new(&block, norm, if stage > 1 && i == 0 { 2 } else { 1 })?);
-                width = block.shape_of("conv2.weight").and_then(|s| s.first().copied()).unwrap_or(width);
+                let stride = if stage > 1 && i == 0 { 2 } else { 1 };
+                let fresh = (if stride > 1 { wide / 2 } else { wide }, wide);
+                blocks.push(Block::new(&block, norm, stride, fresh)?);
+                width = block.shape_of("conv2.weight").and_then(|s| s.first().copied()).unwrap_or(wide);
             }
         }
         if blocks.is_empty() {
             return Err(Error::invalid(format!("resnet: no blocks under '{}'", weights.prefix())));
         }
-        Ok(Self { stem: Part::new(&weights.pp(conv), &weights.pp(bn), norm, 7, 2)?, blocks, width })
+        Ok(Self {
+            stem: Part::new(&weights.pp(conv), &weights.pp(bn), norm, (7, 2), (3, 64))?,
+            blocks,
+            width,
+        })
     }
 
     /// Channels of the last feature map.
