@@ -192,7 +192,7 @@ impl VlmConfig {
             }
             "qwen2_vl" | "qwen2_5_vl" => {
                 let TowerConfig::Native(tower) = &made.tower else {
-                    return Err(Error::invalid("unreachable tower"));
+                    return Err(Error::invalid(format!("config.json: vision_config: no tower of {kind}")));
                 };
                 made.projector.shuffle = tower.merge;
                 let hidden = tower.encoder.width * tower.merge * tower.merge;

@@ -106,7 +106,7 @@ impl Run<'_> {
         let mut prompt = vlm.prompt(&ids, &seen)?;
         if let Some(types) = self.integers("token_type_ids")? {
             // The reference calls what was read 0 and what is written 1.
-            prompt.mask = vlm.mask(&types.iter().map(|kind| *kind == 0).collect::<Vec<_>>());
+            prompt.sight = vlm.sight(&types.iter().map(|kind| *kind == 0).collect::<Vec<_>>())?;
         }
         let positions = match prompt.positions.rank() {
             1 => prompt.positions.unsqueeze(0)?,
@@ -121,9 +121,7 @@ impl Run<'_> {
         let (decoder, hidden) = match vlm.text() {
             Text::Decoder(decoder) => {
                 let mut note = noting(stages, prefix.clone());
-                let cache = &mut Cache::new();
-                let (embeds, mask) = (&prompt.embeds, &prompt.mask);
-                (&**decoder, decoder.forward_tapped(embeds, &prompt.positions, mask, cache, &mut note)?)
+                (&**decoder, vlm.read(&prompt, &mut Cache::new(), &mut note)?)
             }
             Text::EncoderDecoder(both) => {
                 let encoded = both.encode(

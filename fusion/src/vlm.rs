@@ -1,7 +1,8 @@
 //! The assembled VLM: a vision tower, a projector and a decoder.
 
 use crate::positions::{Span, axes};
-use crate::{Counting, Packing, Projector, QFormer, Reading, TowerConfig, VlmConfig, pack, splice};
+use crate::sight::Seeing;
+use crate::{Counting, Packing, Projector, QFormer, Reading, Sight, TowerConfig, VlmConfig, pack, splice};
 use candle_core::{DType, Device, Tensor};
 use std::path::Path;
 use vela_llm::{Cache, Decoder, EncoderDecoder, generate::best, trace::config_json};
@@ -123,7 +124,7 @@ pub struct Prompt {
     /// `[t]` or `[3, 1, t]` (u32).
     pub positions: Tensor,
     /// Whom its tokens see.
-    pub mask: Mask,
+    pub sight: Sight,
     /// The position of the first token of the answer.
     pub next: u32,
 }
@@ -294,23 +295,27 @@ impl Vlm {
                 (Tensor::from_vec(flat, (3, 1, t), &Device::Cpu)?, next)
             }
         };
-        Ok(Prompt { embeds, positions, mask: self.mask(&vec![true; t]), next })
+        Ok(Prompt { embeds, positions, sight: self.sight(&vec![true; t])?, next })
     }
 
     /// Whom the tokens of a text see of which `prompt` says what is read and what was written in answer.
-    pub fn mask(&self, prompt: &[bool]) -> Mask {
+    pub fn sight(&self, prompt: &[bool]) -> Result<Sight> {
         match self.config.reading {
-            Reading::Causal => Mask::Causal,
+            Reading::Causal => Ok(Sight::causal()),
             Reading::Prefix => {
-                let mut written = 0;
-                let block = |read: &bool| {
-                    written += u32::from(!read);
-                    written
-                };
-                let blocks: Vec<u32> = prompt.iter().map(block).collect();
-                Mask::blocks(blocks.clone(), blocks, Vec::new())
+                Sight::prefix(prompt, self.config.decoder.window.as_ref().map(|window| window.size))
             }
         }
+    }
+
+    /// Reads a prompt into a cache: hidden states before the final norm, `[1, t, width]`; taps the decoder's stages.
+    ///
+    /// # Errors
+    /// The model has an encoder for that.
+    pub fn read(&self, prompt: &Prompt, cache: &mut Cache, tap: &mut Tap) -> Result<Tensor> {
+        let mut cache = Seeing { cache, near: prompt.sight.near.as_ref() };
+        let (embeds, positions) = (&prompt.embeds, &prompt.positions);
+        self.decoder()?.forward_tapped(embeds, positions, &prompt.sight.full, &mut cache, tap)
     }
 
     /// The embeddings of [`Vlm::prompt`], `[1, t, width]`. Differentiable.
@@ -321,14 +326,15 @@ impl Vlm {
         // A placeholder may lie outside the table; its own embedding is not used.
         let known = ids.iter().map(|id| if placeholder(*id) && *id >= vocab { 0 } else { *id }).collect();
         let text = decoder.embed(&Tensor::from_vec(known, (1, ids.len()), &Device::Cpu)?)?;
+        // Where videos have no placeholder of their own they are pictures one after the other.
+        let own = self.config.video_token;
         let of_kind = |video: bool| -> Vec<&Tensor> {
-            seen.iter().filter(|x| x.video == video).map(|x| &x.tokens).collect()
+            seen.iter().filter(|x| own.is_none() || x.video == video).map(|x| &x.tokens).collect()
         };
         let text = splice(&text, ids, image, &of_kind(false))?;
-        match (self.config.video_token, of_kind(true)) {
-            (Some(video), videos) => splice(&text, ids, video, &videos),
-            (None, videos) if videos.is_empty() => Ok(text),
-            _ => Err(Error::invalid("this model has no placeholder for videos")),
+        match own {
+            Some(video) => splice(&text, ids, video, &of_kind(true)),
+            None => Ok(text),
         }
     }
 
@@ -353,8 +359,11 @@ impl Vlm {
             Text::Decoder(decoder) => decoder,
         };
         let mut cache = Cache::new();
-        let mut hidden = decoder.forward(&prompt.embeds, &prompt.positions, &prompt.mask, &mut cache)?;
+        let mut hidden = self.read(prompt, &mut cache, &mut |_, _| {})?;
         let mut made: Vec<u32> = Vec::new();
+        if count == 0 {
+            return Ok(made);
+        }
         loop {
             let last = hidden.narrow(1, hidden.dim(1)? - 1, 1)?.contiguous()?;
             let logits = decoder.logits(&decoder.normalise(&last)?)?;

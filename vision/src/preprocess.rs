@@ -88,6 +88,9 @@ pub enum Fit {
     ShortestEdge(usize),
 }
 
+/// What a picture may become where nothing is cut off, pixels.
+const MOST_PIXELS: usize = 1 << 26;
+
 /// A picture made ready.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Prepared {
@@ -158,7 +161,17 @@ impl Preprocessor {
                     Fit::Stretch(size) => size,
                     Fit::ShortestEdge(edge) => tiling::shortest_edge(size, edge),
                 };
-                tiles(0, 0, vec![crop.map_or_else(|| to(fitted), |crop| centre(fitted, crop, part))])
+                if let Some(crop) = crop {
+                    return tiles(0, 0, vec![centre(fitted, crop, part)]);
+                }
+                // Of a very thin picture the long side grows without bound.
+                if fitted.0.saturating_mul(fitted.1) > MOST_PIXELS {
+                    let ((w, h), (width, height)) = (size, fitted);
+                    return Err(Error::invalid(format!(
+                        "picture: {w}x{h} would become {width}x{height}, over {MOST_PIXELS} pixels"
+                    )));
+                }
+                tiles(0, 0, vec![to(fitted)])
             }
             Layout::EdgeTiles { canvas, tile, split } => {
                 let mut whole = to(tiling::longest_edge(size, canvas));
@@ -219,16 +232,10 @@ impl Preprocessor {
                 }
                 Ok(Prepared::Patches(patches_to_merge(&planes, patch, merge, step)?))
             }
-            Layout::CanvasTiles { base, .. } => {
-                // A frame is seen whole.
-                let whole =
-                    Self { layout: Layout::Whole { fit: Fit::Stretch(base), crop: None }, ..self.clone() };
-                whole.apply_frames(frames)
-            }
-            Layout::EdgeTiles { tile, .. } | Layout::GridTiles { tile: (tile, _), .. } => {
-                let fit = Fit::Stretch((tile, tile));
-                Self { layout: Layout::Whole { fit, crop: None }, ..self.clone() }.apply_frames(frames)
-            }
+            Layout::EdgeTiles { tile, .. } => self.stretched((tile, tile)).apply_frames(frames),
+            Layout::GridTiles { tile, .. } => self.stretched(tile).apply_frames(frames),
+            // A frame is seen whole.
+            Layout::CanvasTiles { base, .. } => self.stretched(base).apply_frames(frames),
             Layout::Whole { .. } => {
                 let mut all: Option<Tiles> = None;
                 for frame in frames {
@@ -243,6 +250,10 @@ impl Preprocessor {
             }
             Layout::MostPatches { .. } => Err(Error::invalid("this preprocessor takes pictures, not videos")),
         }
+    }
+
+    fn stretched(&self, size: Size) -> Self {
+        Self { layout: Layout::Whole { fit: Fit::Stretch(size), crop: None }, ..self.clone() }
     }
 
     fn fit_to_budget(&self, picture: &Picture) -> Result<Planes> {

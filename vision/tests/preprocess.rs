@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use vela_nn::parity::judge;
 use vela_nn::{Error, Result};
 use vela_vision::trace::{input, picture, prepared, preprocessing};
-use vela_vision::{Layout, Picture, Prepared, Preprocessor};
+use vela_vision::{Fit, Layout, Picture, Prepared, Preprocessor};
 
 fn case(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name)
@@ -74,6 +74,9 @@ fn pictures_one_pixel_wide_are_prepared_or_refused() -> Result<()> {
                 Prepared::Patches(patches) => assert!(patches.tensor()?.dim(0)? <= 36),
             }
         }
+        let mut uncut = preprocessor("preproc_clip")?;
+        uncut.layout = Layout::Whole { fit: Fit::ShortestEdge(336), crop: None };
+        assert_eq!(uncut.apply(&thin).is_err(), width != height, "too many pixels");
         let qwen = preprocessor("preproc_qwen2_vl")?.apply(&thin);
         assert_eq!(qwen.is_err(), width != height, "sides of over 200 to 1");
     }
