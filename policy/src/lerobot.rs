@@ -85,8 +85,6 @@ pub struct Folder {
     pub inputs: Features,
     /// What it gives.
     pub outputs: Features,
-    /// SHA-256 of its weights.
-    pub checkpoint: String,
     before: Vec<ProcessorStep>,
     after: Vec<ProcessorStep>,
 }
@@ -138,7 +136,6 @@ impl Folder {
             dir: dir.to_path_buf(),
             inputs: head.input_features,
             outputs: head.output_features,
-            checkpoint: hash_of_file(&dir.join("model.safetensors"))?,
             before,
             after,
         })
@@ -154,11 +151,15 @@ impl Folder {
             dir: PathBuf::new(),
             inputs: part("input_features")?,
             outputs: part("output_features")?,
-            checkpoint: String::new(),
             before: Vec::new(),
             after: Vec::new(),
             config,
         })
+    }
+
+    /// SHA-256 of its weights.
+    pub fn checkpoint(&self) -> Result<String> {
+        hash_of_file(&self.dir.join("model.safetensors"))
     }
 
     /// A setting of a processor step.

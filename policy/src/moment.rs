@@ -80,7 +80,7 @@ impl FolderPolicy {
             horizon: network.horizon(),
             execute: network.execute(),
             history: network.history(),
-            checkpoint: folder.checkpoint.clone(),
+            checkpoint: folder.checkpoint()?,
         };
         let ensemble = network.ensemble().map(TemporalEnsemble::new);
         Ok(Self { network, spec, cameras, pictures, state, action, ensemble, last: None })

@@ -168,7 +168,7 @@ impl Pi0 {
         fits(&self.folder, &self.folder.cameras()?, embodiment, true)?;
         let reading = Reading { pad: Some(PAD), max_words: Some(self.max_words) };
         let Self { vla, config, tokenizer, folder, .. } = self;
-        VlaPolicy::assemble_reading(vla, &config, tokenizer, embodiment, &folder.checkpoint, reading)
+        VlaPolicy::assemble_reading(vla, &config, tokenizer, embodiment, &folder.checkpoint()?, reading)
     }
 }
 
