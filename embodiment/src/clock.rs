@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Nanoseconds since the start of one particular clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -29,6 +29,11 @@ impl Stamp {
         let nanos = self.0 as i128 + (secs * 1e9).round() as i128;
         Self(nanos.clamp(0, u64::MAX as i128) as u64)
     }
+}
+
+/// Seconds since 1970 by the machine's calendar, 0 before: for dates that people read, never for control.
+pub fn unix_seconds() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64)
 }
 
 /// A source of time: real or virtual.

@@ -16,7 +16,7 @@ pub mod robot;
 pub mod stream;
 
 pub use action::{Action, ActionChunk, ActionSpace};
-pub use clock::{Clock, MonotonicClock, Stamp, VirtualClock};
+pub use clock::{Clock, MonotonicClock, Stamp, VirtualClock, unix_seconds};
 pub use contracts::{
     Applied, Environment, Episode, Expert, FrameSource, InferOptions, JointReading, JointSide, Outcome,
     Policy, PolicySpec, Robot,

@@ -58,18 +58,7 @@ fn from_dir(dir: &Path) -> Result<TextModel> {
     let decoder = Arc::new(crate::load::load(dir)?);
     let lengths = ["max_position_embeddings", "n_positions", "n_ctx"];
     let context = lengths.iter().find_map(|name| config[*name].as_u64()).map_or(CONTEXT, |n| n as usize);
-    let mut stop = Vec::new();
-    let generation = dir.join("generation_config.json");
-    if generation.is_file() {
-        let text = std::fs::read_to_string(&generation)
-            .map_err(|source| Error::Io { path: generation.clone(), source })?;
-        let value: Json = serde_json::from_str(&text).map_err(|e| Error::parse(generation.display(), e))?;
-        stop.extend(ids(&value["eos_token_id"]));
-    }
-    stop.extend(ids(&config["eos_token_id"]));
-    let named = |name: &str| template.as_ref().and_then(|t| t.special(name)).and_then(|t| tokenizer.id(t));
-    stop.extend(named("eos_token"));
-    let stop = ends(stop, &tokenizer);
+    let stop = folder_stop(dir, &config, template.as_ref(), &tokenizer)?;
     Ok(TextModel { decoder, tokenizer, template, stop, context })
 }
 
@@ -81,11 +70,42 @@ fn from_gguf(path: &Path) -> Result<TextModel> {
     let count = |key: &str| metadata.get(key).and_then(gguf::Value::as_count).map(|n| n as usize);
     let architecture = file.text("general.architecture")?;
     let context = count(&format!("{architecture}.context_length")).unwrap_or(CONTEXT);
-    let named = ["eos_token_id", "eot_token_id", "eom_token_id"];
-    let stop = named.iter().filter_map(|key| count(&format!("tokenizer.ggml.{key}"))).map(|id| id as u32);
-    let stop = ends(stop.collect(), &tokenizer);
+    let stop = gguf_stop(&file, &tokenizer);
     let decoder = Arc::new(crate::gguf::decoder(&file, Precision::Fast)?);
     Ok(TextModel { decoder, tokenizer, template, stop, context })
+}
+
+/// The tokens that end an answer of a folder's model.
+///
+/// # Errors
+/// A `generation_config.json` that cannot be read.
+pub fn folder_stop(
+    dir: &Path,
+    config: &Json,
+    template: Option<&ChatTemplate>,
+    tokenizer: &Tokenizer,
+) -> Result<Vec<u32>> {
+    let mut stop = Vec::new();
+    let generation = dir.join("generation_config.json");
+    if generation.is_file() {
+        let text = std::fs::read_to_string(&generation)
+            .map_err(|source| Error::Io { path: generation.clone(), source })?;
+        let value: Json = serde_json::from_str(&text).map_err(|e| Error::parse(generation.display(), e))?;
+        stop.extend(ids(&value["eos_token_id"]));
+    }
+    stop.extend(ids(&config["eos_token_id"]));
+    let named = |name: &str| template.and_then(|t| t.special(name)).and_then(|t| tokenizer.id(t));
+    stop.extend(named("eos_token"));
+    Ok(ends(stop, tokenizer))
+}
+
+/// The tokens that end an answer of a GGUF file's model.
+pub fn gguf_stop(file: &Gguf, tokenizer: &Tokenizer) -> Vec<u32> {
+    let id = |key: &&str| {
+        let value = file.metadata().get(&format!("tokenizer.ggml.{key}"))?.as_count()?;
+        u32::try_from(value).ok()
+    };
+    ends(["eos_token_id", "eot_token_id", "eom_token_id"].iter().filter_map(id).collect(), tokenizer)
 }
 
 /// A token id, or a list of them.

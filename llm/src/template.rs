@@ -164,9 +164,9 @@ impl ChatTemplate {
         }
         context.insert("messages".into(), value_of(messages));
         context.insert("add_generation_prompt".into(), Value::from(options.add_generation_prompt));
-        if let Some(tools) = &options.tools {
-            context.insert("tools".into(), value_of(tools));
-        }
+        // Both are always defined there.
+        context.insert("tools".into(), value_of(&options.tools));
+        context.insert("documents".into(), Value::from(()));
         let now = options.now;
         let date = move |format: String| {
             let seconds = now.ok_or("the template asks for today's date, and none was given".to_owned());

@@ -17,6 +17,7 @@ use vela_nn::{Error, Result};
 type Metadata = BTreeMap<String, Value>;
 
 /// Token types of `tokenizer.ggml.token_type`.
+const UNKNOWN: usize = 2;
 const CONTROL: usize = 3;
 const USER_DEFINED: usize = 4;
 
@@ -80,11 +81,13 @@ impl Tokenizer {
                 return Err(wrong("model", format!("expected one of {known}, got '{other}'")));
             }
         };
-        let added = |wanted: usize| tokens.iter().filter(move |t| t.kind == wanted).map(|t| t.text.clone());
-        let specials = added(CONTROL).map(|text| AddedToken::from(text, true).normalized(false));
-        inner.add_special_tokens(specials.collect::<Vec<_>>()).map_err(|e| wrong("tokens", e))?;
-        let others = added(USER_DEFINED).map(|text| AddedToken::from(text, false).normalized(false));
-        inner.add_tokens(others.collect::<Vec<_>>()).map_err(|e| wrong("tokens", e))?;
+        let added = |kinds: &[usize], special: bool| -> Vec<AddedToken> {
+            let chosen = tokens.iter().filter(|token| kinds.contains(&token.kind));
+            chosen.map(|token| AddedToken::from(token.text.clone(), special).normalized(false)).collect()
+        };
+        let specials = added(&[UNKNOWN, CONTROL], true);
+        inner.add_special_tokens(specials).map_err(|e| wrong("tokens", e))?;
+        inner.add_tokens(added(&[USER_DEFINED], false)).map_err(|e| wrong("tokens", e))?;
         if let Some(frame) = file.frame(&tokens, begin)? {
             inner.with_post_processor(Some(part::<PostProcessorWrapper>(frame)?));
         }
@@ -195,7 +198,7 @@ impl File<'_> {
     fn sentence_piece(&self, tokens: &[Token]) -> Result<(tokenizers::Tokenizer, bool)> {
         let vocab = vocab(tokens);
         let mut ranked: Vec<(usize, &Token)> =
-            tokens.iter().enumerate().filter(|(_, t)| t.kind != CONTROL && t.kind != 2).collect();
+            tokens.iter().enumerate().filter(|(_, t)| t.kind != CONTROL && t.kind != UNKNOWN).collect();
         ranked.sort_by(|(i, a), (j, b)| b.score.total_cmp(&a.score).then(i.cmp(j)));
         let mut merges: Merges = Vec::new();
         for (_, token) in ranked {

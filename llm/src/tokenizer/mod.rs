@@ -94,6 +94,12 @@ impl Tokenizer {
         self.inner.id_to_token(id)
     }
 
+    /// Whether both give every id to the same token.
+    pub fn same_tokens(&self, other: &Self) -> bool {
+        let count = self.vocab_size();
+        count == other.vocab_size() && (0..count as u32).all(|id| self.token(id) == other.token(id))
+    }
+
     /// Whether an id stands for no text (end of turn, padding and the like).
     pub fn is_special(&self, id: u32) -> bool {
         self.special.contains(&id)
