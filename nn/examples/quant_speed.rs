@@ -9,8 +9,18 @@ fn main() -> Result<()> {
     threads::set(count);
     let peaks = peaks::measure();
     println!("{}", serde_json::to_string(&peaks).unwrap_or_default());
-    let formats =
-        [Format::Q4_0, Format::Q4_1, Format::Q5_0, Format::Q8_0, Format::Q4K, Format::Q5K, Format::Q6K];
+    let formats = [
+        Format::F32,
+        Format::F16,
+        Format::Bf16,
+        Format::Q4_0,
+        Format::Q4_1,
+        Format::Q5_0,
+        Format::Q8_0,
+        Format::Q4K,
+        Format::Q5K,
+        Format::Q6K,
+    ];
     for format in formats {
         let layer = |rows: usize, columns: usize| -> Result<(Linear, usize)> {
             let bytes = rows * format.row_bytes(columns);

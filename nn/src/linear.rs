@@ -20,9 +20,8 @@ pub struct Linear {
 enum Weight {
     Dense {
         weight: Tensor,
-        /// The transpose `[input, output]` of a constant weight, made at its first use: short inputs are up to three times
-        /// faster with it. A variable has none, since it changes.
-        transposed: Arc<OnceLock<Vec<f32>>>,
+        /// A constant weight packed at its first use, which nears the processor's peak. A variable has none, since it changes.
+        packed: Arc<OnceLock<Packed>>,
     },
     /// In the file's blocks, dequantised on the way.
     Blocks(Blocks),
@@ -44,7 +43,7 @@ impl std::fmt::Debug for Weight {
 
 impl From<Tensor> for Weight {
     fn from(weight: Tensor) -> Self {
-        Self::Dense { weight, transposed: Arc::default() }
+        Self::Dense { weight, packed: Arc::default() }
     }
 }
 
@@ -176,12 +175,7 @@ impl Linear {
                 Weight::Blocks(blocks) => kernels::quant::exact(x, blocks),
                 Weight::Packed(_) => fast.next().unwrap_or_default(),
             };
-            if let Some(bias) = &layer.bias {
-                let bias = Values::of(bias)?;
-                for row in out.chunks_exact_mut(bias.len().max(1)) {
-                    row.iter_mut().zip(bias.iter()).for_each(|(o, b)| *o += b);
-                }
-            }
+            layer.add_bias(&mut out)?;
             Ok(out)
         };
         layers.iter().map(one).collect()
@@ -192,17 +186,27 @@ impl Linear {
     }
 
     fn project_dense(&self, x: &[f32]) -> Result<Vec<f32>> {
-        let Weight::Dense { weight, transposed } = &self.weight else { return Ok(Vec::new()) };
+        let Weight::Dense { weight, packed } = &self.weight else { return Ok(Vec::new()) };
         let (output, input) = weight.dims2()?;
-        let m = x.len() / input.max(1);
-        let bias = self.bias.as_ref().map(Values::of).transpose()?;
         let values = Values::of(weight)?;
-        // A single row gains nothing, and the copy of a whole vocabulary would be large.
-        if m < 2 || values.len() > 1 << 22 || weight.track_op() {
+        // The copy of a whole vocabulary would be large.
+        if values.len() > 1 << 22 || weight.track_op() {
+            let (m, bias) = (x.len() / input.max(1), self.bias.as_ref().map(Values::of).transpose()?);
             return Ok(kernels::linear::forward(x, &values, bias.as_deref(), (m, output, input)));
         }
-        let transposed = transposed.get_or_init(|| kernels::linear::transpose(&values, input));
-        Ok(kernels::linear::forward_transposed(x, transposed, bias.as_deref(), (m, output, input)))
+        let packed = packed.get_or_init(|| Packed::dense(&values, output, input));
+        let mut out = products(&Activations::of(x, &[packed]), &[packed]).pop().unwrap_or_default();
+        self.add_bias(&mut out)?;
+        Ok(out)
+    }
+
+    fn add_bias(&self, rows: &mut [f32]) -> Result<()> {
+        let Some(bias) = &self.bias else { return Ok(()) };
+        let bias = Values::of(bias)?;
+        for row in rows.chunks_exact_mut(bias.len().max(1)) {
+            row.iter_mut().zip(bias.iter()).for_each(|(o, b)| *o += b);
+        }
+        Ok(())
     }
 }
 

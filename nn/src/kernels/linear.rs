@@ -48,22 +48,6 @@ pub fn forward(x: &[f32], weight: &[f32], bias: Option<&[f32]>, size: (usize, us
     product(View::rows(x, size.2), View::rows(weight, size.2).t(), bias, size)
 }
 
-/// The same with the weight transposed, `[k, n]`: nothing is left to pack.
-pub fn forward_transposed(
-    x: &[f32],
-    weight: &[f32],
-    bias: Option<&[f32]>,
-    size: (usize, usize, usize),
-) -> Vec<f32> {
-    product(View::rows(x, size.2), View::rows(weight, size.1), bias, size)
-}
-
-/// `values [n, k]` to `[k, n]`.
-pub fn transpose(values: &[f32], k: usize) -> Vec<f32> {
-    let n = values.len() / k.max(1);
-    (0..k).flat_map(|column| (0..n).map(move |row| values[row * k + column])).collect()
-}
-
 fn product(a: View<'_>, b: View<'_>, bias: Option<&[f32]>, (m, n, k): (usize, usize, usize)) -> Vec<f32> {
     if let Some(bias) = bias {
         let mut out = repeated(bias, m);

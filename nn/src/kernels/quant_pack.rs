@@ -60,9 +60,26 @@ pub struct Packed {
 impl Packed {
     /// Packs `[rows, columns]`.
     pub fn new(blocks: &Blocks) -> Self {
-        let layout = Layout::of(blocks.format());
         let (rows, columns) = blocks.rows();
-        let format = blocks.format();
+        Self::made(blocks.format(), rows, columns, |row| blocks.row(row, 1))
+    }
+
+    /// Packs the float32 `values [rows, columns]`.
+    pub fn dense(values: &[f32], rows: usize, columns: usize) -> Self {
+        // Values in memory are in the machine's byte order; the kernels of a big-endian one would have to turn them.
+        const { assert!(cfg!(target_endian = "little")) };
+        Self::made(Format::F32, rows, columns, |row| {
+            bytemuck::cast_slice(&values[row * columns..(row + 1) * columns])
+        })
+    }
+
+    fn made<'a>(
+        format: Format,
+        rows: usize,
+        columns: usize,
+        row_bytes: impl Fn(usize) -> &'a [u8] + Sync,
+    ) -> Self {
+        let layout = Layout::of(format);
         let groups = rows.div_ceil(ROWS);
         let quant_stride = if layout.float { columns } else { columns / BLOCK } * layout.quant_bytes;
         let scale_stride = columns / format.block_len() * layout.scale_bytes;
@@ -81,7 +98,7 @@ impl Packed {
                     )
                 };
                 for row in 0..ROWS.min(rows - group * ROWS) {
-                    pack_row(format, layout, blocks.row(group * ROWS + row, 1), row, quants, scales);
+                    pack_row(format, layout, row_bytes(group * ROWS + row), row, quants, scales);
                 }
             });
         }
