@@ -247,9 +247,11 @@ fn ours(dir: &Path) -> Result<Summary> {
         head: format!("flow, {} steps", config.flow.steps),
         statistics: vec![numbers("state", &config.state), numbers("actions", &config.action)],
         weight_bytes: weight_bytes(dir),
-        // Its parts are: the network is SmolVLA's with other sizes.
-        compared: true,
-        remarks: Vec::new(),
+        // Nobody else runs this format.
+        compared: false,
+        remarks: vec![
+            "the network is SmolVLA's with other sizes; SmolVLA is compared with a reference run".into(),
+        ],
     })
 }
 
