@@ -135,8 +135,16 @@ impl Cache {
         Ok(())
     }
 
-    /// The cache whose row `i` is this one's row `rows[i]` (u32): beams that split and end. All rows read one memory.
+    /// The cache whose row `i` is this one's row `rows[i]` (u32): beams that split and end.
+    ///
+    /// # Errors
+    /// Rows that read memories of their own: only one memory for all can be shared out.
     pub fn select(&self, rows: &Tensor) -> Result<Self> {
+        if let Some((keys, _)) = self.memory.as_ref().and_then(|memory| memory.layers.first())
+            && keys.dim(0)? > 1
+        {
+            return Err(Error::invalid("cache: rows with memories of their own cannot be selected"));
+        }
         let pick = |(keys, values): &(Tensor, Tensor)| -> Result<(Tensor, Tensor)> {
             Ok((keys.index_select(rows, 0)?, values.index_select(rows, 0)?))
         };
@@ -189,7 +197,14 @@ impl KeyValues for Cache {
                 "layer {layer} reads a memory, and the cache was given none"
             )));
         };
-        Attend { mask, window: None, ..*rule }.apply(q, keys, values)
+        let rule = Attend { mask, window: None, ..*rule };
+        let (b, one) = (q.dim(0)?, keys.dim(0)?);
+        if one != 1 || b == 1 {
+            return rule.apply(q, keys, values);
+        }
+        // One memory for all rows.
+        let shared = |x: &Tensor| x.broadcast_as((b, x.dim(1)?, x.dim(2)?));
+        rule.apply(q, &shared(keys)?, &shared(values)?)
     }
 
     fn len(&self) -> usize {

@@ -187,6 +187,17 @@ fn an_encoder_decoder_decodes_as_it_reads() -> Result<()> {
     let want = read(model.decoder(), &written, 0, &mut model.cache(&single, Mask::None)?)?;
     same("row 1", &got.narrow(0, 1, 1)?, &want)?;
 
+    // One memory serves every beam; memories of their own cannot be shuffled.
+    let beams = Tensor::cat(&[&written, &(&written * 0.5)?], 0)?;
+    let mut shared = cache()?;
+    let got = read(model.decoder(), &beams, 0, &mut shared)?;
+    same("beam 0", &got.narrow(0, 0, 1)?, &read(model.decoder(), &written, 0, &mut cache()?)?)?;
+    same("beam 1", &got.narrow(0, 1, 1)?, &read(model.decoder(), &(&written * 0.5)?, 0, &mut cache()?)?)?;
+    let swapped = Tensor::new(&[1u32, 0], &Device::Cpu)?;
+    assert_eq!(shared.select(&swapped)?.len(), t);
+    let own = Cache::with_memory(Arc::new(model.decoder().remember(&memory, mask(t))?));
+    assert!(own.select(&swapped).is_err());
+
     // Without a memory there is an error, not a guess.
     assert!(read(model.decoder(), &written, 0, &mut Cache::new()).is_err());
     assert!(model.encoder().remember(&encoded, Mask::None).is_err());

@@ -142,6 +142,11 @@ impl Rope {
         {
             return Err(Error::invalid(format!("rope: sections {counts:?} are not {} frequencies", dim / 2)));
         }
+        if let RopeScaling::Dynamic { factor, original_positions } = scaling
+            && (factor.is_nan() || factor <= 0.0 || original_positions == 0)
+        {
+            return Err(Error::invalid(format!("rope: {scaling:?}: expected positive numbers")));
+        }
         let theta = f64::from(theta);
         let powers = |theta: f64| powers(theta, dim);
         let mut magnitude = 1.0;

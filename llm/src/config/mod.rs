@@ -263,7 +263,9 @@ impl DecoderConfig {
         }
         let matrices =
             [("vocab", self.vocab), ("inner_width", self.inner_width), ("heads", self.heads * self.head_dim)];
-        if let Some((name, rows)) = matrices.into_iter().find(|(_, rows)| rows * self.width > LARGEST) {
+        if let Some((name, rows)) =
+            matrices.into_iter().find(|(_, rows)| rows.saturating_mul(self.width) > LARGEST)
+        {
             return wrong(format!(
                 "{name} ({rows}) by width ({}) is more than {LARGEST} numbers",
                 self.width
@@ -299,9 +301,10 @@ impl DecoderConfig {
             return wrong("a window of no positions".into());
         }
         if let FeedForward::Experts(experts) = &self.feed_forward {
-            let Experts { count, chosen, inner_width, .. } = *experts;
+            let Experts { count, chosen, inner_width, shared, .. } = *experts;
             let fits = (1..=1 << 12).contains(&count) && (1..=count).contains(&chosen);
-            if !fits || !(1..=1 << 24).contains(&inner_width) || experts.shared == Some(0) {
+            let widths = [inner_width, shared.unwrap_or(1)];
+            if !fits || widths.iter().any(|width| !(1..=1 << 24).contains(width)) {
                 return wrong(format!("{chosen} of {count} experts of inner width {inner_width}"));
             }
         }
