@@ -60,8 +60,8 @@ enum Object {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Point {
-    #[serde(rename = "x")]
-    _x: i64,
+    // JSON's -0 is a whole number too.
+    x: f64,
     #[serde(rename = "ok")]
     _ok: bool,
 }
@@ -92,6 +92,7 @@ fn random_logits_under_a_schema_always_give_json_that_satisfies_it() -> Result<(
         let made: Grasp = serde_json::from_str(&text).map_err(|e| Error::parse(&text, e))?;
         assert!((3..=42).contains(&made.score) && (1..=2).contains(&made.path.len()), "{text}");
         assert!(made.note.as_ref().is_none_or(|note| note.chars().count() <= 6), "{text}");
+        assert!(made.path.iter().all(|point| point.x.fract() == 0.0 && (-9.0..=99.0).contains(&point.x)));
         assert!([Object::Cube, Object::Ball].contains(&made.object));
         notes += usize::from(made.note.is_some());
     }
