@@ -52,7 +52,7 @@ fn what_templates_in_the_wild_use_works() -> Result<()> {
           {% set ns.n = ns.n + i %}{% endfor %}{{ ns.n }}",
             "3",
         ),
-        ("{{ tools is defined }}|{{ tools is none }}|{{ add_generation_prompt }}", "true|true|false"),
+        ("{{ tools is defined }}|{{ tools is none }}|{{ add_generation_prompt }}", "True|True|False"),
         ("{% macro m(x) %}[{{ x }}]{% endmacro %}{{ m(messages | length) }}", "[1]"),
         ("{{ messages[0].get('name', 'nobody') }}", "nobody"),
         ("{% generation %}{{ 'x' }}{%- endgeneration %}", "x"),
