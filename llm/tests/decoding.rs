@@ -132,7 +132,10 @@ struct Half(Vec<u32>);
 impl Draft for Half {
     fn guess(&mut self, history: &[u32], count: usize) -> Result<Vec<Guess>> {
         let rest = self.0.get(history.len()..).unwrap_or_default();
-        let wrong = |(at, id): (usize, &u32)| if (history.len() + at) % 3 == 0 { (id + 1) % 50 } else { *id };
+        let wrong = |(at, id): (usize, &u32)| match (history.len() + at).is_multiple_of(3) {
+            true => (id + 1) % 50,
+            false => *id,
+        };
         let guess = |token| Guess { token, weights: vec![(token, 1.0)] };
         Ok(rest.iter().enumerate().map(wrong).map(guess).take(count.min(4)).collect())
     }

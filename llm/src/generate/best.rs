@@ -36,7 +36,7 @@ pub fn best_of(
 
 /// Self-consistency (Wang et al., arXiv:2203.11171): the answer whose `key` is the commonest, with how many agree; the
 /// first among equals.
-pub fn vote<'a>(answers: &'a [Written], key: impl Fn(&str) -> String) -> Option<(&'a Written, usize)> {
+pub fn vote(answers: &[Written], key: impl Fn(&str) -> String) -> Option<(&Written, usize)> {
     let keys: Vec<String> = answers.iter().map(|answer| key(&answer.text)).collect();
     let count = |wanted: &String| keys.iter().filter(|key| *key == wanted).count();
     let mut winner: Option<(&Written, usize)> = None;
