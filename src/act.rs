@@ -6,6 +6,7 @@ use anyhow::Result;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use vela_embodiment::Embodiment;
 use vela_nn::threads;
 use vela_robots::{ServeEvent, Side, open_session, serve_policy};
 
@@ -18,6 +19,9 @@ pub struct Args {
     /// A zenoh config file (JSON5) instead of the built-in one, which connects to loopback.
     #[arg(long)]
     zenoh: Option<PathBuf>,
+    /// What the robot is: a file as in configs/robots (the built-in SO-101 by default).
+    #[arg(long)]
+    robot: Option<PathBuf>,
     /// The robot's base key.
     #[arg(long, default_value = BASE_KEY)]
     key: String,
@@ -31,7 +35,11 @@ pub struct Args {
 
 /// Runs the verb.
 pub fn run(args: &Args) -> Result<()> {
-    let mut policy = chooser::policy(&args.policy)?;
+    let robot = match &args.robot {
+        Some(file) => Embodiment::load(file)?,
+        None => Embodiment::so101()?,
+    };
+    let mut policy = chooser::policy(&args.policy, &robot)?;
     let session = open_session(Side::Policy, args.zenoh.as_deref())?;
     let shutdown = Arc::new(AtomicBool::new(false));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;

@@ -3,8 +3,8 @@
 use crate::builtin;
 use anyhow::{Context, Result, bail};
 use std::path::Path;
-use vela_embodiment::Policy;
-use vela_policy::VlaPolicy;
+use vela_embodiment::{Embodiment, Policy};
+use vela_policy::{Choices, open};
 
 /// Who drives.
 pub enum Chosen {
@@ -14,22 +14,22 @@ pub enum Chosen {
     Expert,
 }
 
-/// `builtin`, `expert`, or a policy folder.
-pub fn choose(name: &str) -> Result<Chosen> {
+/// `builtin`, `expert`, or a policy folder, to drive `robot`.
+pub fn choose(name: &str, robot: &Embodiment) -> Result<Chosen> {
     Ok(match name {
         "expert" => Chosen::Expert,
-        _ => Chosen::Policy(policy(name)?),
+        _ => Chosen::Policy(policy(name, robot)?),
     })
 }
 
-/// `builtin` or a policy folder; the expert is refused.
-pub fn policy(name: &str) -> Result<Box<dyn Policy>> {
+/// `builtin` or a policy folder of any kind that we know; the expert is refused.
+pub fn policy(name: &str, robot: &Embodiment) -> Result<Box<dyn Policy>> {
     match name {
         "expert" => bail!("the scripted expert lives inside the simulator; here a policy is needed"),
         "builtin" => Ok(Box::new(builtin::policy()?)),
         dir if !Path::new(dir).is_dir() => {
             bail!("unknown policy '{dir}'; known: builtin, expert, or the path of a policy folder")
         }
-        dir => Ok(Box::new(VlaPolicy::load(Path::new(dir)).with_context(|| format!("loading {dir}"))?)),
+        dir => open(Path::new(dir), robot, &Choices::default()).with_context(|| format!("loading {dir}")),
     }
 }

@@ -68,7 +68,7 @@ pub fn run(args: &Args) -> Result<()> {
         Some(task) => vec![task.clone()],
         None => TaskKind::ALL.iter().map(|kind| kind.name().to_owned()).collect(),
     };
-    let mut policy = chooser::policy(&args.policy)?;
+    let mut policy = chooser::policy(&args.policy, &embodiment)?;
     let show = showing::open(args.rrd.as_deref(), args.view, &embodiment)?;
     let (robot_session, policy_session) = loopback_pair()?;
     let shutdown = AtomicBool::new(false);

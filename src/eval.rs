@@ -54,7 +54,7 @@ pub fn run(args: &Args) -> Result<()> {
         None => TaskKind::ALL.to_vec(),
     };
     let split = Split::from_name(&args.split)?;
-    choose(&args.policy)?;
+    choose(&args.policy, &Embodiment::so101()?)?;
     let bar = ProgressBar::new((tasks.len() * args.episodes) as u64)
         .with_style(ProgressStyle::with_template("{wide_bar} {pos}/{len} episodes, {eta} left")?);
     let mut rows = Vec::new();
@@ -125,7 +125,7 @@ struct Player {
 impl Player {
     fn new(args: &Args, split: Split) -> Result<Self> {
         let embodiment = Embodiment::so101()?;
-        let chosen = choose(&args.policy)?;
+        let chosen = choose(&args.policy, &embodiment)?;
         let table = match chosen {
             Chosen::Expert => Tabletop::blind(&embodiment, split)?,
             Chosen::Policy(_) => Tabletop::lockstep(&embodiment, split)?,

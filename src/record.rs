@@ -54,7 +54,7 @@ impl Expert<Recorder<Tabletop>> for Behind {
 /// Runs the verb.
 pub fn run(args: &Args) -> Result<()> {
     let embodiment = Embodiment::so101()?;
-    let mut chosen = choose(&args.policy)?;
+    let mut chosen = choose(&args.policy, &embodiment)?;
     let writer = DatasetWriter::create(&args.out, &embodiment, embodiment.control_hz.round() as u32)?;
     let table = Tabletop::lockstep(&embodiment, Split::Train)?;
     let mut recorder = Recorder::new(table, writer)?;

@@ -48,7 +48,7 @@ pub fn run(args: &Args) -> Result<()> {
         None => bail!("the dataset does not describe its robot (no meta/embodiment.json)"),
     };
     dataset.require_same(&embodiment)?;
-    let mut policy = args.policy.as_deref().map(chooser::policy).transpose()?;
+    let mut policy = args.policy.as_deref().map(|name| chooser::policy(name, &embodiment)).transpose()?;
     if let Some(policy) = &policy {
         require_policy_fits(&embodiment, policy.spec())?;
     }

@@ -24,7 +24,9 @@ pub struct TrainConfig {
     pub early_share: f64,
     /// Steps at the beginning that train the vision tower alone, on what each patch shows.
     pub vision_steps: usize,
-    /// Steps before the first round.
+    /// Steps after those that leave the tower as it is: what stands on it learns faster so, and at half the cost.
+    pub frozen_steps: usize,
+    /// Steps before the first round, those included.
     pub first_steps: usize,
     /// Steps after each round.
     pub round_steps: usize,

@@ -41,9 +41,14 @@ pub struct Report {
 impl Report {
     /// The parts of the loss that this step trained.
     pub fn parts(&self) -> impl Iterator<Item = (&'static str, f32)> {
-        [("flow", self.flow), ("patch", self.patch), ("grounding", self.grounding), ("position", self.position)]
-            .into_iter()
-            .filter_map(|(name, value)| Some((name, value?)))
+        [
+            ("flow", self.flow),
+            ("patch", self.patch),
+            ("grounding", self.grounding),
+            ("position", self.position),
+        ]
+        .into_iter()
+        .filter_map(|(name, value)| Some((name, value?)))
     }
 }
 
@@ -164,22 +169,31 @@ impl Trainer {
 
     /// Loss of one shard, and its four parts.
     fn loss(&self, lot: &Lot) -> Result<(Tensor, [Option<f32>; 4])> {
-        if self.step < self.config.vision_steps {
-            let patch = self.auxiliary.patch_loss(&self.vla.see(&lot.inputs.frames)?, &lot.labels)?;
+        let c = &self.config;
+        let seen = self.vla.see(&lot.inputs.frames)?;
+        if self.step < c.vision_steps {
+            let patch = self.auxiliary.patch_loss(&seen, &lot.labels)?;
             let shown = patch.to_scalar::<f32>()?;
             return Ok((patch, [None, Some(shown), None, None]));
         }
-        let prefix = self.vla.prefix(&lot.inputs)?;
+        let frozen = self.step < c.vision_steps + c.frozen_steps;
+        let prefix = match frozen {
+            true => self.vla.prefix_on(&seen, &lot.inputs)?,
+            false => self.vla.prefix(&lot.inputs)?,
+        };
         let flow = self.vla.flow_loss(&prefix, &lot.actions, &lot.noise, &lot.times)?;
-        let c = &self.config;
-        let patch = self.auxiliary.patch_loss(prefix.patch_tokens(), &lot.labels)?;
         let grounding = self.auxiliary.grounding_loss(&prefix.image_hidden()?, &lot.labels)?;
         let position = self.auxiliary.position_loss(&prefix.state_hidden()?, &lot.labels)?;
-        let parts =
-            [&flow, &patch, &grounding, &position].map(|loss| loss.to_scalar::<f32>().ok());
-        let sum = (((&flow + (patch * c.patch_weight)?)? + (grounding * c.grounding_weight)?)?
-            + (position * c.position_weight)?)?;
-        Ok((sum, parts))
+        let mut sum = ((&flow + (&grounding * c.grounding_weight)?)? + (&position * c.position_weight)?)?;
+        let patch = match frozen {
+            true => None,
+            false => Some(self.auxiliary.patch_loss(prefix.patch_tokens(), &lot.labels)?),
+        };
+        if let Some(patch) = &patch {
+            sum = (sum + (patch * c.patch_weight)?)?;
+        }
+        let parts = [Some(&flow), patch.as_ref(), Some(&grounding), Some(&position)];
+        Ok((sum, parts.map(|part| part?.to_scalar::<f32>().ok())))
     }
 
     /// Writes everything that resuming needs: one file, whole or not at all.

@@ -22,6 +22,7 @@ fn run() -> TrainConfig {
         dagger_share: 0.5,
         early_share: 0.4,
         vision_steps: 2,
+        frozen_steps: 2,
         first_steps: 60,
         round_steps: 0,
         batch: 8,
