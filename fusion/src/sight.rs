@@ -20,8 +20,8 @@ impl Sight {
         Self { full: Mask::Causal, near: None }
     }
 
-    /// The tokens of the prompt (`true`) see each other wholly, however far apart; those of the answer what is before them, within
-    /// the window if the layer has one.
+    /// The tokens of the prompt (`true`) see each other wholly, however far apart; those of the answer see what is before
+    /// them, within the window if the layer has one.
     pub fn prefix(prompt: &[bool], window: Option<usize>) -> Result<Self> {
         let mut written = 0;
         let block = |read: &bool| {

@@ -81,7 +81,9 @@ pub fn config(file: &Gguf) -> Result<DecoderConfig> {
     let Some((_, family)) = ARCHITECTURES.iter().find(|(name, _)| *name == architecture) else {
         let known: Vec<&str> = ARCHITECTURES.iter().map(|(name, _)| *name).collect();
         let known = known.join(", ");
-        return Err(Error::invalid(format!("GGUF architecture '{architecture}' is not known; known: {known}")));
+        return Err(Error::invalid(format!(
+            "GGUF architecture '{architecture}' is not known; known: {known}"
+        )));
     };
     let mut config = DecoderConfig::from_hf(&Json::Object(Reader { file, architecture }.words(family)?))?;
     if architecture == "llama" {
@@ -127,10 +129,12 @@ pub fn weights(file: &Gguf, config: &DecoderConfig, precision: Precision) -> Res
             ("token_embd", _) => format!("model.{}.{kind}", names.embedding),
             ("output_norm", _) => format!("model.{}.{kind}", names.final_norm),
             ("output", _) => format!("{}.{kind}", names.head),
-            (_, Some((layer, part))) => match parts.iter().find(|(theirs, ours)| *theirs == part && !ours.is_empty()) {
-                Some((_, ours)) => format!("model.{}.{layer}.{ours}.{kind}", names.layers),
-                None => name.to_owned(),
-            },
+            (_, Some((layer, part))) => {
+                match parts.iter().find(|(theirs, ours)| *theirs == part && !ours.is_empty()) {
+                    Some((_, ours)) => format!("model.{}.{layer}.{ours}.{kind}", names.layers),
+                    None => name.to_owned(),
+                }
+            }
             _ => name.to_owned(),
         }
     };
@@ -184,9 +188,12 @@ impl Reader<'_> {
         if let Some(other) = self.count("attention.value_length")?
             && other != head_dim
         {
-            return Err(Error::invalid(format!("GGUF: keys of {head_dim} and values of {other}: only equal widths are supported")));
+            return Err(Error::invalid(format!(
+                "GGUF: keys of {head_dim} and values of {other}: only equal widths are supported"
+            )));
         }
-        let eps = self.need("attention.layer_norm_rms_epsilon", self.number("attention.layer_norm_rms_epsilon")?)?;
+        let eps =
+            self.need("attention.layer_norm_rms_epsilon", self.number("attention.layer_norm_rms_epsilon")?)?;
         let tensors = self.file.tensors();
         let [vocab, _] = *self.file.tensor("token_embd.weight")?.shape() else {
             return Err(Error::invalid("GGUF: token_embd.weight: expected two dimensions"));
@@ -258,7 +265,8 @@ fn llama3(divisors: &[f32], theta: f32, rotary_dim: usize) -> Result<RopeScaling
     let (low, high, original) = (1.0, 4.0, 8192.0);
     let factor = divisors.iter().fold(1f32, |a, b| a.max(*b));
     let expected = |i: usize| {
-        let wavelength = std::f64::consts::TAU * f64::from(theta).powf(2.0 * i as f64 / rotary_dim.max(1) as f64);
+        let wavelength =
+            std::f64::consts::TAU * f64::from(theta).powf(2.0 * i as f64 / rotary_dim.max(1) as f64);
         if wavelength < original / high {
             return 1.0;
         }
@@ -270,7 +278,9 @@ fn llama3(divisors: &[f32], theta: f32, rotary_dim: usize) -> Result<RopeScaling
     };
     let fits = |(i, divisor): (usize, &f32)| (f64::from(*divisor) / expected(i) - 1.0).abs() < 1e-3;
     if divisors.len() != rotary_dim / 2 || !divisors.iter().enumerate().all(fits) {
-        return Err(Error::invalid(format!("GGUF: {FACTORS}: these are not the divisors of Llama 3's scaling")));
+        return Err(Error::invalid(format!(
+            "GGUF: {FACTORS}: these are not the divisors of Llama 3's scaling"
+        )));
     }
     Ok(RopeScaling::Llama3 {
         factor,

@@ -24,8 +24,8 @@ pub mod trace;
 
 pub use cache::{Attend, Cache, KeyValues, Memory};
 pub use config::DecoderConfig;
-pub use decoder::Decoder;
 pub use constrain::{Constraint, Grammars};
+pub use decoder::Decoder;
 pub use encoder_decoder::{EncoderDecoder, EncoderDecoderConfig};
 pub use load::load;
 pub use model::TextModel;

@@ -243,14 +243,19 @@ impl VisionConfig {
                 )));
             }
         };
-        for (field, means) in
-            [("use_swiglu_ffn", "a gated network"), ("use_qk_norm", "normed queries and keys")]
-        {
-            if flag(field, false) {
-                return Err(Error::invalid(format!(
-                    "config.json: {field}: {means} in a vision tower: not known"
-                )));
-            }
+        // What no reference run covers is refused, not guessed.
+        let refused = [
+            ("use_swiglu_ffn", flag("use_swiglu_ffn", false)),
+            ("use_qk_norm", flag("use_qk_norm", false)),
+            ("qkv_bias", !flag("qkv_bias", true)),
+            ("attention_bias", !flag("attention_bias", true)),
+            ("norm_type", config.get("norm_type").is_some_and(|norm| norm != "layer_norm")),
+        ];
+        if let Some((field, _)) = refused.iter().find(|(_, refused)| *refused) {
+            let got = config.get(field).cloned().unwrap_or_default();
+            return Err(Error::invalid(format!(
+                "config.json: {field}: {got} is not known in a vision tower"
+            )));
         }
         let width = count(config, "hidden_size", family.width)?;
         let eps = match family.norm {

@@ -1,5 +1,5 @@
-//! Fewer tokens: those that are alike become one (token merging, Bolya et al. 2022, <https://arxiv.org/abs/2210.09461>). An option: it
-//! costs accuracy.
+//! Fewer tokens: those that are alike become one (token merging, Bolya et al. 2022,
+//! <https://arxiv.org/abs/2210.09461>). An option: it costs accuracy.
 
 use candle_core::{D, Device, Tensor};
 use vela_nn::{Error, Result};

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use vela_nn::parity::{compare, judge};
 use vela_nn::{Error, Result, Weights};
-use vela_vision::Towers;
+use vela_vision::{Towers, VisionConfig};
 
 fn case(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name)
@@ -64,5 +64,18 @@ fn a_tower_refuses_what_does_not_fit() -> Result<()> {
     assert!(model.vision().forward(&small).is_err_and(|e| e.to_string().contains("[b, 3, 56, 56]")));
     let long = Tensor::zeros((1, 17), candle_core::DType::U32, &Device::Cpu)?;
     assert!(model.embed_texts(&long, &mut |_, _| {}).is_err_and(|e| e.to_string().contains("1 to 16")));
+    Ok(())
+}
+
+#[test]
+fn a_config_that_no_reference_run_covers_is_refused() -> Result<()> {
+    let (_, config, _) = open("dinov2")?;
+    for (field, value) in
+        [("use_swiglu_ffn", true.into()), ("qkv_bias", false.into()), ("norm_type", "rms_norm".into())]
+    {
+        let mut config: serde_json::Value = config.clone();
+        config[field] = value;
+        assert!(VisionConfig::from_hf(&config).is_err_and(|e| e.to_string().contains(field)));
+    }
     Ok(())
 }

@@ -3,13 +3,19 @@
 //! Tasks are claimed one by one, so a worker that the system has taken off its core costs at most the task that it holds;
 //! the caller works too, and sleeps when nothing is left but to wait, which lets the system run the worker in its place.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long a worker looks for the next job, and the caller for the end of this one, before it sleeps. Between two products
 /// of a decoded token lie a few microseconds.
 const SPIN: Duration = Duration::from_micros(25);
+
+/// Waiting longer than this for a worker means that the system has given its core to somebody else.
+const STALL: Duration = Duration::from_micros(200);
+
+/// After a stall the caller works alone for so many times its length: a shared core costs at most a thirtieth.
+const ALONE: u32 = 30;
 
 /// One parallel loop; it lives on its caller's stack.
 struct Job<'a> {
@@ -56,6 +62,15 @@ struct Pool {
     done: Condvar,
     /// Held by the one caller whose job is posted.
     turn: Mutex<()>,
+    start: Instant,
+    /// Nanoseconds after `start` until which callers work alone.
+    alone_until: AtomicU64,
+}
+
+impl Pool {
+    fn now(&self) -> u64 {
+        self.start.elapsed().as_nanos() as u64
+    }
 }
 
 fn pool() -> &'static Pool {
@@ -68,6 +83,8 @@ fn pool() -> &'static Pool {
         wake: Condvar::new(),
         done: Condvar::new(),
         turn: Mutex::new(()),
+        start: Instant::now(),
+        alone_until: AtomicU64::new(0),
     })
 }
 
@@ -75,13 +92,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Runs `task(0..count)` on up to `threads` threads, this one included. When another job is under way, this thread does it
-/// all. A task's panic on a worker aborts the process (tasks are kernels, which do not panic).
+/// Runs `task(0..count)` on up to `threads` threads, this one included. When another job is under way, or a worker has kept
+/// one waiting just now, this thread does it all: who does a task never changes its result. A task's panic on a worker aborts the process (tasks are kernels, which do not panic).
 pub fn run(threads: usize, count: usize, task: &(dyn Fn(usize) + Sync)) {
     let job = Job { task, next: AtomicUsize::new(0), count };
     let pool = pool();
     let helpers = threads.min(count).saturating_sub(1);
-    let turn = if helpers == 0 { None } else { pool.turn.try_lock().ok() };
+    let alone = helpers == 0 || pool.now() < pool.alone_until.load(Ordering::Relaxed);
+    let turn = if alone { None } else { pool.turn.try_lock().ok() };
     let Some(_turn) = turn else { return job.work() };
     {
         let mut posted = lock(&pool.posted);
@@ -114,6 +132,11 @@ pub fn run(threads: usize, count: usize, task: &(dyn Fn(usize) + Sync)) {
                 while self.0.inside.load(Ordering::Acquire) > 0 {
                     posted = self.0.done.wait(posted).unwrap_or_else(PoisonError::into_inner);
                 }
+            }
+            let waited = start.elapsed();
+            if waited > STALL {
+                let until = self.0.now() + (waited * ALONE).as_nanos() as u64;
+                self.0.alone_until.store(until, Ordering::Relaxed);
             }
         }
     }
