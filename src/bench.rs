@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args as ClapArgs, Subcommand};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use vela_embodiment::{Clock, MonotonicClock, Stamp};
 use vela_llm::generate::Session;
 use vela_llm::model;
 use vela_llm::sampling::best;
@@ -111,7 +111,9 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 fn llm(args: &Llm) -> Result<Measured> {
-    let start = Instant::now();
+    let clock = MonotonicClock::new();
+    let milliseconds = |from: Stamp| clock.now().secs_since(from) * 1e3;
+    let start = clock.now();
     let decoder = model::load(&args.model)?.decoder;
     let load_ms = milliseconds(start);
     let (prompt, count) = (args.prompt_tokens as usize, args.decode_tokens as usize);
@@ -126,11 +128,11 @@ fn llm(args: &Llm) -> Result<Measured> {
     last(Session::new(decoder.clone(), 8)?.read(&ids[..ids.len().min(4)], 1)?)?;
     let mut session = Session::new(decoder, prompt + count + 1)?;
 
-    let (start, busy) = (Instant::now(), processor_ms());
+    let (start, busy) = (clock.now(), processor_ms());
     let mut next = last(session.read(&ids, 1)?)?;
     let (ttft_ms, prefill_cpu) = (milliseconds(start), since(busy));
 
-    let (start, busy) = (Instant::now(), processor_ms());
+    let (start, busy) = (clock.now(), processor_ms());
     for _ in 0..count {
         next = last(session.read(&[next], 1)?)?;
     }
@@ -174,10 +176,6 @@ fn greedy(args: &Greedy) -> Result<Vec<Continued>> {
         Ok(made)
     };
     prompts.iter().map(one).collect()
-}
-
-fn milliseconds(start: Instant) -> f64 {
-    start.elapsed().as_secs_f64() * 1e3
 }
 
 fn since(before: Option<f64>) -> Option<f64> {

@@ -93,7 +93,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Runs `task(0..count)` on up to `threads` threads, this one included. When another job is under way, or a worker has kept
-/// one waiting just now, this thread does it all: who does a task never changes its result. A task's panic on a worker aborts the process (tasks are kernels, which do not panic).
+/// one waiting just now, this thread does it all: who does a task never changes its result. A task's panic on a worker
+/// aborts the process (tasks are kernels, which do not panic).
 pub fn run(threads: usize, count: usize, task: &(dyn Fn(usize) + Sync)) {
     let job = Job { task, next: AtomicUsize::new(0), count };
     let pool = pool();

@@ -444,6 +444,9 @@ const SIX: [Format; 1] = [Format::Q6K];
 const WITH_MINIMUM: [Format; 4] = [Format::Q4_1, Format::Q5_1, Format::Q4K, Format::Q5K];
 
 /// The unsigned numbers of a block: eight vectors of four columns.
+///
+/// # Safety
+/// A whole block of `FORMAT` lies at `from`, and the processor has the instruction set.
 #[inline(always)]
 unsafe fn numbers<S: Simd, const FORMAT: u32>(from: *const u8) -> [S::Bytes; 8] {
     // SAFETY: the caller's promise: a whole block is there.
