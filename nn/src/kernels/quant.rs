@@ -490,6 +490,9 @@ unsafe fn numbers<S: Simd, const FORMAT: u32>(from: *const u8) -> [S::Bytes; 8] 
 }
 
 /// The two numbers by which a block's products and sums are multiplied: scale and minimum; of Q6_K, the scales of its halves.
+///
+/// # Safety
+/// The group's scales lie at `scales`, and the processor has the instruction set.
 #[inline(always)]
 unsafe fn factors<S: Simd, const FORMAT: u32>(
     scales: *const u8,
@@ -516,6 +519,9 @@ unsafe fn factors<S: Simd, const FORMAT: u32>(
 }
 
 /// Adds a block's contribution: `Σ (scale q_w + minimum) · scale_x q_x`, the sums over `q_w q_x` in integers.
+///
+/// # Safety
+/// `cell` may be read, and the processor has the instruction set.
 #[inline(always)]
 unsafe fn add<S: Simd, const FORMAT: u32>(
     sum: S::Floats,
