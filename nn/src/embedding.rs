@@ -22,6 +22,12 @@ impl Embedding {
     pub fn new(weights: &Weights, count: usize, width: usize) -> Result<Self> {
         let table = match weights.matrix((count, width), "weight", Init::Normal(0.02))? {
             Matrix::Dense(table) => Table::Dense(table),
+            Matrix::Blocks(blocks, _) if blocks.rows().1 != width => {
+                let (block, name) = (blocks.format().block_len(), blocks.format().name());
+                return Err(Error::invalid(format!(
+                    "a table of {width} columns cannot be kept as {name}: expected a multiple of {block}"
+                )));
+            }
             Matrix::Blocks(blocks, precision) => Table::Blocks(blocks, precision),
         };
         Ok(Self { table })

@@ -14,6 +14,8 @@ use std::sync::{Arc, OnceLock};
 pub struct Linear {
     weight: Weight,
     bias: Option<Tensor>,
+    /// Factors on the columns of `x`, `[input]`, that a quantised weight was divided by (AWQ; Lin et al., 2023).
+    input_scale: Option<Arc<[f32]>>,
 }
 
 #[derive(Clone)]
@@ -25,8 +27,8 @@ enum Weight {
     },
     /// In the file's blocks, dequantised on the way.
     Blocks(Blocks),
-    /// Packed for integer products.
-    Packed(Arc<Packed>),
+    /// Packed for integer products; its rows may end in zeros behind as many columns as the layer has inputs.
+    Packed(Arc<Packed>, usize),
 }
 
 impl std::fmt::Debug for Weight {
@@ -34,8 +36,8 @@ impl std::fmt::Debug for Weight {
         match self {
             Self::Dense { weight, .. } => weight.fmt(f),
             Self::Blocks(blocks) => blocks.fmt(f),
-            Self::Packed(packed) => {
-                write!(f, "{} [{}, {}]", packed.format().name(), packed.rows(), packed.columns())
+            Self::Packed(packed, input) => {
+                write!(f, "{} [{}, {input}]", packed.format().name(), packed.rows())
             }
         }
     }
@@ -48,7 +50,8 @@ impl From<Tensor> for Weight {
 }
 
 impl Linear {
-    /// Reads `weight [output, input]` and, if `bias`, `bias [output]`. Fresh ones start Xavier-uniform and zero.
+    /// Reads `weight [output, input]` and, if `bias`, `bias [output]`. Fresh ones start Xavier-uniform and zero. Beside a
+    /// quantised weight there may be `input_scale [input]`, which `x` is multiplied by first.
     pub fn new(weights: &Weights, input: usize, output: usize, bias: bool) -> Result<Self> {
         Self::with_init(weights, input, output, bias, Init::XavierUniform)
     }
@@ -57,36 +60,43 @@ impl Linear {
     pub fn with_init(weights: &Weights, input: usize, output: usize, bias: bool, init: Init) -> Result<Self> {
         let weight = match weights.matrix((output, input), "weight", init)? {
             Matrix::Dense(weight) => weight.into(),
-            Matrix::Blocks(blocks, precision) => Self::quantised(blocks, precision),
+            Matrix::Blocks(blocks, precision) => Self::quantised(blocks, precision, input),
         };
         let bias = if bias { Some(weights.get_init(output, "bias", Init::Zeros)?) } else { None };
-        Ok(Self { weight, bias })
+        let input_scale = match weight {
+            Weight::Dense { .. } => None,
+            _ if weights.contains("input_scale") => {
+                Some(weights.get(input, "input_scale")?.to_vec1::<f32>()?.into())
+            }
+            _ => None,
+        };
+        Ok(Self { weight, bias, input_scale })
     }
 
     /// From tensors: `weight [output, input]` (may be tied to an embedding), `bias [output]`.
     pub fn from_tensors(weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
         let (output, _) = weight.dims2()?;
         check_bias(output, bias.as_ref())?;
-        Ok(Self { weight: weight.into(), bias })
+        Ok(Self { weight: weight.into(), bias, input_scale: None })
     }
 
     /// From a stored matrix `[output, input]`, multiplied as `precision` says, and `bias [output]`.
     pub fn from_blocks(weight: Blocks, precision: Precision, bias: Option<Tensor>) -> Result<Self> {
-        let [output, _] = *weight.shape() else {
+        let [output, input] = *weight.shape() else {
             return Err(Error::shape("weight of a linear layer", "[output, input]", weight.shape()));
         };
         check_bias(output, bias.as_ref())?;
-        Ok(Self { weight: Self::quantised(weight, precision), bias })
+        Ok(Self { weight: Self::quantised(weight, precision, input), bias, input_scale: None })
     }
 
-    fn quantised(blocks: Blocks, precision: Precision) -> Weight {
+    fn quantised(blocks: Blocks, precision: Precision, input: usize) -> Weight {
         if precision == Precision::Exact {
             return Weight::Blocks(blocks);
         }
         let packed = Packed::new(&blocks);
         // The file's own copy is not needed any more.
         blocks.forget();
-        Weight::Packed(Arc::new(packed))
+        Weight::Packed(Arc::new(packed), input)
     }
 
     /// `(output, input)`.
@@ -97,7 +107,7 @@ impl Linear {
                 _ => (0, 0),
             },
             Weight::Blocks(blocks) => blocks.rows(),
-            Weight::Packed(packed) => (packed.rows(), packed.columns()),
+            Weight::Packed(packed, input) => (packed.rows(), *input),
         }
     }
 
@@ -165,24 +175,44 @@ impl Linear {
 
     /// The same for several layers of equal input.
     pub(crate) fn project_all(layers: &[&Self], x: &[f32]) -> Result<Vec<Vec<f32>>> {
-        let packed: Vec<&Packed> = layers.iter().filter_map(|layer| layer.packed()).collect();
-        let fast =
-            if packed.is_empty() { Vec::new() } else { products(&Activations::of(x, &packed), &packed) };
-        let mut fast = fast.into_iter();
-        let one = |layer: &&Self| -> Result<Vec<f32>> {
-            let mut out = match &layer.weight {
-                Weight::Dense { .. } => return layer.project_dense(x),
-                Weight::Blocks(blocks) => kernels::quant::exact(x, blocks),
-                Weight::Packed(_) => fast.next().unwrap_or_default(),
+        if layers.iter().any(|layer| layer.input_scale.is_some()) {
+            return layers.iter().map(|layer| layer.project_scaled(x)).collect();
+        }
+        // Those of one width share a quantisation of the activations; rows that end in zeros are wider.
+        let mut packed: Vec<(usize, &Packed)> =
+            layers.iter().enumerate().filter_map(|(i, layer)| Some((i, layer.packed()?))).collect();
+        packed.sort_by_key(|(_, packed)| packed.columns());
+        let mut fast: Vec<Option<Vec<f32>>> = layers.iter().map(|_| None).collect();
+        for alike in packed.chunk_by(|a, b| a.1.columns() == b.1.columns()) {
+            let weights: Vec<&Packed> = alike.iter().map(|(_, packed)| *packed).collect();
+            let (columns, input) = (weights[0].columns(), layers[alike[0].0].dims().1);
+            let padded = if columns > input { widened(x, input, columns) } else { Vec::new() };
+            let x = if columns > input { &padded } else { x };
+            for ((i, _), out) in alike.iter().zip(products(&Activations::of(x, &weights), &weights)) {
+                fast[*i] = Some(out);
+            }
+        }
+        let one = |(layer, fast): (&&Self, Option<Vec<f32>>)| -> Result<Vec<f32>> {
+            let mut out = match (&layer.weight, fast) {
+                (Weight::Blocks(blocks), _) => kernels::quant::exact(x, blocks),
+                (_, Some(out)) => out,
+                _ => return layer.project_dense(x),
             };
             layer.add_bias(&mut out)?;
             Ok(out)
         };
-        layers.iter().map(one).collect()
+        layers.iter().zip(fast).map(one).collect()
+    }
+
+    /// As [`Linear::project`], the columns of `x` multiplied first if the layer asks for it.
+    fn project_scaled(&self, x: &[f32]) -> Result<Vec<f32>> {
+        let Some(scale) = &self.input_scale else { return self.project(x) };
+        let scaled: Vec<f32> = x.iter().zip(scale.iter().cycle()).map(|(x, s)| x * s).collect();
+        Self { input_scale: None, ..self.clone() }.project(&scaled)
     }
 
     fn packed(&self) -> Option<&Packed> {
-        if let Weight::Packed(packed) = &self.weight { Some(packed) } else { None }
+        if let Weight::Packed(packed, _) = &self.weight { Some(packed) } else { None }
     }
 
     fn project_dense(&self, x: &[f32]) -> Result<Vec<f32>> {
@@ -208,6 +238,15 @@ impl Linear {
         }
         Ok(())
     }
+}
+
+/// Rows of `from` numbers as rows of `to`, with zeros behind.
+fn widened(x: &[f32], from: usize, to: usize) -> Vec<f32> {
+    let mut out = vec![0.0; x.len() / from.max(1) * to];
+    for (row, values) in out.chunks_exact_mut(to.max(1)).zip(x.chunks_exact(from.max(1))) {
+        row[..from].copy_from_slice(values);
+    }
+    out
 }
 
 fn check_bias(output: usize, bias: Option<&Tensor>) -> Result<()> {

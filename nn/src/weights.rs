@@ -1,64 +1,16 @@
 //! Where parameters come from: a checkpoint, bytes in the binary, or a seeded initialisation. One prefix-scoped source.
 
 use crate::error::{Misshaped, WeightsReport};
+use crate::init::Init;
+use crate::kernels::{mapped::MappedFile, quantise};
 use crate::quant::{Blocks, Format, Precision};
-use crate::{Error, Gguf, Result, kernels::mapped::MappedFile, random};
+use crate::{Error, Gguf, Result};
 use candle_core::{Device, Shape, Tensor, Var};
-use rand::Rng;
-use rand_distr::StandardNormal;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-/// How a fresh parameter starts.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Init {
-    /// All zeros.
-    Zeros,
-    /// All ones.
-    Ones,
-    /// One value everywhere.
-    Constant(f32),
-    /// Normal with this standard deviation.
-    Normal(f32),
-    /// Uniform in `±bound`.
-    Uniform(f32),
-    /// Uniform in `±sqrt(6 / (fan_in + fan_out))`, fans from the shape `[out, in, ..]` (Glorot and Bengio, 2010).
-    XavierUniform,
-    /// Normal with standard deviation `gain / sqrt(fan_in)`, fan from the shape `[out, in, ..]` (He et al., 2015).
-    FanIn(f32),
-}
-
-impl Init {
-    /// The initial values of the parameter `name` under `seed`: they depend on nothing else.
-    fn values(self, seed: u64, name: &str, shape: &Shape) -> Vec<f32> {
-        let count = shape.elem_count();
-        let dims = shape.dims();
-        let receptive: usize = dims.iter().skip(2).product();
-        let fan_out = dims.first().copied().unwrap_or(1) * receptive;
-        let fan_in = dims.get(1).or(dims.first()).copied().unwrap_or(1) * receptive;
-        let mut rng = random::stream(seed, name);
-        let mut normal = |std: f32| -> Vec<f32> {
-            (0..count).map(|_| std * rng.sample::<f32, _>(StandardNormal)).collect()
-        };
-        match self {
-            Self::Zeros => vec![0.0; count],
-            Self::Ones => vec![1.0; count],
-            Self::Constant(value) => vec![value; count],
-            Self::Normal(std) => normal(std),
-            Self::FanIn(gain) => normal(gain / (fan_in.max(1) as f32).sqrt()),
-            Self::Uniform(_) | Self::XavierUniform => {
-                let bound = match self {
-                    Self::Uniform(bound) => bound,
-                    _ => (6.0 / (fan_in + fan_out).max(1) as f32).sqrt(),
-                };
-                (0..count).map(|_| bound * (2.0 * rng.random::<f32>() - 1.0)).collect()
-            }
-        }
-    }
-}
 
 /// A tensor as it is stored: bytes of some file, converted to float32 only when a layer asks for it.
 enum Stored {
@@ -124,6 +76,23 @@ impl Stored {
         }
     }
 
+    /// A matrix in another format.
+    fn kept(&self, name: &str, format: Format, shape: [usize; 2]) -> Result<Blocks> {
+        match self.blocks(Precision::Fast) {
+            Some(blocks) if blocks.format() == format => Ok(blocks),
+            Some(blocks) => {
+                let row = |i: usize, out: &mut [f32]| blocks.format().dequantise(blocks.row(i, 1), out);
+                let made = quantise::made(format, shape, row);
+                blocks.forget();
+                made
+            }
+            None => {
+                let rows = self.tensor(name)?.to_vec2::<f32>()?;
+                quantise::made(format, shape, |i, out| out.copy_from_slice(&rows[i]))
+            }
+        }
+    }
+
     fn tensor(&self, name: &str) -> Result<Tensor> {
         let (file, dtype, shape, range) = match self {
             Self::Ready(tensor) => return Ok(tensor.to_dtype(candle_core::DType::F32)?.contiguous()?),
@@ -151,7 +120,15 @@ enum Mode {
     Trainable,
     /// Variables initialised under a seed.
     Fresh(u64),
+    /// Constants made up under a seed.
+    Noise(u64),
 }
+
+/// The format that a matrix of this full name is to be kept in, if not as it is stored.
+type Kept = Arc<dyn Fn(&str) -> Option<Format> + Send + Sync>;
+
+/// Made-up weights are rows of this many numbers, from a place of their own on.
+const NOISE: usize = 65_537;
 
 #[derive(Default)]
 struct State {
@@ -165,11 +142,25 @@ struct State {
 struct Source {
     mode: Mode,
     precision: Precision,
+    kept: Option<Kept>,
     stored: HashMap<String, Stored>,
+    noise: Vec<f32>,
     state: Mutex<State>,
 }
 
 impl Source {
+    /// Made-up numbers of the tensor `name`, those from `start` on.
+    fn fill(&self, name: &str, spread: f32, start: usize, out: &mut [f32]) {
+        let place = name.bytes().fold(0usize, |hash, byte| (hash * 31 + usize::from(byte)) % NOISE);
+        let (mut at, mut rest) = ((place + start) % NOISE, out);
+        while !rest.is_empty() {
+            let run = &self.noise[at..NOISE.min(at + rest.len())];
+            let (now, later) = rest.split_at_mut(run.len());
+            now.iter_mut().zip(run).for_each(|(to, v)| *to = v * spread);
+            (at, rest) = (0, later);
+        }
+    }
+
     // A panic while the lock was held cannot leave the maps half-written in a way that matters here.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -192,7 +183,11 @@ impl Weights {
     fn source(mode: Mode, precision: Precision, stored: HashMap<String, Stored>) -> Self {
         // Every model begins with its weights.
         crate::kernels::candle_pool::keep_out();
-        let source = Source { mode, precision, stored, state: Mutex::default() };
+        let noise = match mode {
+            Mode::Noise(seed) => Init::Normal(1.0).values(seed, "made-up weights", &Shape::from(NOISE)),
+            _ => Vec::new(),
+        };
+        let source = Source { mode, precision, kept: None, stored, noise, state: Mutex::default() };
         Self { source: Arc::new(source), prefix: String::new() }
     }
 
@@ -231,6 +226,12 @@ impl Weights {
         Self::new(Mode::Fresh(seed), HashMap::new())
     }
 
+    /// Constants made up as layers ask for them, spread as fresh ones are: for measuring speed without a checkpoint. They
+    /// repeat every 65,537 numbers, which makes billions of them in seconds.
+    pub fn noise(seed: u64) -> Self {
+        Self::new(Mode::Noise(seed), HashMap::new())
+    }
+
     /// Trainable variables from a checkpoint: a safetensors file or a model folder.
     pub fn load_trainable(path: &Path) -> Result<Self> {
         let files = if path.is_dir() { files_of(path)? } else { vec![path.to_path_buf()] };
@@ -258,7 +259,10 @@ impl Weights {
                 return Err(Error::parse(name, format!("two tensors would be called {new}")));
             }
         }
-        let renamed = Self::source(self.source.mode, self.source.precision, stored);
+        let mut renamed = Self::source(self.source.mode, self.source.precision, stored);
+        if let Some(source) = Arc::get_mut(&mut renamed.source) {
+            source.kept.clone_from(&self.source.kept);
+        }
         Ok(Self { prefix: self.prefix.clone(), ..renamed })
     }
 
@@ -302,6 +306,13 @@ impl Weights {
         }
         let tensor = if let Mode::Fresh(seed) = self.source.mode {
             Tensor::from_vec(init.values(seed, &name, &shape), shape, &Device::Cpu)?
+        } else if let Mode::Noise(seed) = self.source.mode {
+            let mut values = vec![0.0; shape.elem_count()];
+            match init.spread(shape.dims()) {
+                Some(spread) => self.source.fill(&name, spread, 0, &mut values),
+                None => values = init.values(seed, &name, &shape),
+            }
+            Tensor::from_vec(values, shape, &Device::Cpu)?
         } else {
             state.used.insert(name.clone());
             match self.source.stored.get(&name) {
@@ -317,7 +328,7 @@ impl Weights {
                 }
             }
         };
-        let tensor = if self.source.mode == Mode::Frozen {
+        let tensor = if matches!(self.source.mode, Mode::Frozen | Mode::Noise(_)) {
             tensor
         } else {
             let var = Var::from_tensor(&tensor)?;
@@ -345,10 +356,50 @@ impl Weights {
         }
     }
 
+    /// The same constants, with the matrices that `format` names (by full name) kept as `F32`, `F16`, `BF16` or `Q8_0`
+    /// by the layers that are made of them, packed and without a gradient. Call it before any layer has asked for a tensor.
+    ///
+    /// # Errors
+    /// Variables, or a layer that has asked.
+    pub fn kept(self, format: impl Fn(&str) -> Option<Format> + Send + Sync + 'static) -> Result<Self> {
+        if matches!(self.source.mode, Mode::Fresh(_) | Mode::Trainable) {
+            return Err(Error::invalid(
+                "only constant weights are kept in another format; these are variables",
+            ));
+        }
+        match Arc::try_unwrap(self.source) {
+            Ok(source) if source.state.lock().is_ok_and(|state| state.used.is_empty()) => {
+                Ok(Self { source: Arc::new(Source { kept: Some(Arc::new(format)), ..source }), ..self })
+            }
+            _ => Err(Error::invalid("the format of weights comes before the layers made of them")),
+        }
+    }
+
     /// As [`Weights::get_init`] for `[rows, columns]`, left as it is stored where that is quantised or to be packed.
     pub(crate) fn matrix(&self, shape: (usize, usize), name: &str, init: Init) -> Result<Matrix> {
         let full = self.full(name);
         let precision = self.source.precision;
+        let both = [shape.0, shape.1];
+        if let Some(format) = self.source.kept.as_ref().and_then(|kept| kept(&full)) {
+            let made = match (self.source.mode, self.source.stored.get(&full)) {
+                (Mode::Noise(_), _) => match init.spread(&both) {
+                    Some(spread) => {
+                        let row =
+                            |i: usize, out: &mut [f32]| self.source.fill(&full, spread, i * shape.1, out);
+                        Some(quantise::made(format, both, row)?)
+                    }
+                    None => None,
+                },
+                (Mode::Frozen, Some(stored)) if stored.shape() == both => {
+                    Some(stored.kept(&full, format, both)?)
+                }
+                _ => None,
+            };
+            if let Some(blocks) = made {
+                self.source.state().used.insert(full);
+                return Ok(Matrix::Blocks(blocks, Precision::Fast));
+            }
+        }
         let blocks = match self.source.stored.get(&full) {
             Some(stored) if stored.shape() == [shape.0, shape.1] => stored.blocks(precision),
             _ => None,
@@ -364,7 +415,7 @@ impl Weights {
 
     /// The tensor `name` if the checkpoint has it; a fresh source makes it.
     pub fn optional(&self, shape: impl Into<Shape>, name: &str, init: Init) -> Result<Option<Tensor>> {
-        if self.contains(name) || matches!(self.source.mode, Mode::Fresh(_)) {
+        if self.contains(name) || self.is_fresh() {
             self.get_init(shape, name, init).map(Some)
         } else {
             Ok(None)
@@ -384,7 +435,7 @@ impl Weights {
 
     /// Whether this source makes new parameters instead of reading a checkpoint.
     pub fn is_fresh(&self) -> bool {
-        matches!(self.source.mode, Mode::Fresh(_))
+        matches!(self.source.mode, Mode::Fresh(_) | Mode::Noise(_))
     }
 
     /// The full names of all stored tensors, sorted.

@@ -1,8 +1,8 @@
 //! The fused operations and what they stand on. The only place with `unsafe` code.
 //!
 //! `node` joins a fused operation to Candle's graph; `data` reads tensors as slices; `simd` picks the instruction set;
-//! `matmul` multiplies; `quant` multiplies quantised weights; `pool` is the worker threads; the rest are the operations, each
-//! with forward and backward.
+//! `matmul` multiplies; `quant` multiplies quantised weights and `quantise` makes them; `pool` is the worker threads; the
+//! rest are the operations, each with forward and backward.
 
 pub mod activation;
 pub mod adam;
@@ -30,5 +30,6 @@ pub mod quant_pack;
 pub mod quant_simd;
 #[cfg(test)]
 mod quant_tests;
+pub mod quantise;
 pub mod rope;
 pub mod simd;
