@@ -3,12 +3,16 @@
 //! The header is hostile until proven otherwise: every count is held against the bytes that are left before anything is
 //! allocated for it, every tensor must lie inside the file and apart from the others.
 
+mod write;
+
 use crate::kernels::mapped::MappedFile;
 use crate::quant::{Blocks, Format, size_of};
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+
+pub use write::write;
 
 /// A metadata value. Widths of numbers are not kept.
 #[derive(Clone, Debug, PartialEq)]

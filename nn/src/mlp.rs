@@ -56,6 +56,11 @@ impl Mlp {
         Self { gate, up, down, activation }
     }
 
+    /// Gate (if there is one), first and last projection, and the activation inside.
+    pub fn parts(&self) -> (Option<&Linear>, &Linear, &Linear, Activation) {
+        (self.gate.as_ref(), &self.up, &self.down, self.activation)
+    }
+
     /// `x [.., input]` to `[.., output]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (_, input) = self.up.dims();
@@ -85,11 +90,20 @@ impl FusedMlp {
         })
     }
 
-    /// `x [.., input]` to `[.., output]`.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let both = self.gate_up.forward(x)?;
+    /// The projection to gate and up, and the last one.
+    pub fn parts(&self) -> (&Linear, &Linear) {
+        (&self.gate_up, &self.down)
+    }
+
+    /// What the first projection gives, `[.., 2 * hidden]`, to what the last one reads, `[.., hidden]`.
+    pub fn activate(&self, both: &Tensor) -> Result<Tensor> {
         let hidden = both.dim(D::Minus1)? / 2;
         let (gate, up) = (both.narrow(D::Minus1, 0, hidden)?, both.narrow(D::Minus1, hidden, hidden)?);
-        self.down.forward(&self.activation.gated(&gate, &up)?)
+        self.activation.gated(&gate, &up)
+    }
+
+    /// `x [.., input]` to `[.., output]`.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.down.forward(&self.activate(&self.gate_up.forward(x)?)?)
     }
 }

@@ -61,6 +61,11 @@ impl Format {
         Self::ALL.into_iter().find(|format| format.facts().0 == number)
     }
 
+    /// The number that GGUF gives it.
+    pub fn number(self) -> u32 {
+        self.facts().0
+    }
+
     /// Its name in GGUF.
     pub fn name(self) -> &'static str {
         self.facts().1
