@@ -1,130 +1,89 @@
-//! The safety gate: the only maker of a checked action. On by default in front of every driver and of the sim.
+//! The safety gate: no target reaches a motor without having passed it. On by default, in front of every driver and of
+//! the sim.
 //!
-//! Every tick the gate turns what was asked into a target that obeys position, velocity and acceleration limits
-//! and from which the arm can always still stop inside its position limits. What cannot be trusted (a NaN, a
-//! stale plan, a target outside the workspace) becomes a hold: the arm brakes within its acceleration limit.
+//! Every tick the gate turns what was asked into a target that obeys the limits of position, speed, acceleration and
+//! jerk, and from which the arm can always still stop inside its limits, its workspace and outside of what it must not
+//! touch: the gate plays the whole stop before it lets a motion begin, so that the next tick's stop is sure. A plan
+//! that begins far away is approached so that the arm comes to rest there. What cannot be trusted (a NaN, a stale plan,
+//! a motion out of the workspace, an emergency stop) becomes a hold: the arm brakes within its limits and stands.
 
-use crate::{Action, Embodiment, Error, Kinematics, Result, Stamp};
-use nalgebra::Vector3;
-use serde::{Deserialize, Serialize};
+mod motion;
+mod space;
+mod stop;
+mod verdict;
+
+pub use stop::EmergencyStop;
+pub use verdict::{Checked, Trip, TripReason, Verdict};
+
+use crate::{Action, Embodiment, Error, GateConfig, Result, RobotModel, Stamp};
+use motion::Motion;
+use space::Space;
 use std::collections::BTreeMap;
 
-/// A value that the gate has passed. Nobody else can make one.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Checked<T>(T);
-
-impl<T> Checked<T> {
-    /// What was passed.
-    pub fn get(&self) -> &T {
-        &self.0
-    }
-
-    /// Takes what was passed.
-    pub fn into_inner(self) -> T {
-        self.0
-    }
-}
-
-/// Why the gate stepped in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum TripReason {
-    /// A target outside the joint's range was moved to it.
-    Position,
-    /// A target too far for one tick was brought nearer.
-    Velocity,
-    /// A change of speed too great for one tick was made smaller.
-    Acceleration,
-    /// The tip would leave the workspace: hold.
-    Workspace,
-    /// A target is not a finite number: hold.
-    NotFinite,
-    /// The wrong number of targets: hold.
-    Shape,
-    /// The plan answers an observation that is too old: hold.
-    Stale,
-    /// There is no plan: hold.
-    NoPlan,
-    /// Two actions in less than half a control period: hold.
-    Rate,
-}
-
-/// One intervention.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Trip {
-    /// Why.
-    pub reason: TripReason,
-    /// Which joint or value, asked and allowed.
-    pub detail: String,
-    /// When.
-    pub stamp: Stamp,
-}
-
-/// What the gate made of one tick.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Verdict {
-    /// The action to send; always within the limits.
-    pub action: Checked<Action>,
-    /// Whether the asked action was replaced by a hold.
-    pub held: bool,
-    /// Why, if the gate stepped in at all.
-    pub trips: Vec<Trip>,
-}
-
-/// Limits that are not the joints' own.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct GateConfig {
-    /// A plan may answer an observation of at most this age, s.
-    pub max_observation_age_secs: f64,
-    /// Lowest corner of the tip's workspace in the base frame, m.
-    pub workspace_min_m: [f64; 3],
-    /// Highest corner of the tip's workspace in the base frame, m.
-    pub workspace_max_m: [f64; 3],
-}
-
-impl Default for GateConfig {
-    fn default() -> Self {
-        Self {
-            max_observation_age_secs: 1.5,
-            workspace_min_m: [-0.6, -0.6, -0.005],
-            workspace_max_m: [0.6, 0.6, 0.7],
-        }
-    }
-}
+/// An arm may stand this far outside its range when it is taken over, rad or m; it is moved inside.
+const OUTSIDE_AT_START: f64 = 0.1;
 
 /// The gate of one robot. It remembers the last targets and speeds that it let through.
 #[derive(Clone, Debug)]
 pub struct SafetyGate {
     embodiment: Embodiment,
-    kinematics: Kinematics,
-    config: GateConfig,
+    space: Space,
+    /// N m or N; infinite where nobody set one.
+    effort_limits: Vec<f64>,
     targets: Vec<f64>,
     speeds: Vec<f64>,
+    accelerations: Vec<f64>,
+    /// What was asked at the last tick, inside the joints' range: how a plan moves tells a far target from a fast one.
+    asked: Vec<f64>,
+    /// How fast that moved, rad/s or m/s.
+    paces: Vec<f64>,
+    efforts: Vec<f64>,
     last_tick: Option<Stamp>,
+    emergency: EmergencyStop,
+    /// When the emergency stop was last seen pressed.
+    pressed: Option<Stamp>,
     counts: BTreeMap<TripReason, u64>,
+    /// The poses of the stop that is being looked at, `[ticks][joints]`: kept, so that a tick allocates little.
+    way: Vec<Vec<f64>>,
 }
 
 impl SafetyGate {
-    /// A gate for a robot that stands still at `measured` (rad or m).
+    /// A gate for a robot that stands still at `measured` (rad or m), with its own limits as `config` narrows them.
     ///
     /// # Errors
-    /// `measured` has the wrong length or is not finite.
+    /// `config` is wider than the robot's limits, `measured` has the wrong length, is not finite or far out of range.
     pub fn new(embodiment: &Embodiment, config: GateConfig, measured: &[f64]) -> Result<Self> {
+        let embodiment = config.narrow(embodiment)?;
+        let model = RobotModel::from_urdf(&embodiment.urdf)?;
+        let mut effort_limits = Vec::with_capacity(embodiment.joints.len());
+        for joint in &embodiment.joints {
+            let urdf = Some(model.joint(&joint.name)?.effort).filter(|effort| *effort > 0.0);
+            effort_limits.push(joint.limits.effort.or(urdf).unwrap_or(f64::INFINITY));
+        }
         let mut gate = Self {
-            kinematics: embodiment.kinematics()?,
-            embodiment: embodiment.clone(),
-            config,
+            space: Space::new(&embodiment)?,
+            embodiment,
+            effort_limits,
             targets: Vec::new(),
             speeds: Vec::new(),
+            accelerations: Vec::new(),
+            asked: Vec::new(),
+            paces: Vec::new(),
+            efforts: Vec::new(),
             last_tick: None,
+            emergency: EmergencyStop::default(),
+            pressed: None,
             counts: BTreeMap::new(),
+            way: Vec::new(),
         };
         gate.rearm(measured)?;
         Ok(gate)
     }
 
-    /// Starts again from an arm that stands still at `measured`; counts stay.
+    /// Starts again from an arm that stands still at `measured`; counts and the emergency stop stay.
+    ///
+    /// # Errors
+    /// `measured` has the wrong length, is not finite or more than 0.1 rad or m out of a joint's range.
     pub fn rearm(&mut self, measured: &[f64]) -> Result<()> {
         if measured.len() != self.embodiment.joints.len() {
             return Err(Error::Shape {
@@ -136,16 +95,51 @@ impl SafetyGate {
         if measured.iter().any(|x| !x.is_finite()) {
             return Err(Error::NotFinite("a measured joint".into()));
         }
+        for (joint, q) in self.embodiment.joints.iter().zip(measured) {
+            let (lower, upper) = (joint.limits.lower, joint.limits.upper);
+            if *q < lower - OUTSIDE_AT_START || *q > upper + OUTSIDE_AT_START {
+                return Err(Error::Shape {
+                    what: format!("joint '{}' at the start", joint.name),
+                    expected: format!("within {lower:.3} to {upper:.3} (move the arm there by hand)"),
+                    got: format!("{q:.3}"),
+                });
+            }
+        }
         let limits = self.embodiment.joints.iter().map(|joint| joint.limits);
         self.targets = measured.iter().zip(limits).map(|(q, l)| q.clamp(l.lower, l.upper)).collect();
         self.speeds = vec![0.0; measured.len()];
+        self.accelerations = vec![0.0; measured.len()];
+        self.asked.clone_from(&self.targets);
+        self.paces.clone_from(&self.speeds);
         self.last_tick = None;
         Ok(())
+    }
+
+    /// Makes the gate listen to this emergency stop.
+    pub fn listen_to(&mut self, stop: &EmergencyStop) {
+        self.emergency = stop.clone();
+    }
+
+    /// The emergency stop that the gate listens to.
+    pub fn emergency_stop(&self) -> EmergencyStop {
+        self.emergency.clone()
+    }
+
+    /// What the joints push with, N m or N, positive toward greater positions, in the embodiment's order; empty when
+    /// the robot does not say. The next ticks go by it until it is told again.
+    pub fn feel(&mut self, efforts: &[f64]) {
+        self.efforts.clear();
+        self.efforts.extend_from_slice(efforts);
     }
 
     /// How often each reason occurred.
     pub fn counts(&self) -> &BTreeMap<TripReason, u64> {
         &self.counts
+    }
+
+    /// The robot with the limits that this gate keeps.
+    pub fn embodiment(&self) -> &Embodiment {
+        &self.embodiment
     }
 
     /// The targets that were last let through, rad or m.
@@ -164,29 +158,45 @@ impl SafetyGate {
         let mut trips = Vec::new();
         let refused = self.refusal(asked, now);
         self.last_tick = Some(now);
-        let wanted = match (&refused, asked) {
-            (None, Some((action, _))) => action.joint_targets.clone(),
-            _ => self.stopping_targets(),
+        let (next, held) = match (refused, asked) {
+            (None, Some((action, _))) => {
+                let next = self.follow(&action.joint_targets, &mut trips, now);
+                self.plan_way(&next);
+                match self.space.refuses(&self.targets, &self.way) {
+                    None => (next, false),
+                    Some((reason, detail)) => {
+                        trips.push(Trip { reason, detail, stamp: now });
+                        (self.brake(), true)
+                    }
+                }
+            }
+            (refused, _) => {
+                let (reason, detail) =
+                    refused.unwrap_or((TripReason::NoPlan, "no plan for this tick".into()));
+                trips.push(Trip { reason, detail, stamp: now });
+                (self.brake(), true)
+            }
         };
-        let (mut targets, mut speeds) = self.limit(&wanted, refused.is_none().then_some(&mut trips), now);
-        let mut held = refused.is_some();
-        if let Some((reason, detail)) = refused {
-            trips.push(Trip { reason, detail, stamp: now });
-        } else if let Some(detail) = self.leaves_workspace(&targets, &speeds) {
-            (targets, speeds) = self.limit(&self.stopping_targets(), None, now);
-            trips.push(Trip { reason: TripReason::Workspace, detail, stamp: now });
-            held = true;
-        }
         for trip in &trips {
             *self.counts.entry(trip.reason).or_default() += 1;
         }
-        self.targets.clone_from(&targets);
-        self.speeds = speeds;
-        Verdict { action: Checked(Action { joint_targets: targets }), held, trips }
+        for (k, motion) in next.iter().enumerate() {
+            (self.targets[k], self.speeds[k], self.accelerations[k]) =
+                (motion.position, motion.speed, motion.acceleration);
+        }
+        if held {
+            self.asked.clone_from(&self.targets);
+            self.paces.clone_from(&self.speeds);
+        }
+        Verdict { action: Checked(Action { joint_targets: self.targets.clone() }), held, trips }
     }
 
-    fn refusal(&self, asked: Option<(&Action, Stamp)>, now: Stamp) -> Option<(TripReason, String)> {
+    fn refusal(&mut self, asked: Option<(&Action, Stamp)>, now: Stamp) -> Option<(TripReason, String)> {
         let period = self.embodiment.period_secs();
+        if self.emergency.pressed() {
+            self.pressed = Some(now);
+            return Some((TripReason::EmergencyStop, self.emergency.reason()));
+        }
         if let Some(last) = self.last_tick.filter(|last| now.secs_since(*last) < 0.5 * period) {
             let gap = now.secs_since(last);
             return Some((
@@ -194,186 +204,104 @@ impl SafetyGate {
                 format!("{gap:.4} s after the last action, period {period:.4} s"),
             ));
         }
-        let Some((action, observed)) = asked else {
-            return Some((TripReason::NoPlan, "no plan for this tick".into()));
-        };
-        if action.joint_targets.len() != self.targets.len() {
-            let (n, m) = (self.targets.len(), action.joint_targets.len());
-            return Some((TripReason::Shape, format!("expected {n} targets, got {m}")));
+        let (action, observed) = asked?;
+        let n = self.targets.len();
+        for (what, m) in [("targets", action.joint_targets.len()), ("efforts", self.efforts.len())] {
+            if m != n && !(what == "efforts" && m == 0) {
+                return Some((TripReason::Shape, format!("expected {n} {what}, got {m}")));
+            }
         }
-        if let Some(k) = action.joint_targets.iter().position(|x| !x.is_finite()) {
-            return Some((TripReason::NotFinite, format!("joint '{}'", self.embodiment.joints[k].name)));
+        for (what, values) in [("target", &action.joint_targets), ("effort", &self.efforts)] {
+            if let Some(k) = values.iter().position(|x| !x.is_finite()) {
+                let name = &self.embodiment.joints[k].name;
+                return Some((TripReason::NotFinite, format!("{what} of joint '{name}'")));
+            }
         }
         let age = now.secs_since(observed);
-        if age > self.config.max_observation_age_secs || age < -period {
-            let most = self.config.max_observation_age_secs;
-            return Some((
-                TripReason::Stale,
-                format!("the plan's observation is {age:.3} s old, at most {most} s"),
-            ));
+        let most = self.embodiment.safety.max_observation_age_secs;
+        if age > most || age < -period {
+            let detail = format!("the plan's observation is {age:.3} s old, at most {most} s");
+            return Some((TripReason::Stale, detail));
+        }
+        if self.pressed.is_some_and(|pressed| observed <= pressed) {
+            return Some((TripReason::Stale, "the plan is from before the emergency stop's release".into()));
         }
         None
     }
 
-    /// Targets that ask for rest at once; [`Self::limit`] makes braking of it.
-    fn stopping_targets(&self) -> Vec<f64> {
-        self.targets.clone()
-    }
-
-    /// Targets and speeds (rad or m, per s) nearest to `wanted` that the limits allow for this tick.
-    fn limit(&self, wanted: &[f64], mut trips: Option<&mut Vec<Trip>>, now: Stamp) -> (Vec<f64>, Vec<f64>) {
-        let dt = self.embodiment.period_secs();
-        let mut targets = Vec::with_capacity(wanted.len());
-        let mut speeds = Vec::with_capacity(wanted.len());
-        for (k, joint) in self.embodiment.joints.iter().enumerate() {
-            let (q, v, l) = (self.targets[k], self.speeds[k], &joint.limits);
-            let mut note = |reason, asked: f64, allowed: f64| {
-                if let Some(trips) = trips.as_deref_mut() {
-                    let detail = format!("joint '{}': asked {asked:.4}, allowed {allowed:.4}", joint.name);
-                    trips.push(Trip { reason, detail, stamp: now });
-                }
-            };
-            let inside = wanted[k].clamp(l.lower, l.upper);
-            if (inside - wanted[k]).abs() > 1e-6 {
-                note(TripReason::Position, wanted[k], inside);
-            }
-            let asked_speed = (inside - q) / dt;
-            let mut speed = asked_speed.clamp(-l.velocity, l.velocity);
-            if (speed - asked_speed).abs() > 1e-6 {
-                note(TripReason::Velocity, asked_speed, speed);
-            }
-            let eased = speed.clamp(v - l.acceleration * dt, v + l.acceleration * dt);
-            if (eased - speed).abs() > 1e-6 {
-                note(TripReason::Acceleration, (speed - v) / dt, (eased - v) / dt);
-            }
-            speed = eased;
-            // Fast enough to still stop before the limit: v dt + v^2 / (2 a) <= distance.
-            let stoppable = |distance: f64| {
-                let d = distance.max(0.0);
-                l.acceleration * ((dt * dt + 2.0 * d / l.acceleration).sqrt() - dt)
-            };
-            speed = speed.clamp(-stoppable(q - l.lower), stoppable(l.upper - q));
-            let target = (q + speed * dt).clamp(l.lower, l.upper);
-            speeds.push((target - q) / dt);
-            targets.push(target);
+    fn motion(&self, joint: usize) -> Motion {
+        Motion {
+            position: self.targets[joint],
+            speed: self.speeds[joint],
+            acceleration: self.accelerations[joint],
         }
-        (targets, speeds)
     }
 
-    /// Whether the arm, braking from these targets, would carry its tip further out of the workspace than it is.
-    fn leaves_workspace(&self, targets: &[f64], speeds: &[f64]) -> Option<String> {
-        let stop: Vec<f64> = self
-            .embodiment
-            .joints
-            .iter()
-            .zip(targets.iter().zip(speeds))
-            .map(|(joint, (q, v))| q + v * v.abs() / (2.0 * joint.limits.acceleration))
-            .collect();
-        let outside = |positions: &[f64]| {
-            let tip: Vector3<f64> = self.kinematics.base_from_tip(positions).translation.vector;
-            let beyond = (0..3).map(|axis| {
-                (self.config.workspace_min_m[axis] - tip[axis])
-                    .max(tip[axis] - self.config.workspace_max_m[axis])
-                    .max(0.0)
-            });
-            (beyond.fold(0.0, f64::max), tip)
-        };
-        let (beyond, tip) = outside(&stop);
-        (beyond > 1e-9 && beyond > outside(&self.targets).0 + 1e-9)
-            .then(|| format!("the tip would stop at ({:.3}, {:.3}, {:.3}) m", tip.x, tip.y, tip.z))
+    /// One tick of the quickest stop of every joint.
+    fn brake(&self) -> Vec<Motion> {
+        let dt = self.embodiment.period_secs();
+        let braked = self.embodiment.joints.iter().enumerate().map(|(k, joint)| {
+            let next = self.motion(k).braked(&joint.limits, dt);
+            Motion { position: next.position.clamp(joint.limits.lower, joint.limits.upper), ..next }
+        });
+        braked.collect()
     }
+
+    /// The motions nearest to `wanted` (rad or m) that the joints' limits allow for this tick.
+    fn follow(&mut self, wanted: &[f64], trips: &mut Vec<Trip>, now: Stamp) -> Vec<Motion> {
+        let dt = self.embodiment.period_secs();
+        let mut next = Vec::with_capacity(wanted.len());
+        for (k, joint) in self.embodiment.joints.iter().enumerate() {
+            let (motion, l) = (self.motion(k), &joint.limits);
+            let mut note = |reason, asked: f64, allowed: f64| {
+                let detail =
+                    format!("joint '{}': asked {}, allowed {}", joint.name, figure(asked), figure(allowed));
+                trips.push(Trip { reason, detail, stamp: now });
+            };
+            let mut target = wanted[k];
+            // A joint that pushes too hard may only give way.
+            let effort = self.efforts.get(k).copied().unwrap_or(0.0);
+            if effort.abs() > self.effort_limits[k] {
+                let gives_way =
+                    if effort > 0.0 { target.min(motion.position) } else { target.max(motion.position) };
+                note(TripReason::Effort, effort, self.effort_limits[k]);
+                target = gives_way;
+            }
+            let inside = target.clamp(l.lower, l.upper);
+            let pace = (inside - self.asked[k]) / dt;
+            // A plan that a joint can follow does not change its pace faster than the joint can: this one jumped.
+            let jumped = (pace - self.paces[k]).abs() > l.acceleration * dt + 1e-9;
+            (self.asked[k], self.paces[k]) = (inside, pace);
+            let pace = if jumped { 0.0 } else { pace };
+            next.push(motion.toward(target, pace, l, dt, &mut note));
+        }
+        next
+    }
+
+    /// Fills `way` with these motions and the stop that could follow them.
+    fn plan_way(&mut self, next: &[Motion]) {
+        let dt = self.embodiment.period_secs();
+        let joints = &self.embodiment.joints;
+        let mut motions = next.to_vec();
+        self.way.clear();
+        loop {
+            self.way.push(motions.iter().map(|motion| motion.position).collect());
+            let mut rests = true;
+            for (motion, joint) in motions.iter_mut().zip(joints) {
+                rests &= motion.rests(&joint.limits, dt);
+                *motion = motion.braked(&joint.limits, dt);
+            }
+            if rests {
+                return;
+            }
+        }
+    }
+}
+
+/// A number for a message: four places, and none of the hundreds of digits of a hostile one.
+fn figure(x: f64) -> String {
+    if x.abs() < 1e6 { format!("{x:.4}") } else { format!("{x:e}") }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use rand::Rng;
-
-    fn gate() -> Result<SafetyGate> {
-        SafetyGate::new(&Embodiment::so101()?, GateConfig::default(), &[0.0; 6])
-    }
-
-    fn tick(k: u64) -> Stamp {
-        Stamp::from_secs(k as f64 / 30.0)
-    }
-
-    #[test]
-    fn a_small_step_passes_untouched() -> Result<()> {
-        let mut gate = gate()?;
-        let action = Action { joint_targets: vec![0.01; 6] };
-        let verdict = gate.check(Some((&action, tick(0))), tick(1));
-        assert!(!verdict.held && verdict.trips.is_empty());
-        assert_eq!(verdict.action.get(), &action);
-        Ok(())
-    }
-
-    #[test]
-    fn nan_wrong_shape_stale_missing_and_hurried_plans_hold() -> Result<()> {
-        let good = Action { joint_targets: vec![0.01; 6] };
-        let nan = Action { joint_targets: vec![0.0, f64::NAN, 0.0, 0.0, 0.0, 0.0] };
-        let short = Action { joint_targets: vec![0.0; 5] };
-        for (asked, now, reason) in [
-            (Some((&nan, tick(0))), tick(1), TripReason::NotFinite),
-            (Some((&short, tick(0))), tick(1), TripReason::Shape),
-            (Some((&good, tick(0))), tick(100), TripReason::Stale),
-            (None, tick(1), TripReason::NoPlan),
-        ] {
-            let mut gate = gate()?;
-            let verdict = gate.check(asked, now);
-            assert!(verdict.held);
-            assert_eq!(verdict.trips[0].reason, reason);
-            assert_eq!(verdict.action.get().joint_targets, vec![0.0; 6]);
-            assert_eq!(gate.counts()[&reason], 1);
-        }
-        let mut gate = gate()?;
-        gate.check(Some((&good, tick(0))), tick(1));
-        let hurried = gate.check(Some((&good, tick(0))), tick(1).plus_secs(0.001));
-        assert_eq!(hurried.trips[0].reason, TripReason::Rate);
-        Ok(())
-    }
-
-    #[test]
-    fn a_plan_through_the_table_is_held_before_it_gets_there() -> Result<()> {
-        let mut gate = gate()?;
-        let down = Action { joint_targets: vec![0.0, 1.2, 0.8, 0.0, 0.0, 0.0] };
-        let mut held = false;
-        for k in 1..200 {
-            held |= gate.check(Some((&down, tick(k))), tick(k)).held;
-            let z = gate.kinematics.base_from_tip(gate.targets()).translation.z;
-            assert!(z > gate.config.workspace_min_m[2] - 1e-6, "tip at {z}");
-        }
-        assert!(held);
-        Ok(())
-    }
-
-    /// Random, hostile plans: no target ever leaves the position, velocity or acceleration limits.
-    #[test]
-    fn no_hostile_plan_gets_past_the_limits() -> Result<()> {
-        let mut gate = gate()?;
-        let joints = gate.embodiment.joints.clone();
-        let dt = gate.embodiment.period_secs();
-        let mut rng = crate::stream(1, "hostile");
-        let (mut q, mut v) = (vec![0.0; 6], vec![0.0; 6]);
-        for k in 1..20_000u64 {
-            let mut targets: Vec<f64> = (0..6).map(|_| rng.random_range(-4.0..4.0)).collect();
-            match k % 17 {
-                0 => targets[3] = f64::NAN,
-                1 => targets[2] = 1e300,
-                2 => targets[1] = f64::INFINITY,
-                _ => {}
-            }
-            let action = Action { joint_targets: targets };
-            let verdict = gate.check((k % 13 != 0).then_some((&action, tick(k))), tick(k));
-            for (j, joint) in joints.iter().enumerate() {
-                let next = verdict.action.get().joint_targets[j];
-                let speed = (next - q[j]) / dt;
-                let l = &joint.limits;
-                assert!(next >= l.lower && next <= l.upper);
-                assert!(speed.abs() <= l.velocity + 1e-6);
-                assert!((speed - v[j]).abs() <= l.acceleration * dt + 1e-6, "{} at {k}", joint.name);
-                (q[j], v[j]) = (next, speed);
-            }
-        }
-        Ok(())
-    }
-}
+mod tests;

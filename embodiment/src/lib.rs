@@ -13,6 +13,7 @@ pub mod kinematics;
 pub mod model;
 pub mod observation;
 pub mod robot;
+pub mod safety;
 pub mod stream;
 
 pub use action::{Action, ActionChunk, ActionSpace};
@@ -22,10 +23,11 @@ pub use contracts::{
     Policy, PolicySpec, Robot,
 };
 pub use error::{Error, Result};
-pub use gate::{Checked, GateConfig, SafetyGate, Trip, TripReason, Verdict};
+pub use gate::{Checked, EmergencyStop, SafetyGate, Trip, TripReason, Verdict};
 pub use ik::{IkGoal, IkOptions};
 pub use kinematics::Kinematics;
 pub use model::{Geometry, Link, ModelJoint, RobotModel, Shape};
 pub use observation::{Frame, Observation};
 pub use robot::{Camera, Embodiment, Gripper, Joint, JointKind, Limits};
+pub use safety::{Capsule, GateConfig, Narrowing, Safety, Zone};
 pub use stream::{fnv1a, stream};

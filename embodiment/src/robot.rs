@@ -1,6 +1,6 @@
 //! What a robot is: joints with limits, cameras, a gripper, a rate. Read from a TOML file beside a URDF.
 
-use crate::{Error, Kinematics, Result, RobotModel};
+use crate::{Error, Kinematics, Result, RobotModel, Safety};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -25,6 +25,22 @@ pub struct Limits {
     pub velocity: f64,
     /// Highest acceleration.
     pub acceleration: f64,
+    /// Highest change of the acceleration per s; absent: any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jerk: Option<f64>,
+    /// What the joint may push with, N m or N, where the robot measures it; absent: what the URDF says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub effort: Option<f64>,
+}
+
+impl Limits {
+    /// Refuses limits that leave nothing.
+    pub(crate) fn check(&self) -> std::result::Result<(), String> {
+        let positive = [Some(self.velocity), Some(self.acceleration), self.jerk, self.effort];
+        // A comparison with NaN is false.
+        let good = self.lower < self.upper && positive.into_iter().flatten().all(|limit| limit > 0.0);
+        if good { Ok(()) } else { Err(format!("empty limits {self:?}")) }
+    }
 }
 
 /// One joint.
@@ -75,6 +91,9 @@ pub struct Embodiment {
     pub control_hz: f64,
     /// The frame that reaches: a link of the URDF.
     pub tip_link: String,
+    /// What it may do beyond its joints' limits. The robot's own: it crosses no wire and is in no checkpoint.
+    #[serde(skip)]
+    pub safety: Safety,
     /// The URDF's text; empty when the description came over a wire or from a checkpoint.
     #[serde(skip)]
     pub urdf: String,
@@ -92,6 +111,8 @@ struct RobotFile {
     gripper: Option<Gripper>,
     #[serde(default)]
     cameras: Vec<Camera>,
+    #[serde(default)]
+    safety: Safety,
 }
 
 #[derive(Deserialize)]
@@ -102,6 +123,8 @@ struct JointFile {
     lower: Option<f64>,
     upper: Option<f64>,
     velocity: Option<f64>,
+    jerk: Option<f64>,
+    effort: Option<f64>,
 }
 
 impl Embodiment {
@@ -162,10 +185,12 @@ impl Embodiment {
                     velocity.is_none_or(|x| x <= found.velocity),
                 )?,
                 acceleration: joint.acceleration,
+                jerk: joint.jerk,
+                effort: joint.effort,
             };
-            if !(limits.lower < limits.upper && limits.velocity > 0.0 && limits.acceleration > 0.0) {
-                return Err(refuse(format!("joint '{}' has empty limits {limits:?}", joint.name)));
-            }
+            let torque = (found.effort > 0.0).then_some(found.effort);
+            narrow("effort", limits.effort, found.effort, limits.effort <= torque || torque.is_none())?;
+            limits.check().map_err(|why| refuse(format!("joint '{}': {why}", joint.name)))?;
             joints.push(Joint { name: joint.name.clone(), kind, limits });
         }
         let embodiment = Self {
@@ -175,12 +200,14 @@ impl Embodiment {
             cameras: file.cameras.clone(),
             control_hz: file.control_hz,
             tip_link: file.tip_link.clone(),
+            safety: file.safety.clone(),
             urdf: urdf.to_owned(),
         };
         if let Some(gripper) = &embodiment.gripper {
             embodiment.joint_index(&gripper.joint)?;
         }
         embodiment.kinematics()?;
+        embodiment.safety.check(&embodiment.name, &model)?;
         Ok(embodiment)
     }
 
