@@ -1,8 +1,10 @@
 //! ACT (Zhao et al. 2023, <https://arxiv.org/abs/2304.13705>): pictures and joints as tokens of a transformer encoder,
 //! a chunk of actions as the queries of its decoder. At inference the latent of its variational encoder is zero.
 
+use crate::cost::ActSizes;
 use crate::lerobot::{Folder, is_bookkeeping};
 use crate::moment::{Moment, Network};
+use crate::storage::Storage;
 use candle_core::{Device, Tensor};
 use serde::Deserialize;
 use std::path::Path;
@@ -208,9 +210,9 @@ impl Act {
     }
 
     /// A folder from disk.
-    pub fn open(dir: &Path) -> Result<(Folder, Weights, Self)> {
+    pub fn open(dir: &Path, storage: Storage) -> Result<(Folder, Weights, Self)> {
         let folder = Folder::read(dir, &[])?;
-        let weights = Weights::load_dir(dir)?;
+        let weights = storage.of(Weights::load_dir(dir)?)?;
         let network = Self::load(&folder, &weights)?;
         Ok((folder, weights, network))
     }
@@ -218,9 +220,31 @@ impl Act {
     /// Normalised actions `[b, horizon, dims]` of normalised pictures (one `[b, 3, h, w]` per camera) and joints
     /// `[b, dims]`; taps `feature_map.{camera}`, `image_tokens`, `encoder_in`, `encoder_out`, `decoder_out`.
     pub fn forward(&self, pictures: &[Tensor], state: Option<&Tensor>, tap: &mut Tap) -> Result<Tensor> {
-        let b = match (state, pictures.first()) {
+        let maps = self.see(pictures)?;
+        for (i, map) in maps.iter().enumerate() {
+            tap(&format!("feature_map.{i}"), map);
+        }
+        let read = self.read(&maps, state, tap)?;
+        self.answer(&read, tap)
+    }
+
+    /// Feature maps `[b, channels, h / 32, w / 32]` of the pictures; those of one size are one batch.
+    pub fn see(&self, pictures: &[Tensor]) -> Result<Vec<Tensor>> {
+        let (Some(backbone), [first, rest @ ..]) = (&self.backbone, pictures) else { return Ok(Vec::new()) };
+        if rest.iter().any(|picture| picture.dims() != first.dims()) {
+            return pictures.iter().map(|picture| backbone.forward(picture)).collect();
+        }
+        Ok(backbone.forward(&Tensor::cat(pictures, 0)?)?.chunk(pictures.len(), 0)?)
+    }
+
+    /// What the encoder makes of feature maps and joints; taps `image_tokens`, `encoder_in`, `encoder_out`.
+    ///
+    /// # Errors
+    /// Neither maps nor joints.
+    pub fn read(&self, maps: &[Tensor], state: Option<&Tensor>, tap: &mut Tap) -> Result<Encoded> {
+        let b = match (state, maps.first()) {
             (Some(state), _) => state.dim(0)?,
-            (None, Some(picture)) => picture.dim(0)?,
+            (None, Some(map)) => map.dim(0)?,
             (None, None) => return Err(Error::invalid("act: neither joints nor pictures")),
         };
         let latent = Tensor::zeros((b, self.latent_dims), candle_core::DType::F32, &Device::Cpu)?;
@@ -229,11 +253,9 @@ impl Act {
             tokens.push(state_in.forward(state)?.unsqueeze(1)?);
         }
         let mut places = vec![self.places.clone()];
-        if let (Some(backbone), Some(picture_in)) = (&self.backbone, &self.picture_in) {
-            for (i, picture) in pictures.iter().enumerate() {
-                let map = backbone.forward(picture)?;
-                tap(&format!("feature_map.{i}"), &map);
-                let seen = picture_in.forward(&map)?;
+        if let Some(picture_in) = &self.picture_in {
+            for map in maps {
+                let seen = picture_in.forward(&map.contiguous()?)?;
                 tap("image_tokens", &seen);
                 let (_, width, height, columns) = seen.dims4()?;
                 tokens.push(seen.flatten_from(2)?.transpose(1, 2)?.contiguous()?);
@@ -249,16 +271,40 @@ impl Act {
             x = norm.forward(&x)?;
         }
         tap("encoder_out", &x);
-        let keys = x.broadcast_add(&places)?;
-        let (_, horizon, width) = self.queries.dims3()?;
+        Ok(Encoded { keys: x.broadcast_add(&places)?, values: x })
+    }
+
+    /// Normalised actions `[b, horizon, dims]`; taps `decoder_out`.
+    pub fn answer(&self, read: &Encoded, tap: &mut Tap) -> Result<Tensor> {
+        let (b, (_, horizon, width)) = (read.values.dim(0)?, self.queries.dims3()?);
         let mut y = Tensor::zeros((b, horizon, width), candle_core::DType::F32, &Device::Cpu)?;
         for layer in &self.decoder {
-            y = layer.forward(&y, &self.queries, Some((&keys, &x)))?;
+            y = layer.forward(&y, &self.queries, Some((&read.keys, &read.values)))?;
         }
         let y = self.decoder_norm.forward(&y)?;
         tap("decoder_out", &y);
         self.action_out.forward(&y)
     }
+
+    /// Its sizes, for `tokens` tokens of the encoder.
+    pub fn sizes(&self, tokens: usize) -> ActSizes {
+        let inner = self.encoder.first().map_or(0, |layer| layer.inner.dims().0);
+        let width = self.action_out.dims().1;
+        let layers = [self.encoder.len(), self.decoder.len()];
+        ActSizes { width, inner, layers, tokens: [tokens, self.queries.dims()[1]] }
+    }
+
+    /// Numbers in the state, if it reads one.
+    pub fn state_dims(&self) -> Option<usize> {
+        self.state_in.as_ref().map(|linear| linear.dims().1)
+    }
+}
+
+/// What the decoder looks at, `[b, tokens, width]` each.
+#[derive(Clone, Debug)]
+pub struct Encoded {
+    keys: Tensor,
+    values: Tensor,
 }
 
 impl Network for Act {

@@ -4,10 +4,11 @@ use crate::expert::{ExpertConfig, TimePlace};
 use crate::flow::FlowConfig;
 use crate::lerobot::Folder;
 use crate::normalise::{Normaliser, Scaling};
+use crate::openvla::{OpenVla, Sizes};
+use crate::storage::Storage;
 use crate::vla::{Form, StatePlace, Vla, VlaConfig};
 use crate::{Act, DiffusionPolicy};
 use serde_json::{Value, json};
-use std::collections::HashMap;
 use vela_embodiment::ActionSpace;
 use vela_fusion::{Projection, ProjectorConfig};
 use vela_llm::DecoderConfig;
@@ -15,7 +16,7 @@ use vela_nn::{Error, Result, Weights};
 use vela_vision::VisionConfig;
 
 /// The shapes that [`make`] knows.
-pub const KNOWN: [&str; 5] = ["act", "diffusion", "pi0", "pi05", "smolvla"];
+pub const KNOWN: [&str; 6] = ["act", "diffusion", "openvla", "pi0", "pi05", "smolvla"];
 
 /// A network of random weights.
 pub enum Arch {
@@ -25,40 +26,40 @@ pub enum Arch {
     Diffusion(Box<DiffusionPolicy>),
     /// SmolVLA, pi0 or pi0.5 of their published sizes.
     Vla(Box<Vla>, Box<VlaConfig>),
+    /// OpenVLA-7B.
+    OpenVla(Box<OpenVla>, Box<Sizes>),
 }
 
-/// Weights of `network`, drawn under `seed`, as constants.
-fn constant<T>(seed: u64, network: impl Fn(&Weights) -> Result<T>) -> Result<T> {
-    let fresh = Weights::fresh(seed);
-    drop(network(&fresh)?);
-    let tensors: HashMap<_, _> =
-        fresh.trainable().into_iter().map(|(name, var)| (name, var.as_tensor().detach())).collect();
-    drop(fresh);
-    network(&Weights::from_tensors(tensors))
-}
-
-/// A network by name, for `views` cameras of `size` (height, width; of SmolVLA and pi0 their own size).
+/// A network by name, for `views` cameras of `size` (height, width; VLAs have a size of their own), its matrices kept as
+/// `storage` says.
 ///
 /// # Errors
-/// An unknown name; no views.
-pub fn make(name: &str, views: usize, size: (usize, usize), seed: u64) -> Result<Arch> {
+/// An unknown name; no views; storage that the network does not have.
+pub fn make(name: &str, views: usize, size: (usize, usize), seed: u64, storage: Storage) -> Result<Arch> {
     if views == 0 {
         return Err(Error::invalid("expected at least one view, got 0"));
     }
+    let weights = storage.of(Weights::noise(seed))?;
     Ok(match name {
-        "act" => {
-            let folder = Folder::from_config(act(views, size))?;
-            Arch::Act(Box::new(constant(seed, |weights| Act::load(&folder, weights))?))
-        }
+        "act" => Arch::Act(Box::new(Act::load(&Folder::from_config(act(views, size))?, &weights)?)),
         "diffusion" => {
+            if matches!(storage, Storage::Bf16 | Storage::Int8) {
+                let name = storage.name();
+                return Err(Error::invalid(format!(
+                    "diffusion policy: convolutions are float32, not {name}"
+                )));
+            }
             let folder = Folder::from_config(diffusion(views, size))?;
-            Arch::Diffusion(Box::new(constant(seed, |weights| DiffusionPolicy::load(&folder, weights))?))
+            Arch::Diffusion(Box::new(DiffusionPolicy::load(&folder, &weights)?))
         }
         "smolvla" | "pi0" | "pi05" => {
             let (config, form) =
                 if name == "smolvla" { smolvla(views)? } else { pi0(views, name == "pi05")? };
-            let vla = constant(seed, |weights| Vla::with_form(weights, &config, form))?;
-            Arch::Vla(Box::new(vla), Box::new(config))
+            Arch::Vla(Box::new(Vla::with_form(&weights, &config, form)?), Box::new(config))
+        }
+        "openvla" => {
+            let sizes = Sizes::from_config(&json!({}))?;
+            Arch::OpenVla(Box::new(OpenVla::made_up(&weights, &sizes)?), Box::new(sizes))
         }
         other => {
             let known = KNOWN.join(", ");
@@ -181,14 +182,18 @@ mod tests {
 
     #[test]
     fn act_of_its_published_shape_answers_without_a_checkpoint() -> Result<()> {
-        let Arch::Act(act) = make("act", 2, (64, 96), 1)? else { return Err(Error::invalid("not an ACT")) };
+        let Arch::Act(act) = make("act", 2, (64, 96), 1, Storage::Plain)? else {
+            return Err(Error::invalid("not an ACT"));
+        };
         let pictures = [random::normal(1, "a", (1, 3, 64, 96))?, random::normal(1, "b", (1, 3, 64, 96))?];
         let state = random::normal(1, "state", (1, 14))?;
         let actions = act.forward(&pictures, Some(&state), &mut |_, _| {})?;
         assert_eq!((actions.dims(), actions.track_op()), (&[1, 100, 14][..], false));
         assert!(actions.flatten_all()?.to_vec1::<f32>()?.iter().all(|x| x.is_finite()));
-        assert!(make("act", 0, (64, 96), 1).is_err());
-        assert!(make("teapot", 1, (64, 96), 1).is_err_and(|e| e.to_string().contains("smolvla")));
+        assert!(make("act", 0, (64, 96), 1, Storage::Plain).is_err());
+        assert!(
+            make("teapot", 1, (64, 96), 1, Storage::Plain).is_err_and(|e| e.to_string().contains("smolvla"))
+        );
         Ok(())
     }
 
@@ -205,7 +210,7 @@ mod tests {
         narrow["down_dims"] = json!([16, 32]);
         narrow["num_inference_steps"] = json!(2);
         let folder = Folder::from_config(narrow)?;
-        let network = constant(1, |weights| DiffusionPolicy::load(&folder, weights))?;
+        let network = DiffusionPolicy::load(&folder, &Weights::noise(1))?;
         let moment = Moment {
             pictures: vec![random::normal(1, "picture", (3, 96, 96))?],
             state: vec![0.1, 0.2],

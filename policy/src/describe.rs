@@ -13,7 +13,7 @@ use vela_nn::{Error, Result, Weights};
 /// A policy, described.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Summary {
-    /// Its kind: `act`, `diffusion`, `smolvla`, `pi0`, `pi05`, `openvla` or `vela_vla`.
+    /// Its kind: `act`, `diffusion`, `smolvla`, `pi0`, `pi05`, `pi0_fast`, `openvla` or `vela_vla`.
     pub kind: String,
     /// Its cameras in the network's order.
     pub cameras: Vec<CameraSummary>,
@@ -102,7 +102,7 @@ impl std::fmt::Display for Summary {
 
 /// Whether a folder's `config.json` is one of a policy: only then [`describe`] can say something.
 pub fn is_policy(dir: &Path) -> bool {
-    let policies = ["act", "diffusion", "smolvla", "pi0", "pi05", "vela_vla", "openvla"];
+    let policies = ["act", "diffusion", "smolvla", "pi0", "pi05", "pi0_fast", "vela_vla", "openvla"];
     config_json(dir).is_ok_and(|config| policies.contains(&kind_of(&config)))
 }
 
@@ -119,9 +119,9 @@ pub fn describe(dir: &Path) -> Result<Summary> {
     match kind_of(&config) {
         "vela_vla" => ours(dir),
         "openvla" => openvla(dir, &config),
-        kind @ ("act" | "diffusion" | "smolvla" | "pi0" | "pi05") => lerobot(dir, kind),
+        kind @ ("act" | "diffusion" | "smolvla" | "pi0" | "pi05" | "pi0_fast") => lerobot(dir, kind),
         other => Err(Error::invalid(format!(
-            "{}: '{other}' is no policy that is known; known: act, diffusion, openvla, pi0, pi05, smolvla, vela_vla",
+            "{}: '{other}' is no policy that is known; known: act, diffusion, openvla, pi0, pi05, pi0_fast, smolvla, vela_vla",
             dir.display()
         ))),
     }
@@ -154,6 +154,8 @@ fn lerobot(dir: &Path, kind: &str) -> Result<Summary> {
     let known = [
         "pi0_new_line_processor",
         "pi05_prepare_state_tokenizer_processor_step",
+        "pi0_fast_prepare_state_tokenizer_processor_step",
+        "action_tokenizer_processor",
         "smolvla_new_line_processor",
         "tokenizer_processor",
         "relative_actions_processor",
@@ -192,6 +194,7 @@ fn lerobot(dir: &Path, kind: &str) -> Result<Summary> {
             steps("num_inference_steps", steps("num_train_timesteps", 0)),
             steps("num_train_timesteps", 0)
         ),
+        "pi0_fast" => format!("FAST tokens, at most {}", steps("max_decoding_steps", 256)),
         _ => format!("flow, {} steps", steps("num_steps", steps("num_inference_steps", 0))),
     };
     let execute = steps("n_action_steps", 1);

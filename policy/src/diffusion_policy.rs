@@ -5,6 +5,7 @@ use crate::diffusion::{Betas, DenoiseTap, DiffusionConfig, Prediction, Sampler, 
 use crate::head::draw_normal;
 use crate::lerobot::{CameraFeature, Folder, is_bookkeeping};
 use crate::moment::{Moment, Network};
+use crate::storage::Storage;
 use crate::unet::{Unet, UnetConfig};
 use candle_core::{D, Device, Tensor};
 use serde::Deserialize;
@@ -168,9 +169,16 @@ impl DiffusionPolicy {
     }
 
     /// A folder from disk.
-    pub fn open(dir: &Path) -> Result<(Folder, Weights, Self)> {
+    ///
+    /// # Errors
+    /// Those of [`Self::load`]; storage in fewer bits, since its weights are those of convolutions.
+    pub fn open(dir: &Path, storage: Storage) -> Result<(Folder, Weights, Self)> {
+        if matches!(storage, Storage::Bf16 | Storage::Int8) {
+            let name = storage.name();
+            return Err(Error::invalid(format!("diffusion policy: convolutions are float32, not {name}")));
+        }
         let folder = Folder::read(dir, &[])?;
-        let weights = Weights::load_dir(dir)?;
+        let weights = storage.of(Weights::load_dir(dir)?)?;
         let network = Self::load(&folder, &weights)?;
         Ok((folder, weights, network))
     }
@@ -178,6 +186,27 @@ impl DiffusionPolicy {
     /// The schedule and the sampler.
     pub fn diffusion(&self) -> &DiffusionConfig {
         &self.config
+    }
+
+    /// Denoises in `steps` steps, 1 to those of training, from now on.
+    pub fn set_steps(&mut self, steps: usize) {
+        self.config.steps = steps;
+    }
+
+    /// The U-Net.
+    pub fn unet(&self) -> &UnetConfig {
+        self.unet.config()
+    }
+
+    /// Moments that it wants, and numbers in each one's state.
+    pub fn state_shape(&self) -> [usize; 2] {
+        let seen: usize = self.cameras.len() * self.eyes.first().map_or(0, |eye| 2 * eye.count);
+        [self.history, (self.unet.config().conditioning / self.history).saturating_sub(seen)]
+    }
+
+    /// Pictures as its encoder takes them, `(height, width)`, of one of `size`.
+    pub fn cropped(&self, size: (usize, usize)) -> (usize, usize) {
+        self.crop.map_or(size, |[height, width]| (height, width))
     }
 
     /// Numbers per chunk: `[horizon, dims]`.

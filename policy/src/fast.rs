@@ -108,16 +108,10 @@ impl Fast {
                 "FAST: expected tokens of {expected} coefficients, got {got}"
             )));
         }
-        let mut chunk = vec![0.0; expected];
-        for d in 0..self.dims {
-            let coefficient =
-                |k: usize| f64::from(symbols[k * self.dims + d] as i32 + self.lowest) / f64::from(self.scale);
-            for t in 0..self.horizon {
-                let sum: f64 = (0..self.horizon).map(|k| coefficient(k) * self.cosine(k, t)).sum();
-                chunk[t * self.dims + d] = sum as f32;
-            }
-        }
-        Ok(chunk)
+        let coefficient = |k: usize, d: usize| {
+            f64::from(symbols[k * self.dims + d] as i32 + self.lowest) / f64::from(self.scale)
+        };
+        Ok(courses(self.horizon, self.dims, coefficient))
     }
 
     /// Coefficients that a token stands for.
@@ -164,20 +158,34 @@ impl Fast {
         let mut out = Vec::with_capacity(chunk.len());
         for k in 0..self.horizon {
             for d in 0..self.dims {
-                let sum: f64 =
-                    (0..self.horizon).map(|t| f64::from(chunk[t * self.dims + d]) * self.cosine(k, t)).sum();
+                let sum: f64 = (0..self.horizon)
+                    .map(|t| f64::from(chunk[t * self.dims + d]) * cosine(self.horizon, k, t))
+                    .sum();
                 out.push((sum * f64::from(self.scale)).round_ties_even() as i32);
             }
         }
         Ok(out)
     }
+}
 
-    /// The orthonormal cosine basis (DCT-II; Ahmed et al. 1974).
-    fn cosine(&self, k: usize, t: usize) -> f64 {
-        let n = self.horizon as f64;
-        let norm = if k == 0 { (1.0 / n).sqrt() } else { (2.0 / n).sqrt() };
-        norm * (std::f64::consts::PI / n * (t as f64 + 0.5) * k as f64).cos()
+/// The orthonormal cosine basis over `horizon` ticks (DCT-II; Ahmed et al. 1974).
+fn cosine(horizon: usize, k: usize, t: usize) -> f64 {
+    let n = horizon as f64;
+    let norm = if k == 0 { (1.0 / n).sqrt() } else { (2.0 / n).sqrt() };
+    norm * (std::f64::consts::PI / n * (t as f64 + 0.5) * k as f64).cos()
+}
+
+/// The chunk, `horizon * dims` numbers row by row, of the coefficients of frequency `k` and dimension `d`.
+pub(crate) fn courses(horizon: usize, dims: usize, coefficient: impl Fn(usize, usize) -> f64) -> Vec<f32> {
+    let mut chunk = vec![0.0; horizon * dims];
+    for d in 0..dims {
+        let course: Vec<f64> = (0..horizon).map(|k| coefficient(k, d)).collect();
+        for t in 0..horizon {
+            let sum: f64 = course.iter().enumerate().map(|(k, c)| c * cosine(horizon, k, t)).sum();
+            chunk[t * dims + d] = sum as f32;
+        }
     }
+    chunk
 }
 
 /// Every `pair` of `text`, from the left, becomes `symbol`.

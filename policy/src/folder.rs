@@ -2,6 +2,7 @@
 
 use crate::pi0::state_prompt;
 use crate::rtc::{Guidance, Pull, Schedule};
+use crate::storage::Storage;
 use crate::vla::{StatePlace, Vla, VlaConfig, VlaInputs, signed_planes};
 use candle_core::{DType, Device, Tensor};
 use std::path::Path;
@@ -51,16 +52,28 @@ impl VlaPolicy {
     /// # Errors
     /// A file is missing, torn or of another kind; a tensor is missing, unused or mis-shaped (all of them named).
     pub fn load(dir: &Path) -> Result<Self> {
+        Self::load_kept(dir, Storage::Plain)
+    }
+
+    /// The same with its matrices kept as `storage` says.
+    ///
+    /// # Errors
+    /// Those of [`Self::load`].
+    pub fn load_kept(dir: &Path, storage: Storage) -> Result<Self> {
         let read = |name: &str| {
             let path = dir.join(name);
             std::fs::read(&path).map_err(|source| Error::Io { path, source })
         };
         let [config, tokenizer, embodiment, weights] = FILES.map(read);
-        Self::from_bytes(&config?, &tokenizer?, &embodiment?, &weights?)
+        Self::of_files([&config?, &tokenizer?, &embodiment?, &weights?], storage)
     }
 
     /// From the contents of [`FILES`].
     pub fn from_bytes(config: &[u8], tokenizer: &[u8], embodiment: &[u8], weights: &[u8]) -> Result<Self> {
+        Self::of_files([config, tokenizer, embodiment, weights], Storage::Plain)
+    }
+
+    fn of_files([config, tokenizer, embodiment, weights]: [&[u8]; 4], storage: Storage) -> Result<Self> {
         let config: VlaConfig = serde_json::from_slice(config).map_err(|e| Error::parse("config.json", e))?;
         if config.kind != "vela_vla" {
             return Err(Error::parse("config.json", format!("type: expected vela_vla, got {}", config.kind)));
@@ -68,7 +81,7 @@ impl VlaPolicy {
         let embodiment: Embodiment =
             serde_json::from_slice(embodiment).map_err(|e| Error::parse("embodiment.json", e))?;
         let checkpoint = hash_of(weights);
-        let weights = Weights::from_bytes(weights)?;
+        let weights = storage.of(Weights::from_bytes(weights)?)?;
         let vla = Vla::new(&weights, &config)?;
         weights.finish()?;
         Self::assemble(vla, &config, Tokenizer::from_bytes(tokenizer)?, &embodiment, &checkpoint)
@@ -135,6 +148,11 @@ impl VlaPolicy {
     /// Turns real-time chunking on or off (it is off at first): whether [`InferOptions::unexecuted`] is heeded.
     pub fn set_guide(&mut self, guide: Option<Guide>) {
         self.guide = guide;
+    }
+
+    /// The network.
+    pub fn vla(&self) -> &Vla {
+        &self.vla
     }
 
     /// What it is.

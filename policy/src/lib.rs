@@ -1,11 +1,12 @@
 //! Hidden states to action chunks: heads with loss and sampling side by side, normalisation, and VLAs.
 //!
 //! Entry points: [`open()`] (any policy folder for a robot), [`describe()`] (what a folder is), [`Vla`] and [`VlaPolicy`] (our own
-//! network), [`Act`], [`DiffusionPolicy`], [`SmolVla`], [`Pi0`], [`OpenVla`] (other people's), [`Head`] and those who are one,
+//! network), [`Act`], [`DiffusionPolicy`], [`SmolVla`], [`Pi0`], [`Pi0Fast`], [`OpenVla`] (other people's), [`Head`] and those who are one,
 //! [`verify`](verify::verify) (against a reference run).
 
 pub mod act;
 pub mod arch;
+pub mod cost;
 pub mod describe;
 pub mod diffusion;
 pub mod diffusion_policy;
@@ -22,11 +23,15 @@ pub mod normalise;
 pub mod open;
 pub mod openvla;
 pub mod pi0;
+pub mod pi0_fast;
 pub mod pickle;
+pub mod quantised;
 pub mod regression;
 pub mod rt2;
 pub mod rtc;
 pub mod smolvla;
+pub mod stages;
+pub mod storage;
 pub mod tokens;
 pub mod torch_file;
 pub mod trace;
@@ -50,9 +55,11 @@ pub use normalise::{Normaliser, Scaling, Statistics};
 pub use open::{Choices, open};
 pub use openvla::OpenVla;
 pub use pi0::Pi0;
+pub use pi0_fast::Pi0Fast;
 pub use regression::RegressionHead;
 pub use rt2::Rt2Head;
 pub use smolvla::SmolVla;
+pub use storage::Storage;
 pub use tokens::{DimensionBins, TailBins, TokenHead};
 pub use unet::{Unet, UnetConfig};
 pub use verify::verify;

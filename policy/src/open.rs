@@ -3,7 +3,8 @@
 use crate::lerobot::hash_of_file;
 use crate::moment::FolderPolicy;
 use crate::openvla::{OpenVla, prompt};
-use crate::{Act, DiffusionPolicy, Pi0, SmolVla, VlaPolicy};
+use crate::storage::Storage;
+use crate::{Act, DiffusionPolicy, Pi0, Pi0Fast, SmolVla, VlaPolicy};
 use std::path::Path;
 use vela_embodiment::{ActionChunk, ActionSpace, Embodiment, InferOptions, Observation, Policy, PolicySpec};
 use vela_llm::Tokenizer;
@@ -17,9 +18,12 @@ pub struct Choices {
     pub dataset: Option<String>,
     /// The camera of a policy that has one and does not name it (OpenVLA); else the robot's first.
     pub camera: Option<String>,
+    /// How its matrices are kept.
+    pub storage: Storage,
 }
 
-/// Opens a policy folder of any kind for a robot: `vela_vla`, `act`, `diffusion`, `smolvla`, `pi0`, `pi05`, `openvla`.
+/// Opens a policy folder of any kind for a robot: `vela_vla`, `act`, `diffusion`, `smolvla`, `pi0`, `pi05`,
+/// `pi0_fast`, `openvla`.
 ///
 /// # Errors
 /// An unknown kind; whatever is wrong with the folder; a robot that it was not made for, with the exact difference.
@@ -28,24 +32,28 @@ pub fn open(dir: &Path, robot: &Embodiment, choices: &Choices) -> Result<Box<dyn
     let kind = config.get("type").or(config.get("model_type")).and_then(serde_json::Value::as_str);
     Ok(match kind.unwrap_or("absent") {
         "vela_vla" => {
-            let policy = VlaPolicy::load(dir)?;
+            let policy = VlaPolicy::load_kept(dir, choices.storage)?;
             policy.spec().embodiment.require_same(robot).map_err(Error::invalid)?;
             Box::new(policy)
         }
         "act" => {
-            let (folder, weights, network) = Act::open(dir)?;
+            let (folder, weights, network) = Act::open(dir, choices.storage)?;
             Box::new(FolderPolicy::new(&folder, &weights, Box::new(network), robot)?)
         }
         "diffusion" => {
-            let (folder, weights, network) = DiffusionPolicy::open(dir)?;
+            let (folder, weights, network) = DiffusionPolicy::open(dir, choices.storage)?;
             Box::new(FolderPolicy::new(&folder, &weights, Box::new(network), robot)?)
         }
-        "smolvla" => Box::new(SmolVla::load(dir)?.policy(robot)?),
-        "pi0" | "pi05" => Box::new(Pi0::load(dir)?.policy(robot)?),
+        "smolvla" => Box::new(SmolVla::load(dir, choices.storage)?.policy(robot)?),
+        "pi0" | "pi05" => Box::new(Pi0::load(dir, choices.storage)?.policy(robot)?),
+        "pi0_fast" => {
+            let (folder, weights, network) = Pi0Fast::open(dir, choices.storage)?;
+            Box::new(FolderPolicy::new(&folder, &weights, Box::new(network), robot)?)
+        }
         "openvla" => Box::new(OpenVlaPolicy::new(dir, robot, choices)?),
         other => {
             return Err(Error::invalid(format!(
-                "{}: '{other}' is no policy that is known; known: act, diffusion, openvla, pi0, pi05, smolvla, vela_vla",
+                "{}: '{other}' is no policy that is known; known: act, diffusion, openvla, pi0, pi05, pi0_fast, smolvla, vela_vla",
                 dir.display()
             )));
         }
@@ -67,7 +75,7 @@ impl OpenVlaPolicy {
     /// # Errors
     /// Statistics of several data sets and none chosen; a camera that the robot has not; actions that are not seven numbers.
     pub fn new(dir: &Path, robot: &Embodiment, choices: &Choices) -> Result<Self> {
-        let model = OpenVla::load(dir)?;
+        let model = OpenVla::load(dir, choices.storage)?;
         let known: Vec<&str> = model.datasets().collect();
         let dataset = match (&choices.dataset, known.as_slice()) {
             (Some(name), _) => name.clone(),

@@ -1,6 +1,7 @@
 //! OpenVLA (Kim et al. 2024, <https://arxiv.org/abs/2406.09246>): the patch tokens of a DINOv2 and a SigLIP tower side by
 //! side before a Llama, which says one action as the last tokens of its vocabulary.
 
+use crate::storage::Storage;
 use crate::tokens::TailBins;
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
@@ -53,49 +54,85 @@ const TIMM: names::Table = &[
 /// Llama's token for a space of its own, which OpenVLA's prompt ends with.
 const SPACE: u32 = 29_871;
 
-impl OpenVla {
-    /// Reads `config.json` and the weights of a folder.
+/// Sizes of an OpenVLA.
+#[derive(Clone, Debug)]
+pub struct Sizes {
+    /// The DINOv2 tower.
+    pub dino: VisionConfig,
+    /// The SigLIP tower.
+    pub siglip: VisionConfig,
+    /// The llama.
+    pub text: DecoderConfig,
+    /// The action tokens.
+    pub bins: TailBins,
+}
+
+impl Sizes {
+    /// As a folder's `config.json` says: what it leaves out is as published, so `{}` are OpenVLA-7B's.
     ///
     /// # Errors
-    /// A file is missing or not understood; a setting that is not supported; a tensor is missing, unused or mis-shaped.
-    pub fn load(dir: &Path) -> Result<Self> {
-        let config = config_json(dir)?;
+    /// A setting that is not supported; sizes that are missing or strange.
+    pub fn from_config(config: &Value) -> Result<Self> {
         let missing = |what: &str| Error::invalid(format!("config.json: {what} is missing or strange"));
         if config.get("use_fused_vision_backbone").and_then(Value::as_bool) == Some(false) {
             return Err(Error::invalid("config.json: openvla with one vision tower is not supported"));
         }
         let size = config.pointer("/image_sizes/0").and_then(Value::as_u64).map_or(224, |x| x as usize);
-        let text = text_config(config.get("text_config").ok_or_else(|| missing("text_config"))?);
-        let text = DecoderConfig::from_hf(&text)?;
+        let text = DecoderConfig::from_hf(&text_config(config.get("text_config").unwrap_or(&Value::Null)))?;
         let count =
             |name: &str, default: u64| config.get(name).and_then(Value::as_u64).unwrap_or(default) as u32;
         let padding = count("pad_to_multiple_of", 64);
         let vocab = (text.vocab as u32).checked_sub(padding).ok_or_else(|| missing("vocab_size"))?;
         let bins = TailBins::new(vocab, count("n_action_bins", 256))?;
-        let weights = Weights::load_dir(dir)?;
-        let (dino_config, siglip_config) = towers(config.get("tiny_vision"), size)?;
+        let (dino, siglip) = towers(config.get("tiny_vision"), size)?;
+        Ok(Self { dino, siglip, text, bins })
+    }
+}
+
+impl OpenVla {
+    /// Reads `config.json` and the weights of a folder.
+    ///
+    /// # Errors
+    /// A file is missing or not understood; a setting that is not supported; a tensor is missing, unused or mis-shaped.
+    pub fn load(dir: &Path, storage: Storage) -> Result<Self> {
+        let config = config_json(dir)?;
+        let sizes = Sizes::from_config(&config)?;
+        let weights = storage.of(Weights::load_dir(dir)?)?;
         let vision = weights.pp("vision_backbone");
-        let dino = tower(&vision.pp("featurizer"), &dino_config)?;
-        let siglip = tower(&vision.pp("fused_featurizer"), &siglip_config)?;
-        let (input, width) = (dino_config.width + siglip_config.width, text.width);
+        let dino = tower(&vision.pp("featurizer"), &sizes.dino, storage)?;
+        let siglip = tower(&vision.pp("fused_featurizer"), &sizes.siglip, storage)?;
+        let mut made = Self::assemble(&weights, &sizes, dino, siglip)?;
+        made.ranges = ranges(config.get("norm_stats").unwrap_or(&Value::Null))?;
+        weights.finish()?;
+        Ok(made)
+    }
+
+    /// Of weights that are made up, for measuring.
+    pub fn made_up(weights: &Weights, sizes: &Sizes) -> Result<Self> {
+        let vision = weights.pp("vision_backbone");
+        let dino = Vit::new(&vision.pp("featurizer"), &sizes.dino)?;
+        let siglip = Vit::new(&vision.pp("fused_featurizer"), &sizes.siglip)?;
+        Self::assemble(weights, sizes, dino, siglip)
+    }
+
+    fn assemble(weights: &Weights, sizes: &Sizes, dino: Vit, siglip: Vit) -> Result<Self> {
+        let (input, width) = (sizes.dino.width + sizes.siglip.width, sizes.text.width);
         let project = weights.pp("projector");
         let linear = |name: &str, from, to| Linear::new(&project.pp(name), from, to, true);
         let llama = weights.pp("language_model");
-        let made = Self {
+        Ok(Self {
             projector: [
                 linear("fc1", input, 4 * input)?,
                 linear("fc2", 4 * input, width)?,
                 linear("fc3", width, width)?,
             ],
-            decoder: Decoder::new(Some(&llama), &llama.pp("model"), &text)?,
-            ranges: ranges(config.get("norm_stats").unwrap_or(&Value::Null))?,
+            decoder: Decoder::new(Some(&llama), &llama.pp("model"), &sizes.text)?,
+            ranges: BTreeMap::new(),
+            bins: sizes.bins,
+            size: sizes.dino.image_size,
             dino,
             siglip,
-            bins,
-            size,
-        };
-        weights.finish()?;
-        Ok(made)
+        })
     }
 
     /// The llama.
@@ -219,8 +256,9 @@ impl ActionRanges {
     }
 }
 
-/// One of timm's towers. Its class token has no position of its own: ours has one of zeros.
-fn tower(stored: &Weights, config: &VisionConfig) -> Result<Vit> {
+/// One of timm's towers. Its class token has no position of its own: ours has one of zeros. Queries, keys and values are one
+/// matrix there and three here.
+fn tower(stored: &Weights, config: &VisionConfig, storage: Storage) -> Result<Vit> {
     let mut tensors = HashMap::new();
     let prefix = format!("{}.", stored.prefix());
     for name in stored.names() {
@@ -231,9 +269,17 @@ fn tower(stored: &Weights, config: &VisionConfig) -> Result<Vit> {
             let zeros = Tensor::zeros((1, 1, width), DType::F32, &Device::Cpu)?;
             tensor = Tensor::cat(&[&zeros, &tensor], 1)?;
         }
-        tensors.insert(names::rename(name, TIMM), tensor);
+        let name = names::rename(name, TIMM);
+        match name.split_once(".qkv.") {
+            Some((before, after)) if tensor.dim(0)?.is_multiple_of(3) => {
+                for (part, tensor) in ["q_proj", "k_proj", "v_proj"].into_iter().zip(tensor.chunk(3, 0)?) {
+                    tensors.insert(format!("{before}.{part}.{after}"), tensor.contiguous()?);
+                }
+            }
+            _ => _ = tensors.insert(name, tensor),
+        }
     }
-    let weights = Weights::from_tensors(tensors);
+    let weights = storage.of(Weights::from_tensors(tensors))?;
     let tower = Vit::new(&weights, config)?;
     // Pooling and the final norm come after what is read.
     weights.finish_allowing(|name| name.starts_with("attn_pool.") || name.starts_with("post_layernorm."))?;

@@ -7,8 +7,10 @@ use crate::flow::{FlowConfig, TimeLaw};
 use crate::folder::{Reading, VlaPolicy};
 use crate::lerobot::{Folder, is_bookkeeping};
 use crate::moment::{fits, statistics};
+use crate::storage::Storage;
 use crate::vla::{Form, StatePlace, Vla, VlaConfig};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use vela_embodiment::{ActionSpace, Embodiment};
@@ -45,7 +47,7 @@ struct File {
 
 /// Sizes of a Gemma decoder.
 #[derive(Clone, Debug, Deserialize)]
-struct Gemma {
+pub(crate) struct Gemma {
     width: usize,
     depth: usize,
     mlp_dim: usize,
@@ -54,13 +56,54 @@ struct Gemma {
     head_dim: usize,
 }
 
-/// Sizes that a `config.json` cannot say: only test checkpoints have such a file.
+/// Sizes of a PaliGemma.
 #[derive(Clone, Debug, Deserialize)]
-struct TinySizes {
-    vlm: Gemma,
-    expert: Gemma,
+pub(crate) struct Sizes {
+    pub vlm: Gemma,
     vision: Value,
-    vocab_size: usize,
+    pub vocab_size: usize,
+}
+
+/// Sizes that a `config.json` cannot say: only test checkpoints have such a file.
+fn tiny<T: DeserializeOwned>(folder: &Folder) -> Result<Option<T>> {
+    let path = folder.dir.join("tiny_dims.json");
+    match std::fs::read(&path) {
+        Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|e| Error::parse(path.display(), e)),
+        Err(_) => Ok(None),
+    }
+}
+
+impl Sizes {
+    /// By the name of the Gemma that the folder says, for pictures of `image_size`.
+    pub fn of(folder: &Folder, gemma: &str, image_size: usize) -> Result<Self> {
+        let sizes = match tiny(folder)? {
+            Some(sizes) => sizes,
+            None => Self {
+                vlm: Gemma::named(gemma)?,
+                // SigLIP so400m, patches of 14.
+                vision: json!({"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27,
+                    "num_attention_heads": 16, "patch_size": 14, "image_size": image_size}),
+                vocab_size: 257_152,
+            },
+        };
+        let expected = sizes.vision_config()?.image_size;
+        if expected != image_size {
+            return Err(Error::invalid(format!(
+                "config.json: pictures of {image_size}, the tower takes {expected}"
+            )));
+        }
+        Ok(sizes)
+    }
+
+    /// The tower.
+    pub fn vision_config(&self) -> Result<VisionConfig> {
+        let mut vision = self.vision.clone();
+        if let Some(vision) = vision.as_object_mut() {
+            vision.insert("model_type".into(), "siglip_vision_model".into());
+            vision.insert("vision_use_head".into(), false.into());
+        }
+        VisionConfig::from_hf(&vision)
+    }
 }
 
 impl Gemma {
@@ -78,7 +121,8 @@ impl Gemma {
         Ok(Self { width, depth, mlp_dim, num_heads: 8, num_kv_heads: 1, head_dim: 256 })
     }
 
-    fn decoder(&self, vocab: usize) -> Result<DecoderConfig> {
+    /// As a decoder of `vocab` words.
+    pub fn decoder(&self, vocab: usize) -> Result<DecoderConfig> {
         DecoderConfig::from_hf(&json!({
             "model_type": "gemma",
             "vocab_size": vocab,
@@ -129,7 +173,7 @@ impl Pi0 {
     ///
     /// # Errors
     /// A file is missing or not understood; a setting that is not supported; a tensor is missing, unused or mis-shaped.
-    pub fn load(dir: &Path) -> Result<Self> {
+    pub fn load(dir: &Path, storage: Storage) -> Result<Self> {
         let folder = Folder::read(dir, &STEPS)?;
         let file: File = folder.fields()?;
         let form = match file.kind.as_str() {
@@ -149,7 +193,7 @@ impl Pi0 {
         )?;
         let stored = Weights::load_dir(dir)?;
         let (state, action) = statistics(&folder, &stored)?;
-        let weights = renamed(&stored)?;
+        let weights = storage.of(renamed(&stored)?)?;
         let config = file.vla_config(&folder, form, state, action)?;
         let vla = Vla::with_form(&weights, &config, form)?;
         weights.finish_allowing(is_bookkeeping)?;
@@ -180,36 +224,18 @@ impl File {
         state: crate::Normaliser,
         action: crate::Normaliser,
     ) -> Result<VlaConfig> {
-        let tiny = folder.dir.join("tiny_dims.json");
-        let sizes = match std::fs::read(&tiny) {
-            Ok(text) => {
-                let sizes: TinySizes =
-                    serde_json::from_slice(&text).map_err(|e| Error::parse(tiny.display(), e))?;
-                sizes
-            }
-            Err(_) => TinySizes {
-                vlm: Gemma::named(&self.paligemma_variant)?,
-                expert: Gemma::named(&self.action_expert_variant)?,
-                // SigLIP so400m, patches of 14.
-                vision: json!({"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27,
-                    "num_attention_heads": 16, "patch_size": 14, "image_size": self.image_resolution[0]}),
-                vocab_size: 257_152,
-            },
+        #[derive(Deserialize)]
+        struct Beside {
+            expert: Gemma,
+        }
+        let sizes = Sizes::of(folder, &self.paligemma_variant, self.image_resolution[0])?;
+        let expert = match tiny::<Beside>(folder)? {
+            Some(beside) => beside.expert,
+            None => Gemma::named(&self.action_expert_variant)?,
         };
-        let mut vision = sizes.vision;
-        if let Some(vision) = vision.as_object_mut() {
-            vision.insert("model_type".into(), "siglip_vision_model".into());
-            vision.insert("vision_use_head".into(), false.into());
-        }
-        let vision = VisionConfig::from_hf(&vision)?;
-        if vision.image_size != self.image_resolution[0] {
-            let (got, expected) = (self.image_resolution[0], vision.image_size);
-            return Err(Error::invalid(format!(
-                "config.json: pictures of {got}, the tower takes {expected}"
-            )));
-        }
+        let vision = sizes.vision_config()?;
         let decoder = sizes.vlm.decoder(sizes.vocab_size)?;
-        let expert = sizes.expert.decoder(1)?;
+        let expert = expert.decoder(1)?;
         if expert.layers != decoder.layers || expert.head_dim != decoder.head_dim {
             return Err(Error::invalid(
                 "config.json: the expert's layers and heads are not those of PaliGemma",
@@ -259,7 +285,7 @@ impl File {
 }
 
 /// The checkpoint's names as ours: LeRobot's with and openpi's without `model.` before them.
-fn renamed(stored: &Weights) -> Result<Weights> {
+pub(crate) fn renamed(stored: &Weights) -> Result<Weights> {
     const BOTH: &str = "paligemma_with_expert";
     let names = stored.names();
     let embedded = names.iter().any(|name| name.ends_with("language_model.embed_tokens.weight"));
@@ -297,7 +323,7 @@ fn renamed(stored: &Weights) -> Result<Weights> {
 }
 
 /// PaliGemma's tokenizer, which these folders name and do not hold.
-fn tokenizer_file(folder: &Folder) -> Result<PathBuf> {
+pub(crate) fn tokenizer_file(folder: &Folder) -> Result<PathBuf> {
     let name = folder.step_setting("tokenizer_processor", "tokenizer_name");
     let name = name.as_ref().and_then(Value::as_str).unwrap_or("google/paligemma-3b-pt-224").to_owned();
     let last = Path::new(&name).file_name().map(|last| folder.dir.join(last).join("tokenizer.json"));
@@ -312,10 +338,15 @@ fn tokenizer_file(folder: &Folder) -> Result<PathBuf> {
 
 /// pi0.5's sentence: the task, and the normalised state as the numbers of 256 bins over [-1, 1] (below them -1).
 pub fn state_prompt(task: &str, state: &[f32]) -> String {
+    format!("{};\nAction: ", state_text(task, state))
+}
+
+/// The task and the state of [`state_prompt`].
+pub(crate) fn state_text(task: &str, state: &[f32]) -> String {
     let task = task.trim().replace(['_', '\n'], " ");
     let bin = |x: &f32| ((f64::from(*x) + 1.0) * 128.0).floor().clamp(-1.0, 255.0) as i64;
     let bins: Vec<String> = state.iter().map(|x| bin(x).to_string()).collect();
-    format!("Task: {task}, State: {};\nAction: ", bins.join(" "))
+    format!("Task: {task}, State: {}", bins.join(" "))
 }
 
 #[cfg(test)]

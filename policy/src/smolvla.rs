@@ -5,6 +5,7 @@ use crate::flow::FlowConfig;
 use crate::folder::{Reading, VlaPolicy};
 use crate::lerobot::{Feature, Features, camera_of, hash_of_file};
 use crate::normalise::{Normaliser, processor_steps, step_normaliser};
+use crate::storage::Storage;
 use crate::vla::{Vla, VlaConfig};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -68,13 +69,13 @@ impl SmolVla {
     ///
     /// # Errors
     /// A file is missing or not understood; a setting that is not supported; a tensor is missing, unused or mis-shaped.
-    pub fn load(dir: &Path) -> Result<Self> {
+    pub fn load(dir: &Path, storage: Storage) -> Result<Self> {
         let path = dir.join("config.json");
         let text = std::fs::read(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
         let file: File = serde_json::from_slice(&text).map_err(|e| Error::parse(path.display(), e))?;
         file.check()?;
         let vlm_dir = vlm_dir(dir, &file.vlm_model_name)?;
-        let weights = Weights::load_dir(dir)?;
+        let weights = storage.of(Weights::load_dir(dir)?)?;
         let vlm = VlmConfig::from_hf(&config_json(&vlm_dir)?)?;
         let config = file.vla_config(dir, vlm, &weights)?;
         let vla = Vla::new(&weights.pp("model"), &config)?;

@@ -9,6 +9,7 @@ use crate::openvla::OpenVla;
 use crate::pi0::{self, Pi0};
 use crate::rtc::{Guidance, Pull, Schedule};
 use crate::smolvla::{self, SmolVla};
+use crate::storage::Storage;
 use crate::vla::{Vla, VlaConfig, VlaInputs, prefix_blocks};
 use candle_core::{DType, Device, Tensor};
 use std::collections::{BTreeMap, HashMap};
@@ -30,17 +31,43 @@ type Stages = BTreeMap<String, Tensor>;
 /// # Errors
 /// An unknown kind of checkpoint, a checkpoint that does not load, an input that is missing.
 pub fn trace(dir: &Path, golden: &HashMap<String, Tensor>) -> Result<BTreeMap<String, Tensor>> {
+    match policy(dir, golden, Storage::Plain)? {
+        Some(stages) => Ok(stages),
+        None => model(dir, golden),
+    }
+}
+
+/// The same of a policy folder, its matrices kept as `storage` says; nothing for checkpoints of other kinds.
+///
+/// # Errors
+/// A policy that does not load, an input that is missing.
+pub fn policy(
+    dir: &Path,
+    golden: &HashMap<String, Tensor>,
+    storage: Storage,
+) -> Result<Option<BTreeMap<String, Tensor>>> {
+    if vela_vision::trace::is_preprocessor(dir) {
+        return Ok(None);
+    }
+    let config = config_json(dir)?;
+    let kind = config.get("type").or(config.get("model_type")).and_then(serde_json::Value::as_str);
+    Ok(Some(match kind.unwrap_or("absent") {
+        "act" => act(dir, golden, storage)?,
+        "diffusion" => diffusion(dir, golden, storage)?,
+        "openvla" => openvla(dir, golden, storage)?,
+        "pi0" | "pi05" => pi0(dir, golden, storage)?,
+        "smolvla" => smolvla(dir, golden, storage)?,
+        _ => return Ok(None),
+    }))
+}
+
+fn model(dir: &Path, golden: &HashMap<String, Tensor>) -> Result<BTreeMap<String, Tensor>> {
     if vela_vision::trace::is_preprocessor(dir) {
         return vela_vision::trace::preprocessing(dir, golden);
     }
     let config = config_json(dir)?;
     let kind = config.get("type").or(config.get("model_type")).and_then(serde_json::Value::as_str);
     match kind.unwrap_or("absent") {
-        "act" => act(dir, golden),
-        "diffusion" => diffusion(dir, golden),
-        "openvla" => openvla(dir, golden),
-        "pi0" | "pi05" => pi0(dir, golden),
-        "smolvla" => smolvla(dir, golden),
         kind if VLMS.contains(&kind) => vela_fusion::trace::trace(dir, golden),
         kind if TOWERS.contains(&kind) => vela_vision::trace::trace(dir, &config, golden),
         kind if vela_llm::trace::known().any(|known| known == kind) => vela_llm::trace::trace(dir, golden),
@@ -71,8 +98,8 @@ fn actions(stages: &mut Stages, normalised: Tensor, scaling: &Normaliser) -> Res
     Ok(())
 }
 
-fn act(dir: &Path, golden: &HashMap<String, Tensor>) -> Result<Stages> {
-    let (folder, weights, network) = Act::open(dir)?;
+fn act(dir: &Path, golden: &HashMap<String, Tensor>, storage: Storage) -> Result<Stages> {
+    let (folder, weights, network) = Act::open(dir, storage)?;
     let (_, scaling) = statistics(&folder, &weights)?;
     let mut stages = Stages::new();
     let pictures = pictures(&folder, golden)?;
@@ -88,8 +115,8 @@ fn act(dir: &Path, golden: &HashMap<String, Tensor>) -> Result<Stages> {
     Ok(stages)
 }
 
-fn diffusion(dir: &Path, golden: &HashMap<String, Tensor>) -> Result<Stages> {
-    let (folder, weights, network) = DiffusionPolicy::open(dir)?;
+fn diffusion(dir: &Path, golden: &HashMap<String, Tensor>, storage: Storage) -> Result<Stages> {
+    let (folder, weights, network) = DiffusionPolicy::open(dir, storage)?;
     let (_, scaling) = statistics(&folder, &weights)?;
     let mut stages = Stages::new();
     let conditioning =
@@ -105,8 +132,8 @@ fn diffusion(dir: &Path, golden: &HashMap<String, Tensor>) -> Result<Stages> {
     Ok(stages)
 }
 
-fn openvla(dir: &Path, golden: &HashMap<String, Tensor>) -> Result<Stages> {
-    let model = OpenVla::load(dir)?;
+fn openvla(dir: &Path, golden: &HashMap<String, Tensor>, storage: Storage) -> Result<Stages> {
+    let model = OpenVla::load(dir, storage)?;
     let mut stages = Stages::new();
     let pixels = input(golden, "in.pixel_values")?;
     model.towers_tapped(pixels, &mut |stage, x| {
@@ -140,13 +167,13 @@ struct Parts<'a> {
     actions: usize,
 }
 
-fn smolvla(dir: &Path, golden: &HashMap<String, Tensor>) -> Result<Stages> {
-    let model = SmolVla::load(dir)?;
+fn smolvla(dir: &Path, golden: &HashMap<String, Tensor>, storage: Storage) -> Result<Stages> {
+    let model = SmolVla::load(dir, storage)?;
     flow(&Parts { vla: &model.vla, config: &model.config, pad: smolvla::PAD, actions: model.actions }, golden)
 }
 
-fn pi0(dir: &Path, golden: &HashMap<String, Tensor>) -> Result<Stages> {
-    let model = Pi0::load(dir)?;
+fn pi0(dir: &Path, golden: &HashMap<String, Tensor>, storage: Storage) -> Result<Stages> {
+    let model = Pi0::load(dir, storage)?;
     flow(&Parts { vla: &model.vla, config: &model.config, pad: pi0::PAD, actions: model.actions }, golden)
 }
 

@@ -309,6 +309,16 @@ impl Vla {
         Ok((errors.broadcast_mul(&fixed.free)?.sum_all()? / f64::from(counted.max(1.0)))?)
     }
 
+    /// Integrates in `steps` steps from now on.
+    pub fn set_steps(&mut self, steps: usize) {
+        self.flow.steps = steps;
+    }
+
+    /// The flow head.
+    pub fn flow(&self) -> &FlowConfig {
+        &self.flow
+    }
+
     /// Where the robot's state enters.
     pub fn state_place(&self) -> StatePlace {
         self.state_place

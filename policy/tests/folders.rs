@@ -69,7 +69,7 @@ fn seen(embodiment: &Embodiment, brightness: u8) -> Observation {
 }
 
 fn act(dir: &Path, embodiment: &Embodiment) -> Result<FolderPolicy> {
-    let (folder, weights, network) = Act::open(dir)?;
+    let (folder, weights, network) = Act::open(dir, Storage::Plain)?;
     FolderPolicy::new(&folder, &weights, Box::new(network), embodiment)
 }
 
@@ -262,11 +262,11 @@ fn step_files_that_are_missing_strange_or_outside_are_refused() -> Result<()> {
 fn diffusion_policy_reads_two_moments_and_its_seed() -> Result<()> {
     // Joints and actions of one number: the case has five and four, which no arm here fits.
     let error = {
-        let (folder, weights, network) = DiffusionPolicy::open(&case("diffusion"))?;
+        let (folder, weights, network) = DiffusionPolicy::open(&case("diffusion"), Storage::Plain)?;
         why(FolderPolicy::new(&folder, &weights, Box::new(network), &arm(5, &[("top", 80, 64)])?))
     };
     assert!(error.contains("4 actions") && error.contains("5 joints"), "{error}");
-    let (_, _, network) = DiffusionPolicy::open(&case("diffusion"))?;
+    let (_, _, network) = DiffusionPolicy::open(&case("diffusion"), Storage::Plain)?;
     assert_eq!((network.history(), Network::horizon(&network)), (2, 6));
     let moment = |shift: f32| -> Result<Moment> {
         Ok(Moment {
@@ -359,6 +359,6 @@ fn openvla_moves_the_gripper_in_the_units_of_its_data_set() -> Result<()> {
 fn a_fine_tune_that_says_no_vlm_layers_means_all_that_are_stored() -> Result<()> {
     let dir = copy("smolvla")?;
     edit(&dir.path().join("config.json"), "\"num_vlm_layers\": 3", "\"num_vlm_layers\": 0")?;
-    assert_eq!(SmolVla::load(dir.path())?.config.decoder.layers, 3);
+    assert_eq!(SmolVla::load(dir.path(), Storage::Plain)?.config.decoder.layers, 3);
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use vela_embodiment::{Embodiment, Frame, InferOptions, Observation, Policy, Stamp};
 use vela_nn::{Error, Result};
 use vela_policy::rtc::{Guidance, Pull, Schedule};
-use vela_policy::{Normaliser, Pi0, Scaling, SmolVla, StatePlace, Statistics, verify};
+use vela_policy::{Normaliser, Pi0, Scaling, SmolVla, StatePlace, Statistics, Storage, verify};
 
 fn case(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name)
@@ -47,7 +47,7 @@ fn every_stage_of_every_case_agrees_and_none_is_left_out() -> Result<()> {
 
 #[test]
 fn smolvla_reads_its_prompt_and_state_as_the_reference_does() -> Result<()> {
-    let (model, golden) = (SmolVla::load(&case("smolvla"))?, golden("smolvla")?);
+    let (model, golden) = (SmolVla::load(&case("smolvla"), Storage::Plain)?, golden("smolvla")?);
     let text = std::fs::read_to_string(case("smolvla").join("golden.json")).unwrap_or_default();
     let strings: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
     let prompt = format!("{}{}", strings["task"].as_str().unwrap_or_default(), model.config.prompt_suffix);
@@ -166,7 +166,7 @@ fn a_lerobot_folder_is_a_policy_too() -> Result<()> {
     for (camera, name) in embodiment.cameras.iter_mut().zip(["camera1", "camera2"]) {
         (camera.name, camera.width, camera.height) = (name.into(), 80, 48);
     }
-    let mut policy = SmolVla::load(&case("smolvla"))?.policy(&embodiment)?;
+    let mut policy = SmolVla::load(&case("smolvla"), Storage::Plain)?.policy(&embodiment)?;
     let golden = golden("smolvla")?;
     let bytes = |name: &str| -> Result<Vec<u8>> {
         let planes = golden[name].squeeze(0)?.permute((1, 2, 0))?.flatten_all()?.to_vec1::<f32>()?;
@@ -194,7 +194,7 @@ fn a_lerobot_folder_is_a_policy_too() -> Result<()> {
 #[test]
 fn pi0_ends_its_prompt_with_a_line_and_pi05_writes_the_state_into_it() -> Result<()> {
     for name in ["pi0", "pi05"] {
-        let (model, golden) = (Pi0::load(&case(name))?, golden(name)?);
+        let (model, golden) = (Pi0::load(&case(name), Storage::Plain)?, golden(name)?);
         let text = std::fs::read_to_string(case(name).join("golden.json")).unwrap_or_default();
         let strings: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
         let task = strings["task"].as_str().unwrap_or_default();
@@ -226,7 +226,7 @@ fn pi0_folders_are_policies_too() -> Result<()> {
         for (camera, name) in embodiment.cameras.iter_mut().zip(["base", "wrist"]) {
             (camera.name, camera.width, camera.height) = (name.into(), 64, 48);
         }
-        let mut policy = Pi0::load(&case(name))?.policy(&embodiment)?;
+        let mut policy = Pi0::load(&case(name), Storage::Plain)?.policy(&embodiment)?;
         let frame = |camera: &str| Frame {
             camera: camera.into(),
             width: 64,
