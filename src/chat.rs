@@ -8,7 +8,7 @@ use std::sync::Arc;
 use vela_embodiment::{Clock, MonotonicClock, unix_seconds};
 use vela_llm::generate::{self, Finish, Options, Session, Written};
 use vela_llm::speculative::{Draft, LookupDraft, ModelDraft};
-use vela_llm::{Constraint, Grammars, Message, SamplingParams, TextModel, beam, model};
+use vela_llm::{Constraint, Grammars, Lora, Message, SamplingParams, TextModel, beam, model};
 use vela_nn::threads;
 
 /// Talk with a text model; answers stream to stdout, what they cost goes to stderr. Without --prompt it is a conversation.
@@ -17,6 +17,9 @@ pub struct Args {
     /// A Hugging Face folder or a GGUF file.
     #[arg(long)]
     model: PathBuf,
+    /// A folder with a LoRA adapter of the model, as PEFT saves it.
+    #[arg(long)]
+    lora: Option<PathBuf>,
     /// Ask this and end.
     #[arg(long)]
     prompt: Option<String>,
@@ -151,7 +154,11 @@ struct Chat<'a> {
 
 impl<'a> Chat<'a> {
     fn new(args: &'a Args) -> Result<Self> {
-        let model = model::load(&args.model)?;
+        let mut model = model::load(&args.model)?;
+        if let Some(dir) = &args.lora {
+            let lora = Lora::load(dir, model.decoder.config())?;
+            model.decoder = Arc::new(model.decoder.with_adapter(Arc::new(lora))?);
+        }
         let context = if args.context == 0 { model.context.min(8192) } else { args.context };
         if context > model.context {
             bail!("--context: the model was made for {} positions, got {context}", model.context);

@@ -26,7 +26,7 @@ pub fn from_weights(weights: &Weights, config: &DecoderConfig) -> Result<Decoder
 }
 
 /// Where the body is: checkpoints of the bare model drop the outermost level of its name.
-fn body(weights: &Weights, names: &Names) -> Weights {
+pub(crate) fn body(weights: &Weights, names: &Names) -> Weights {
     let table = |scope: &Weights| scope.contains(&format!("{}.weight", names.embedding));
     let whole = weights.pp(names.body);
     let inner = names.body.split_once('.').map_or("", |(_, inner)| inner);
@@ -48,7 +48,7 @@ fn depth_fits(body: &Weights, names: &Names, config: &DecoderConfig) -> Result<(
 }
 
 /// What checkpoints carry beside their parameters: constants, and the output projection of a tied model.
-fn is_surplus(config: &DecoderConfig, names: &Names, name: &str) -> bool {
+pub(crate) fn is_surplus(config: &DecoderConfig, names: &Names, name: &str) -> bool {
     let constants = [".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq"];
     let copy = config.tied && name == format!("{}.weight", names.head);
     copy || constants.iter().any(|end| name.ends_with(end))

@@ -3,6 +3,7 @@
 
 mod families;
 mod fields;
+mod modules;
 mod names;
 #[cfg(test)]
 mod tests;
@@ -12,6 +13,7 @@ use vela_nn::{Activation, Error, NormConfig, Result, RopeConfig};
 
 pub use families::known;
 pub(crate) use fields::Fields;
+pub use modules::Module;
 pub use names::{Names, Naming};
 
 /// A stack of transformer layers as data: a decoder-only model, or one half of an encoder-decoder.

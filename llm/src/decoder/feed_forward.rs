@@ -1,5 +1,6 @@
 //! What works on each position: a network, or a few of many.
 
+use super::beside::Side;
 use crate::config::{DecoderConfig, Experts, FeedForward, Names};
 use candle_core::{Device, Tensor};
 use vela_nn::{Error, FusedMlp, Linear, Mlp, MlpConfig, Result, Weights};
@@ -37,13 +38,36 @@ impl Network {
     }
 
     /// `x [.., width]` to the same shape.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    pub fn forward(&self, x: &Tensor, names: &Names, side: Side) -> Result<Tensor> {
         match self {
-            Self::One(mlp) => mlp.forward(x),
-            Self::Fused(mlp) => mlp.forward(x),
-            Self::Many(mixture) => mixture.forward(x),
+            Self::One(mlp) => {
+                let up = if mlp.parts().0.is_some() { names.up } else { names.plain_up() };
+                through(mlp, ["", names.gate, up, names.down], x, side)
+            }
+            Self::Fused(mlp) if side.is_empty() => mlp.forward(x),
+            Self::Fused(mlp) => {
+                let (gate_up, down) = mlp.parts();
+                let inside = mlp.activate(&side.through(names.gate_up, gate_up, x)?)?;
+                side.through(names.down, down, &inside)
+            }
+            Self::Many(mixture) => mixture.forward(x, names, side),
         }
     }
+}
+
+/// A network whose matrices are called `scope` and `gate`, `up` and `down`: as one operation if nothing is beside it.
+fn through(mlp: &Mlp, [scope, gate, up, down]: [&str; 4], x: &Tensor, side: Side) -> Result<Tensor> {
+    if side.is_empty() {
+        return mlp.forward(x);
+    }
+    let named = |name: &str| if scope.is_empty() { name.to_owned() } else { format!("{scope}.{name}") };
+    let (gate_matrix, up_matrix, down_matrix, activation) = mlp.parts();
+    let first = side.through(&named(up), up_matrix, x)?;
+    let inside = match gate_matrix {
+        Some(matrix) => activation.gated(&side.through(&named(gate), matrix, x)?, &first)?,
+        None => activation.forward(&first)?,
+    };
+    side.through(&named(down), down_matrix, &inside)
 }
 
 fn shape(config: &DecoderConfig, hidden: usize) -> MlpConfig {
@@ -88,11 +112,12 @@ impl Mixture {
     }
 
     /// `x [.., width]` to the same shape. Each expert reads only its own tokens. Differentiable, also in the router.
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, names: &Names, side: Side) -> Result<Tensor> {
         let width = x.dims().last().copied().unwrap_or(0);
         let tokens = x.reshape(((), width))?;
         let (n, count) = (tokens.dim(0)?, self.experts.len());
-        let logits = self.router.forward(&tokens)?;
+        let logits = side.through(names.router, &self.router, &tokens)?;
+        let [gate, up, down] = names.expert;
         let weights = logits.broadcast_sub(&logits.max_keepdim(1)?.detach())?.exp()?;
         let weights = weights.broadcast_div(&weights.sum_keepdim(1)?)?; // [n, count]
         let chosen: Vec<Vec<u32>> =
@@ -114,13 +139,17 @@ impl Mixture {
             }
             let places: Vec<u32> = rows.iter().map(|row| row * count as u32 + e as u32).collect();
             let weight = weights.index_select(&Tensor::new(places, &Device::Cpu)?, 0)?.unsqueeze(1)?;
-            let rows = Tensor::new(rows, &Device::Cpu)?;
-            let y = expert.forward(&tokens.index_select(&rows, 0)?)?.broadcast_mul(&weight)?;
-            out = out.index_add(&rows, &y, 0)?;
+            let ids = Tensor::new(rows.as_slice(), &Device::Cpu)?;
+            let scope = format!("{}.{e}", names.experts);
+            let mine = tokens.index_select(&ids, 0)?;
+            let y = through(expert, [&scope, gate, up, down], &mine, side.of_rows(&rows))?;
+            out = out.index_add(&ids, &y.broadcast_mul(&weight)?, 0)?;
         }
-        if let Some((expert, gate)) = &self.shared {
-            let gate = (gate.forward(&tokens)?.neg()?.exp()? + 1.0)?.recip()?; // [n, 1]
-            out = (out + expert.forward(&tokens)?.broadcast_mul(&gate)?)?;
+        if let Some((expert, open)) = &self.shared {
+            let open = side.through(names.shared_gate, open, &tokens)?;
+            let open = (open.neg()?.exp()? + 1.0)?.recip()?; // [n, 1]
+            let y = through(expert, [names.shared_expert, gate, up, down], &tokens, side)?;
+            out = (out + y.broadcast_mul(&open)?)?;
         }
         Ok(out.reshape(x.shape())?)
     }

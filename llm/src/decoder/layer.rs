@@ -1,14 +1,16 @@
 //! One layer of a decoder.
 
+use super::beside::Side;
 use super::feed_forward::Network;
-use crate::config::{Block, DecoderConfig, Mixer};
+use crate::config::{Block, DecoderConfig, Mixer, Names};
 use candle_core::{D, Tensor};
 use vela_nn::{Error, Linear, Norm, Result, Weights};
 
-/// One layer; its parts are open, because an action expert runs beside it.
+/// One layer.
 #[derive(Clone, Debug)]
 pub struct Layer {
     block: Block,
+    names: Names,
     head_dim: usize,
     norm1: Norm,
     qkv: Projections,
@@ -30,22 +32,23 @@ enum Projections {
 }
 
 impl Projections {
-    fn one(&self, x: &Tensor, which: usize) -> Result<Tensor> {
+    fn one(&self, x: &Tensor, which: usize, names: &Names, side: Side) -> Result<Tensor> {
         match self {
-            Self::Apart(all) => all[which].forward(x),
-            Self::Fused(all, widths) => part(&all.forward(x)?, widths, which),
+            Self::Apart(all) => side.through([names.q, names.k, names.v][which], &all[which], x),
+            Self::Fused(all, widths) => part(&side.through(names.qkv, all, x)?, widths, which),
         }
     }
 
-    fn all(&self, x: &Tensor) -> Result<[Tensor; 3]> {
+    fn all(&self, x: &Tensor, names: &Names, side: Side) -> Result<[Tensor; 3]> {
         match self {
             Self::Apart([q, k, v]) => {
                 let all = Linear::forward_all(&[q, k, v], x)?;
-                <[Tensor; 3]>::try_from(all)
-                    .map_err(|_| Error::invalid("attention: expected three projections"))
+                let [q, k, v] = <[Tensor; 3]>::try_from(all)
+                    .map_err(|_| Error::invalid("attention: expected three projections"))?;
+                Ok([side.after(names.q, x, q)?, side.after(names.k, x, k)?, side.after(names.v, x, v)?])
             }
             Self::Fused(all, widths) => {
-                let y = all.forward(x)?;
+                let y = side.through(names.qkv, all, x)?;
                 Ok([part(&y, widths, 0)?, part(&y, widths, 1)?, part(&y, widths, 2)?])
             }
         }
@@ -69,13 +72,13 @@ pub(super) struct Cross {
 
 impl Cross {
     /// Queries `[b, t, heads * d]` of the residual stream.
-    pub fn queries(&self, x: &Tensor) -> Result<Tensor> {
-        self.q.forward(&self.norm.forward(x)?)
+    pub fn queries(&self, x: &Tensor, names: &Names, side: Side) -> Result<Tensor> {
+        side.through(names.cross[0], &self.q, &self.norm.forward(x)?)
     }
 
     /// The residual stream with what was found added.
-    pub fn add(&self, x: &Tensor, found: &Tensor) -> Result<Tensor> {
-        Ok((x + self.o.forward(found)?)?)
+    pub fn add(&self, x: &Tensor, found: &Tensor, names: &Names, side: Side) -> Result<Tensor> {
+        Ok((x + side.through(names.cross[3], &self.o, found)?)?)
     }
 
     /// Keys and values of a memory `[b, s, memory_width]`.
@@ -107,15 +110,8 @@ pub(super) fn linear(
 }
 
 impl Layer {
-    /// Reads layer 0 of `config`, or any, if all its layers are alike: see [`Layer::at`].
-    pub fn new(weights: &Weights, config: &DecoderConfig, key_width: usize) -> Result<Self> {
-        Self::at(weights, config, 0, key_width)
-    }
-
-    /// Reads layer `index`, under the names of its family, for hidden states of `width`; keys and values are projected
-    /// from `key_width` numbers (the width itself, or, where they come from another model's cache,
-    /// `kv_heads * head_dim`).
-    pub fn at(weights: &Weights, config: &DecoderConfig, index: usize, key_width: usize) -> Result<Self> {
+    /// Reads layer `index`, under the names of its family.
+    pub fn at(weights: &Weights, config: &DecoderConfig, index: usize) -> Result<Self> {
         let Mixer::Attention = config.mixer;
         let (width, names) = (config.width, config.names.table());
         let queries = config.heads * config.head_dim;
@@ -127,8 +123,8 @@ impl Layer {
         let qkv = match names.qkv {
             "" => Projections::Apart([
                 linear(names.q, width, queries, config.qkv_bias)?,
-                linear(names.k, key_width, keys, config.qkv_bias)?,
-                linear(names.v, key_width, keys, config.qkv_bias)?,
+                linear(names.k, width, keys, config.qkv_bias)?,
+                linear(names.v, width, keys, config.qkv_bias)?,
             ]),
             name => Projections::Fused(
                 linear(name, width, queries + 2 * keys, config.qkv_bias)?,
@@ -150,6 +146,7 @@ impl Layer {
         let sandwich = config.block == Block::Sandwich;
         Ok(Self {
             block: config.block,
+            names,
             head_dim: config.head_dim,
             norm1: norm(names.norm1)?,
             qkv,
@@ -172,24 +169,19 @@ impl Layer {
         self.norm1.forward(x)
     }
 
-    /// Queries `[b, t, heads * head_dim]`, before the rotary embedding.
-    pub fn queries(&self, x: &Tensor) -> Result<Tensor> {
-        self.normalised(self.qkv.one(x, 0)?, 0)
-    }
-
     /// Keys `[b, t, kv_heads * head_dim]`, before the rotary embedding.
-    pub fn keys(&self, x: &Tensor) -> Result<Tensor> {
-        self.normalised(self.qkv.one(x, 1)?, 1)
+    pub(super) fn keys(&self, x: &Tensor, side: Side) -> Result<Tensor> {
+        self.normalised(self.qkv.one(x, 1, &self.names, side)?, 1)
     }
 
     /// Values `[b, t, kv_heads * head_dim]`.
-    pub fn values(&self, x: &Tensor) -> Result<Tensor> {
-        self.qkv.one(x, 2)
+    pub(super) fn values(&self, x: &Tensor, side: Side) -> Result<Tensor> {
+        self.qkv.one(x, 2, &self.names, side)
     }
 
-    /// All three.
-    pub fn projections(&self, x: &Tensor) -> Result<[Tensor; 3]> {
-        let [q, k, v] = self.qkv.all(x)?;
+    /// Queries, keys and values, before the rotary embedding.
+    pub(super) fn projections(&self, x: &Tensor, side: Side) -> Result<[Tensor; 3]> {
+        let [q, k, v] = self.qkv.all(x, &self.names, side)?;
         Ok([self.normalised(q, 0)?, self.normalised(k, 1)?, v])
     }
 
@@ -200,26 +192,29 @@ impl Layer {
         Ok(norms[which].forward(&heads)?.reshape(x.shape())?)
     }
 
-    /// The residual stream `x [b, t, width]` after what attention found (`[b, t, heads * head_dim]`) and the
-    /// feed-forward network have been added.
-    pub fn add(&self, x: &Tensor, attended: &Tensor) -> Result<Tensor> {
+    /// The residual stream `x [b, t, width]` after what attention found (`[b, t, heads * head_dim]`), what `recall` finds
+    /// in a memory for its queries, and the feed-forward network have been added.
+    pub(super) fn add(
+        &self,
+        x: &Tensor,
+        attended: &Tensor,
+        side: Side,
+        recall: impl FnOnce(&Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let found = side.through(self.names.o, &self.o, attended)?;
+        let attended = (x + after(&self.norm1_after, found)?)?;
         if self.block == Block::Parallel {
-            let fed = self.network.forward(&self.norm1.forward(x)?)?;
-            return Ok((self.add_attended(x, attended)? + fed)?);
+            return Ok((attended + self.network.forward(&self.norm1.forward(x)?, &self.names, side)?)?);
         }
-        self.add_fed(&self.add_attended(x, attended)?)
-    }
-
-    /// The residual stream with what attention found added.
-    pub(super) fn add_attended(&self, x: &Tensor, attended: &Tensor) -> Result<Tensor> {
-        let found = self.o.forward(attended)?;
-        Ok((x + after(&self.norm1_after, found)?)?)
-    }
-
-    /// The residual stream with what the feed-forward network makes of it added.
-    pub(super) fn add_fed(&self, x: &Tensor) -> Result<Tensor> {
-        let y = after(&self.norm2, x.clone())?;
-        Ok((x + after(&self.norm2_after, self.network.forward(&y)?)?)?)
+        let x = match &self.cross {
+            None => attended,
+            Some(cross) => {
+                let found = recall(&cross.queries(&attended, &self.names, side)?)?;
+                cross.add(&attended, &found, &self.names, side)?
+            }
+        };
+        let y = self.network.forward(&after(&self.norm2, x.clone())?, &self.names, side)?;
+        Ok((x + after(&self.norm2_after, y)?)?)
     }
 
     /// Attention to a memory, if the layer has it.

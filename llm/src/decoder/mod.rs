@@ -1,19 +1,22 @@
 //! One decoder for the families: embeddings in, hidden states out.
 
+mod beside;
 mod bias;
 mod feed_forward;
 mod layer;
 
 use crate::cache::Memory;
 use crate::config::{DecoderConfig, Positions};
-use crate::{Attend, KeyValues, Tap};
+use crate::{Attend, KeyValues, Lora, Tap};
 use candle_core::{DType, Tensor};
+use std::sync::Arc;
 use vela_nn::rope::RopeAngles;
 use vela_nn::{Embedding, Error, Heads, Init, Linear, Mask, Norm, Result, Rope, Weights};
 
+use beside::Side;
+pub use beside::{Beside, Site};
 pub use bias::RelativeBias;
-pub use layer::Layer;
-use layer::linear;
+use layer::{Layer, linear};
 
 /// A stack of transformer layers. Text, pictures, robot states and noisy actions all enter it as embeddings.
 #[derive(Clone, Debug)]
@@ -28,6 +31,8 @@ pub struct Decoder {
     layers: Vec<Layer>,
     final_norm: Norm,
     head: Option<Linear>,
+    /// What its layers' matrices are adapted by, unless a pass says otherwise.
+    adapter: Option<Arc<Lora>>,
 }
 
 impl Decoder {
@@ -51,7 +56,7 @@ impl Decoder {
         config.check()?;
         let names = config.names.table();
         let layers = body.pp(names.layers);
-        let layer = |i: usize| Layer::at(&layers.pp(i), config, i, config.width);
+        let layer = |i: usize| Layer::at(&layers.pp(i), config, i);
         let head = match root {
             None => None,
             Some(_) if config.tied => Some(embedding.projection()?),
@@ -85,8 +90,30 @@ impl Decoder {
             layers: (0..config.layers).map(layer).collect::<Result<_>>()?,
             final_norm: Norm::new(&body.pp(names.final_norm), config.width, config.norm)?,
             head,
+            adapter: None,
             config: config.clone(),
         })
+    }
+
+    /// The same decoder (its weights are shared) with an adapter beside its matrices.
+    ///
+    /// # Errors
+    /// The adapter was made for another decoder, or this one has one already.
+    pub fn with_adapter(&self, adapter: Arc<Lora>) -> Result<Self> {
+        adapter.check(&self.config)?;
+        match &self.adapter {
+            None => Ok(Self { adapter: Some(adapter), ..self.clone() }),
+            Some(_) => Err(Error::invalid("this decoder has an adapter already")),
+        }
+    }
+
+    /// The adapter that it has.
+    pub fn adapter(&self) -> Option<&Arc<Lora>> {
+        self.adapter.as_ref()
+    }
+
+    fn usual(&self) -> Option<&dyn Beside> {
+        self.adapter.as_deref().map(|adapter| adapter as &dyn Beside)
     }
 
     /// What it is.
@@ -134,10 +161,22 @@ impl Decoder {
         mask: &Mask,
         cache: &mut dyn KeyValues,
     ) -> Result<Tensor> {
-        self.run(embeds, positions, mask, cache, &mut |_, _| {}, self.layers.len())
+        self.run(embeds, positions, mask, cache, &mut |_, _| {}, self.layers.len(), self.usual())
     }
 
-    /// The same; taps `embeddings` (the input of layer 0) and `hidden.{i}`.
+    /// The same with `beside` at the layers' matrices, in place of the decoder's own adapter.
+    pub fn forward_beside(
+        &self,
+        embeds: &Tensor,
+        positions: &Tensor,
+        mask: &Mask,
+        cache: &mut dyn KeyValues,
+        beside: &dyn Beside,
+    ) -> Result<Tensor> {
+        self.run(embeds, positions, mask, cache, &mut |_, _| {}, self.layers.len(), Some(beside))
+    }
+
+    /// As [`Decoder::forward`]; taps `embeddings` (the input of layer 0) and `hidden.{i}`.
     pub fn forward_tapped(
         &self,
         embeds: &Tensor,
@@ -146,7 +185,7 @@ impl Decoder {
         cache: &mut dyn KeyValues,
         tap: &mut Tap,
     ) -> Result<Tensor> {
-        self.run(embeds, positions, mask, cache, tap, self.layers.len())
+        self.run(embeds, positions, mask, cache, tap, self.layers.len(), self.usual())
     }
 
     /// Fills the cache only: the last layer gives its keys and values and nothing else is worked out of it. Returns
@@ -158,10 +197,12 @@ impl Decoder {
         mask: &Mask,
         cache: &mut dyn KeyValues,
     ) -> Result<Tensor> {
-        self.run(embeds, positions, mask, cache, &mut |_, _| {}, self.layers.len().saturating_sub(1))
+        let whole = self.layers.len().saturating_sub(1);
+        self.run(embeds, positions, mask, cache, &mut |_, _| {}, whole, self.usual())
     }
 
     /// The first `whole` layers; of the one after them only keys and values.
+    #[allow(clippy::too_many_arguments)]
     fn run(
         &self,
         embeds: &Tensor,
@@ -170,6 +211,7 @@ impl Decoder {
         cache: &mut dyn KeyValues,
         tap: &mut Tap,
         whole: usize,
+        beside: Option<&dyn Beside>,
     ) -> Result<Tensor> {
         let full = self.rope.as_ref().map(|rope| rope.at(positions)).transpose()?;
         let local = self.local_rope.as_ref().map(|rope| rope.at(positions)).transpose()?;
@@ -181,27 +223,22 @@ impl Decoder {
         let mut x = self.place(embeds, positions)?;
         tap("embeddings", &x);
         for (i, layer) in self.layers.iter().enumerate() {
-            let rule = self.rule(i, mask);
+            let (rule, side) = (self.rule(i, mask), Side::of(beside, i));
             let angles = match rule.window {
                 Some(_) => local.as_ref().or(full.as_ref()),
                 None => full.as_ref(),
             };
             let y = layer.attention_input(&x)?;
             if i == whole {
-                cache.store(i, turned(layer.keys(&y)?, angles, kv_heads)?, layer.values(&y)?)?;
+                let (keys, values) = (layer.keys(&y, side)?, layer.values(&y, side)?);
+                cache.store(i, turned(keys, angles, kv_heads)?, values)?;
                 break;
             }
-            let [q, k, v] = layer.projections(&y)?;
+            let [q, k, v] = layer.projections(&y, side)?;
             let (q, k) = (turned(q, angles, heads)?, turned(k, angles, kv_heads)?);
             let attended = cache.attend(i, &q, k, v, &rule)?;
-            x = match layer.cross() {
-                None => layer.add(&x, &attended)?,
-                Some(cross) => {
-                    let x = layer.add_attended(&x, &attended)?;
-                    let found = cache.recall(i, &cross.queries(&x)?, &Attend { bias: None, ..rule })?;
-                    layer.add_fed(&cross.add(&x, &found)?)?
-                }
-            };
+            let recall = |q: &Tensor| cache.recall(i, q, &Attend { bias: None, ..rule });
+            x = layer.add(&x, &attended, side, recall)?;
             tap(&format!("hidden.{i}"), &x);
         }
         Ok(x)

@@ -1,8 +1,9 @@
 //! A request that is being answered: its inputs, its sampler, and where its tokens go.
 
 use super::request::{Event, Finish, Guide, PromptItem, Request, Usage};
-use crate::{Choice, Sampler};
+use crate::{Choice, Lora, Sampler};
 use candle_core::Tensor;
+use std::sync::Arc;
 use tokio::sync::mpsc::UnboundedSender;
 use vela_nn::Result;
 
@@ -27,6 +28,8 @@ pub struct Live {
     pub last: Option<u64>,
     /// So far.
     pub usage: Usage,
+    /// What it is read through.
+    pub adapter: Option<Arc<Lora>>,
     axes: Option<Vec<[u32; 3]>>,
     history: Vec<u32>,
     sampler: Sampler,
@@ -58,6 +61,7 @@ impl Live {
             usage: Usage { prompt_tokens: inputs.len(), ..Usage::default() },
             sampler: Sampler::new(&request.sampling, request.seed)?,
             guide: request.guide,
+            adapter: request.adapter,
             axes: request.axes,
             limit: request.max_tokens.min(limit),
             stop: request.stop,

@@ -112,9 +112,7 @@ pub struct Engine {
     shared: Arc<Shared>,
     config: EngineConfig,
     clock: Clock,
-    vocab: usize,
-    width: usize,
-    has_axes: bool,
+    model: DecoderConfig,
     /// Positions that a sequence may have.
     longest: usize,
 }
@@ -128,7 +126,7 @@ impl Engine {
         let of = decoder.config();
         let heads = Heads { query: of.heads, key: of.kv_heads };
         let shape = PagedShape { layers: of.layers, heads, head_dim: of.head_dim, kind: config.kind };
-        let (vocab, width, has_axes) = (of.vocab, of.width, of.rope.sections.is_some());
+        let model = of.clone();
         let context = context(of, config.context)?;
         let blocks = config.cache_bytes / shape.block_bytes().max(1);
         if blocks == 0 || context < 2 {
@@ -158,9 +156,7 @@ impl Engine {
             thread: Mutex::new(Some(thread)),
             shared,
             clock,
-            vocab,
-            width,
-            has_axes,
+            model,
             longest: context.min(blocks * BLOCK),
             config,
         })
@@ -181,8 +177,8 @@ impl Engine {
     /// # Errors
     /// Busy, closed, or a request that this model cannot answer.
     pub fn submit(&self, request: Request) -> std::result::Result<Answer, Refusal> {
-        request.check(self.vocab, self.width)?;
-        if request.axes.is_some() && !self.has_axes {
+        request.check(&self.model)?;
+        if request.axes.is_some() && self.model.rope.sections.is_none() {
             return Err(Error::invalid("axes: this model's positions have one axis").into());
         }
         let prompt = request.positions();

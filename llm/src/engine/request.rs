@@ -1,8 +1,9 @@
 //! What is asked of the engine, and what comes back.
 
 use super::prefix::Key;
-use crate::{Choice, SamplingParams};
+use crate::{Choice, DecoderConfig, Lora, SamplingParams};
 use candle_core::{DType, Tensor};
+use std::sync::Arc;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::mpsc::error::TryRecvError;
 use vela_nn::{Error, Result, hash_of};
@@ -55,6 +56,8 @@ pub struct Request {
     pub stop: Vec<u32>,
     /// Narrows the choice.
     pub guide: Option<Box<dyn Guide>>,
+    /// What the decoder's matrices are adapted by for this request, in place of the decoder's own adapter.
+    pub adapter: Option<Arc<Lora>>,
 }
 
 impl Request {
@@ -69,6 +72,7 @@ impl Request {
             max_tokens,
             stop: Vec::new(),
             guide: None,
+            adapter: None,
         }
     }
 
@@ -81,9 +85,13 @@ impl Request {
         self.prompt.iter().map(rows).sum()
     }
 
-    /// Refuses what a model of `vocab` tokens and `width` cannot read.
-    pub(super) fn check(&self, vocab: usize, width: usize) -> Result<()> {
+    /// Refuses what a decoder of `config` cannot read.
+    pub(super) fn check(&self, config: &DecoderConfig) -> Result<()> {
+        let (vocab, width) = (config.vocab, config.width);
         self.sampling.check()?;
+        if let Some(adapter) = &self.adapter {
+            adapter.check(config)?;
+        }
         if self.positions() == 0 {
             return Err(Error::invalid("prompt: expected at least one token, got none"));
         }
@@ -137,13 +145,22 @@ impl Request {
         let whole = self.whole.min(keys.len());
         if whole > 0 {
             let text = format!("wholly {:?}", &keys[..whole]);
-            let hash = u128::from_str_radix(&hash_of(text.as_bytes())[..32], 16).unwrap_or_default();
+            let hash = short_hash(&text);
             for (row, key) in keys[..whole].iter_mut().enumerate() {
                 *key = Key::Row { hash, row: row as u32 };
             }
         }
+        // Whatever follows reads the first position: with another adapter, nothing is the same.
+        if let (Some(adapter), Some(first)) = (&self.adapter, keys.first_mut()) {
+            let text = format!("adapted by {:x} {first:?}", adapter.hash());
+            *first = Key::Row { hash: short_hash(&text), row: 0 };
+        }
         keys
     }
+}
+
+fn short_hash(text: &str) -> u128 {
+    u128::from_str_radix(&hash_of(text.as_bytes())[..32], 16).unwrap_or_default()
 }
 
 /// Why a request is not taken.

@@ -4,6 +4,7 @@ use super::live::{Input, Live};
 use super::request::Finish;
 use super::schedule::{Limits, Plan, Scheduler, Sequence, Work};
 use super::{Clock, EngineConfig, Message, Shared};
+use crate::lora::LoraRows;
 use crate::paged::PagedBatch;
 use crate::{Decoder, engine::Key};
 use candle_core::{Device, Tensor};
@@ -213,7 +214,17 @@ impl Worker {
             spans.push(Span { blocks, start: work.start, rows: work.rows, whole });
         }
         let mut batch = PagedBatch::new(&mut self.store, &spans);
-        let hidden = self.decoder.forward(&embeds, &positions, &Mask::Causal, &mut batch)?;
+        let hidden = match self.live.values().any(|live| live.adapter.is_some()) {
+            true => {
+                let mut rows = LoraRows::new();
+                for work in &plan.work {
+                    let own = self.live.get(&work.id).and_then(|live| live.adapter.as_ref());
+                    rows.push(work.rows, own.or(self.decoder.adapter()).map(Arc::as_ref));
+                }
+                self.decoder.forward_beside(&embeds, &positions, &Mask::Causal, &mut batch, &rows)?
+            }
+            false => self.decoder.forward(&embeds, &positions, &Mask::Causal, &mut batch)?,
+        };
         let mut ends = Vec::new();
         let mut row = 0;
         for work in &plan.work {
