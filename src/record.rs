@@ -1,11 +1,11 @@
 //! `vela record`: episodes of the simulated arm, as a LeRobot dataset.
 
 use crate::chooser::{Chosen, choose};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use std::path::PathBuf;
-use vela_embodiment::{Action, Embodiment, Episode, Expert};
+use vela_embodiment::{Action, Embodiment, Environment, Episode, Expert};
 use vela_episodes::{DatasetWriter, Recorder};
 use vela_robots::{RolloutEvent, RolloutOptions, rollout, rollout_expert};
 use vela_sim::expert::ScriptedExpert;
@@ -30,6 +30,10 @@ pub struct Args {
     /// Who drives: expert (scripted, reads the simulator's state), builtin, or a policy folder.
     #[arg(long, default_value = "expert")]
     policy: String,
+    /// The expert takes over from the policy after this many seconds of an episode; what it does is marked in the
+    /// column `intervention`.
+    #[arg(long)]
+    rescue_secs: Option<f64>,
     /// Domain randomisation.
     #[arg(long)]
     randomise: bool,
@@ -56,6 +60,13 @@ pub fn run(args: &Args) -> Result<()> {
     let embodiment = Embodiment::so101()?;
     let mut chosen = choose(&args.policy, &embodiment)?;
     let writer = DatasetWriter::create(&args.out, &embodiment, embodiment.control_hz.round() as u32)?;
+    if args.rescue_secs.is_some() && matches!(chosen, Chosen::Expert) {
+        bail!("--rescue-secs needs a --policy to take over from");
+    }
+    let recovered = writer.recovered_frames();
+    if recovered > 0 && !args.json {
+        println!("an earlier recording was killed: {recovered} frames of it are an episode now");
+    }
     let table = Tabletop::lockstep(&embodiment, Split::Train)?;
     let mut recorder = Recorder::new(table, writer)?;
     let mut expert = Behind(ScriptedExpert::new(&embodiment)?);
@@ -70,14 +81,25 @@ pub fn run(args: &Args) -> Result<()> {
         let episode = Episode { task, seed: args.seed + k, randomise: args.randomise };
         let options =
             RolloutOptions { seed: episode.seed, observe_every_tick: true, ..RolloutOptions::default() };
-        let watch = &mut |_: &Recorder<Tabletop>, _: RolloutEvent<'_>| {};
+        let mut rescuer = ScriptedExpert::new(&embodiment)?;
+        let watch = &mut |table: &Recorder<Tabletop>, event: RolloutEvent<'_>| {
+            let RolloutEvent::Asking { asked } = event else { return };
+            let late = args.rescue_secs.is_some_and(|secs| table.inner().outcome().seconds >= secs);
+            // An expert that finds no way leaves the arm to the policy.
+            if late && let Ok(action) = rescuer.label(table.inner()) {
+                *asked = Some(action);
+                table.mark_intervention();
+            }
+        };
         let played = match &mut chosen {
             Chosen::Expert => rollout_expert(&mut recorder, &mut expert, &episode, &options, watch)?,
             Chosen::Policy(policy) => rollout(&mut recorder, policy.as_mut(), &episode, &options, watch)?,
         };
         successes += usize::from(played.outcome.success);
-        recorder.end_episode(json!({"success": played.outcome.success, "seed": episode.seed,
-            "driver": args.policy, "task": episode.task}))?;
+        recorder
+            .end_episode(json!({"success": played.outcome.success, "seed": episode.seed,
+            "driver": args.policy, "task": episode.task}))
+            .with_context(|| format!("recording into {}", args.out.display()))?;
         bar.inc(1);
     }
     bar.finish_and_clear();
@@ -87,7 +109,7 @@ pub fn run(args: &Args) -> Result<()> {
         println!(
             "{}",
             json!({"dataset": args.out, "recorded": args.episodes, "successes": successes,
-            "episodes": episodes, "frames": frames})
+            "recovered_frames": recovered, "episodes": episodes, "frames": frames})
         );
     } else {
         println!(

@@ -1,16 +1,19 @@
 //! Reading a dataset, ours or LeRobot's own, episode by episode.
 
-use crate::layout::{ACTION, FileId, IMAGES, Info, Layout, STATE, read_json, refuse};
-use crate::rows::{EncodedEpisode, read_pictures, read_vectors};
-use crate::{Recording, meta, table};
+use crate::columns::{read_pictures, read_vectors};
+use crate::info::{ACTION, Feature, INTERVENTION, Info, STATE};
+use crate::layout::{FileId, Layout, Version, read_json, refuse};
+use crate::rows::EncodedEpisode;
+use crate::{Recording, journal, lines, meta, table};
+use arrow::array::RecordBatch;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use vela_embodiment::{Camera, Embodiment, Error, Result};
 
 pub use crate::meta::EpisodeEntry;
 
-/// A LeRobot v3.0 dataset in image mode. Opening reads the tables; frames are read episode by episode, touching
+/// A LeRobot dataset, v3.0 or v2.1, in image mode. Opening reads the tables; frames are read episode by episode, touching
 /// only the row groups that hold them. Numbers come as they are stored: ours are rad and m, others may be degrees.
 #[derive(Clone, Debug)]
 pub struct Dataset {
@@ -20,30 +23,52 @@ pub struct Dataset {
     state_names: Vec<String>,
     action_names: Vec<String>,
     cameras: Vec<Camera>,
+    /// The column of each camera.
+    camera_keys: Vec<String>,
     tasks: Vec<Arc<str>>,
     episodes: Vec<EpisodeEntry>,
     /// The number of each data file's first frame.
     file_starts: BTreeMap<FileId, usize>,
 }
 
+/// One column of a dataset.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Column {
+    /// Its name.
+    pub key: String,
+    /// What it holds: float32, int64, bool, image, ...
+    pub dtype: String,
+    /// The shape of one row's entry; `[height, width, 3]` of a picture.
+    pub shape: Vec<usize>,
+}
+
 impl Dataset {
     /// Opens the dataset in a folder.
     ///
     /// # Errors
-    /// Not a v3.0 dataset, a camera that is stored as video, a missing feature, a torn table.
+    /// Not a v3.0 or v2.1 dataset, a camera that is stored as video, a missing feature, a torn table.
     pub fn open(folder: &Path) -> Result<Self> {
-        let layout = Layout::new(folder);
-        let info = Info::load(&layout)?;
+        let (info, layout) = Info::load(folder)?;
         let embodiment_path = layout.meta("embodiment.json");
         let embodiment: Option<Embodiment> =
             if embodiment_path.exists() { Some(read_json(&embodiment_path)?) } else { None };
         let mut cameras = info.cameras()?;
         if let Some(embodiment) = &embodiment {
             // The embodiment's order of cameras, where there is one.
-            let place = |c: &Camera| embodiment.cameras.iter().position(|own| own.name == c.name);
+            let place =
+                |(_, c): &(String, Camera)| embodiment.cameras.iter().position(|own| own.name == c.name);
             cameras.sort_by_key(|camera| place(camera).unwrap_or(usize::MAX));
         }
-        let episodes = meta::read_episodes(&layout)?;
+        let (camera_keys, cameras) = cameras.into_iter().unzip();
+        let episodes = match layout.version() {
+            Version::V21 => lines::read_episodes(&layout, &info)?,
+            Version::V30 => meta::read_episodes(&layout)?,
+        };
+        let tasks = match layout.version() {
+            Version::V21 => lines::read_tasks(&layout)?,
+            Version::V30 if episodes.is_empty() => Vec::new(),
+            Version::V30 => meta::read_tasks(&layout)?,
+        };
         let mut file_starts = BTreeMap::new();
         for entry in &episodes {
             file_starts.entry(entry.data_file).or_insert(entry.first_index);
@@ -51,11 +76,12 @@ impl Dataset {
         Ok(Self {
             state_names: names(info.vector(STATE)?),
             action_names: names(info.vector(ACTION)?),
-            tasks: if episodes.is_empty() { Vec::new() } else { meta::read_tasks(&layout)? },
+            tasks,
             layout,
             info,
             embodiment,
             cameras,
+            camera_keys,
             episodes,
             file_starts,
         })
@@ -131,12 +157,82 @@ impl Dataset {
         self.episodes.last().map_or(0, |entry| entry.first_index + entry.length)
     }
 
+    /// Which of LeRobot's layouts it has.
+    pub fn version(&self) -> Version {
+        self.layout.version()
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        self.layout.root()
+    }
+
+    /// The sentences that robots were asked, by their number.
+    pub fn tasks(&self) -> &[Arc<str>] {
+        &self.tasks
+    }
+
+    /// The columns as `meta/info.json` describes them.
+    pub fn columns(&self) -> Vec<Column> {
+        let column = |(key, feature): (&String, &Feature)| Column {
+            key: key.clone(),
+            dtype: feature.dtype.clone(),
+            shape: feature.shape.clone(),
+        };
+        self.info.features.iter().map(column).collect()
+    }
+
+    /// The robot's name in `meta/info.json`.
+    pub fn robot_type(&self) -> Option<&str> {
+        self.info.robot_type.as_deref()
+    }
+
+    /// Whether a killed recorder left frames that are not in any episode yet; `vela record` into the same folder or a
+    /// repair brings them in.
+    pub fn has_leftover(&self) -> bool {
+        journal::is_there(self.folder())
+    }
+
     /// `meta/stats.json`, with LeRobot's names and shapes.
     ///
     /// # Errors
-    /// The file is missing or not JSON.
+    /// The file is missing (v2.1 has none) or not JSON.
     pub fn stats(&self) -> Result<serde_json::Value> {
         read_json(&self.layout.meta("stats.json"))
+    }
+
+    pub(crate) fn info(&self) -> &Info {
+        &self.info
+    }
+
+    pub(crate) fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// The sentence of a `task_index` that was read from the file at `path`.
+    pub(crate) fn task(&self, number: i64, path: &Path) -> Result<&Arc<str>> {
+        let known = usize::try_from(number).ok().and_then(|number| self.tasks.get(number));
+        let unknown = || format!("task_index {number}, but there are {} tasks", self.tasks.len());
+        known.ok_or_else(|| refuse(path, unknown()))
+    }
+
+    /// The named columns of an episode's rows, and the file that they are in.
+    pub(crate) fn rows(&self, index: usize, columns: &[&str]) -> Result<(RecordBatch, PathBuf)> {
+        let entry = self.episodes.get(index).ok_or_else(|| Error::Unknown {
+            kind: "episode",
+            name: index.to_string(),
+            known: format!("{} episodes in {}", self.len(), self.layout.root().display()),
+        })?;
+        let path = self.layout.data(entry.data_file);
+        let start = entry.first_index - self.file_starts.get(&entry.data_file).copied().unwrap_or_default();
+        let batch = table::read(&path, columns, Some(start..start + entry.length))?;
+        if let Some(other) =
+            table::integers(&batch, "episode_index", &path)?.iter().find(|k| **k != index as i64)
+        {
+            let why = format!("expected frames of episode {index} from row {start} on, got {other}");
+            return Err(refuse(&path, why));
+        }
+        Ok((batch, path))
     }
 
     /// Episode `index` with its pictures decoded.
@@ -157,34 +253,20 @@ impl Dataset {
     /// # Errors
     /// There is no such episode, its file is torn, or a column is missing or has the wrong shape.
     pub fn encoded(&self, index: usize) -> Result<EncodedEpisode> {
-        let entry = self.episodes.get(index).ok_or_else(|| Error::Unknown {
-            kind: "episode",
-            name: index.to_string(),
-            known: format!("{} episodes in {}", self.len(), self.layout.root().display()),
-        })?;
-        let path = &self.layout.data(entry.data_file);
-        let start = entry.first_index - self.file_starts.get(&entry.data_file).copied().unwrap_or_default();
-        let keys: Vec<String> =
-            self.cameras.iter().map(|camera| format!("{IMAGES}{}", camera.name)).collect();
+        let is_marked = self.info.features.contains_key(INTERVENTION);
         let mut columns = vec![STATE, ACTION, "timestamp", "episode_index", "task_index"];
-        columns.extend(keys.iter().map(String::as_str));
-        let batch = table::read(path, &columns, Some(start..start + entry.length))?;
-        if let Some(other) =
-            table::integers(&batch, "episode_index", path)?.iter().find(|k| **k != index as i64)
-        {
-            return Err(refuse(
-                path,
-                format!("expected frames of episode {index} from row {start} on, got {other}"),
-            ));
-        }
+        columns.extend(is_marked.then_some(INTERVENTION));
+        columns.extend(self.camera_keys.iter().map(String::as_str));
+        let (batch, path) = self.rows(index, &columns)?;
+        let (path, entry) = (&path, &self.episodes[index]);
+        let flags = || read_vectors(&batch, INTERVENTION, 1, path);
+        let interventions: Vec<bool> = match is_marked {
+            true => flags()?.iter().map(|flag| flag[0] != 0.0).collect(),
+            false => vec![false; batch.num_rows()],
+        };
         let tasks = table::integers(&batch, "task_index", path)?
             .iter()
-            .map(|task| {
-                let known = usize::try_from(*task).ok().and_then(|task| self.tasks.get(task));
-                known.cloned().ok_or_else(|| {
-                    refuse(path, format!("task_index {task}, but there are {} tasks", self.tasks.len()))
-                })
-            })
+            .map(|task| self.task(*task, path).cloned())
             .collect::<Result<_>>()?;
         Ok(EncodedEpisode {
             index,
@@ -192,14 +274,19 @@ impl Dataset {
             tasks,
             states: read_vectors(&batch, STATE, self.state_names.len(), path)?,
             actions: read_vectors(&batch, ACTION, self.action_names.len(), path)?,
+            interventions,
             timestamps_secs: read_vectors(&batch, "timestamp", 1, path)?.into_iter().flatten().collect(),
             cameras: self.cameras.clone(),
-            pictures: keys.iter().map(|key| read_pictures(&batch, key, path)).collect::<Result<_>>()?,
+            pictures: self
+                .camera_keys
+                .iter()
+                .map(|key| read_pictures(&batch, key, path))
+                .collect::<Result<_>>()?,
         })
     }
 }
 
-fn names(feature: &crate::layout::Feature) -> Vec<String> {
+fn names(feature: &Feature) -> Vec<String> {
     let plain = |name: String| name.strip_suffix(".pos").map(str::to_owned).unwrap_or(name);
     feature.entry_names().into_iter().map(plain).collect()
 }

@@ -1,23 +1,31 @@
 //! LeRobot datasets: read, write, record, stats.
 //!
-//! The format is LeRobot's v3.0 in image mode: pictures are PNG (or JPEG) bytes inside parquet, one row group per
-//! episode. Numbers are stored as LeRobot stores them, in 32-bit floats; ours are rad and m, which
-//! `meta/info.json` says. `meta/embodiment.json` and the column `vela/extra` of the episodes' table are ours;
-//! LeRobot passes over both.
+//! Read are v3.0 and v2.1, written is v3.0, in image mode: pictures are PNG (or JPEG) bytes inside parquet, one row
+//! group per episode. Numbers are stored as LeRobot stores them, in 32-bit floats; ours are rad and m, which
+//! `meta/info.json` says. `meta/embodiment.json`, `meta/.pending` and the column `vela/extra` of the episodes' table
+//! are ours; LeRobot passes over all three.
 
+pub mod check;
+mod columns;
 pub mod compare;
+pub mod copy;
 mod dataset;
+mod info;
+mod journal;
 mod layout;
+mod lines;
 mod meta;
 mod picture;
 pub mod recorder;
 mod rows;
 pub mod stats;
+mod store;
 mod table;
 mod writer;
 
 pub use compare::ActionError;
-pub use dataset::{Dataset, EpisodeEntry};
+pub use dataset::{Column, Dataset, EpisodeEntry};
+pub use layout::Version;
 pub use picture::PictureFormat;
 pub use recorder::Recorder;
 pub use rows::{EncodedEpisode, Recorded, Recording};

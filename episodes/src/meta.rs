@@ -1,7 +1,8 @@
 //! The tables of `meta/`: tasks and episodes, with each episode's statistics.
 
-use crate::layout::{FileId, IMAGES, Layout, refuse};
-use crate::rows::batch_of;
+use crate::columns::batch_of;
+use crate::info::{Feature, Info};
+use crate::layout::{FileId, Layout, refuse};
 use crate::stats::{FeatureStats, NAMES};
 use crate::table;
 use arrow::array::{Array, ArrayRef, AsArray, Float64Array, Int64Array, ListArray, RecordBatch, StringArray};
@@ -20,8 +21,8 @@ const EXTRA: &str = "vela/extra";
 pub struct EpisodeEntry {
     /// Its number in the dataset.
     pub index: usize,
-    /// What the robot was asked to do.
-    pub task: String,
+    /// What the robot was asked to do, mostly one sentence.
+    pub tasks: Vec<String>,
     /// Number of frames.
     pub length: usize,
     /// What the recorder noted (task, seed, outcome, ...); null when it noted nothing.
@@ -30,6 +31,13 @@ pub struct EpisodeEntry {
     pub(crate) first_index: usize,
     pub(crate) data_file: FileId,
     pub(crate) meta_file: FileId,
+}
+
+impl EpisodeEntry {
+    /// The (first) sentence that the robot was asked; empty when there is none.
+    pub fn task(&self) -> &str {
+        self.tasks.first().map_or("", String::as_str)
+    }
 }
 
 fn one_integer(value: usize) -> ArrayRef {
@@ -51,10 +59,14 @@ fn each_in_a_list(values: ArrayRef) -> ArrayRef {
 }
 
 /// An episode's row of the episodes' table.
-pub(crate) fn episode_batch(entry: &EpisodeEntry, stats: &[(String, FeatureStats)]) -> Result<RecordBatch> {
+pub(crate) fn episode_batch(
+    entry: &EpisodeEntry,
+    stats: &[(String, FeatureStats)],
+    info: &Info,
+) -> Result<RecordBatch> {
     let mut columns: Vec<(String, ArrayRef)> = vec![
         ("episode_index".into(), one_integer(entry.index)),
-        ("tasks".into(), one_list(Arc::new(StringArray::from(vec![entry.task.as_str()])))),
+        ("tasks".into(), one_list(Arc::new(StringArray::from_iter_values(&entry.tasks)))),
         ("length".into(), one_integer(entry.length)),
         ("data/chunk_index".into(), one_integer(entry.data_file.chunk as usize)),
         ("data/file_index".into(), one_integer(entry.data_file.file as usize)),
@@ -64,7 +76,7 @@ pub(crate) fn episode_batch(entry: &EpisodeEntry, stats: &[(String, FeatureStats
     for (feature, stats) in stats {
         for (name, values) in stats.named() {
             let numbers: ArrayRef = Arc::new(Float64Array::from(values.clone()));
-            let column = if feature.starts_with(IMAGES) {
+            let column = if info.features.get(feature).is_some_and(Feature::is_picture) {
                 one_list(each_in_a_list(each_in_a_list(numbers)))
             } else {
                 one_list(numbers)
@@ -127,10 +139,7 @@ pub(crate) fn read_episodes(layout: &Layout) -> Result<Vec<EpisodeEntry>> {
             };
             let entry = EpisodeEntry {
                 index: number(0)?,
-                task: strings(&tasks.value(row), "column 'tasks'", path)?
-                    .into_iter()
-                    .next()
-                    .unwrap_or_default(),
+                tasks: strings(&tasks.value(row), "column 'tasks'", path)?,
                 length: number(1)?,
                 extra: serde_json::from_str(&extras[row])
                     .map_err(|e| refuse(path, format!("row {row}: column '{EXTRA}': {e}")))?,
@@ -138,7 +147,7 @@ pub(crate) fn read_episodes(layout: &Layout) -> Result<Vec<EpisodeEntry>> {
                 data_file: FileId { chunk: numbers[2][row], file: numbers[3][row] },
                 meta_file,
             };
-            if number(5)? != entry.first_index + entry.length {
+            if Some(number(5)?) != entry.first_index.checked_add(entry.length) {
                 return Err(refuse(path, format!("row {row}: length and dataset indices do not agree")));
             }
             entries.push(entry);
@@ -237,7 +246,7 @@ mod tests {
     #[test]
     fn the_tasks_table_tells_pandas_its_index_in_both_places() -> Result<()> {
         let root = std::env::temp_dir().join(format!("vela-tasks-{}", std::process::id()));
-        let layout = Layout::new(&root);
+        let layout = Layout::new(&root, crate::layout::Version::V30);
         write_tasks(&layout, &["touch the red cube".to_owned(), "pick".to_owned()])?;
         let path = layout.meta("tasks.parquet");
         let (schema, in_file) = table::notes(&path, "pandas")?;

@@ -2,6 +2,7 @@
 //! own: the control loop never waits for a disk.
 
 use crate::DatasetWriter;
+use std::cell::Cell;
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use vela_embodiment::{
@@ -10,21 +11,23 @@ use vela_embodiment::{
 };
 
 enum Event {
-    Frame(Observation, Action),
+    Frame { observation: Observation, action: Action, intervention: bool },
     End(String, serde_json::Value),
     Discard,
 }
 
 /// Wraps a robot (or environment) and records, for every action, the observation before it and the targets that
 /// were really sent. Episodes are committed by [`Recorder::end_episode`]; one that is not is forgotten at the next
-/// reset.
+/// reset. It is at most one second behind: made for lockstep, where [`Robot::apply`] waits for a slow disk rather than
+/// lose more than that to a kill.
 #[derive(Debug)]
 pub struct Recorder<R> {
     inner: R,
     seen: Option<Observation>,
     label: Option<Action>,
+    intervention: Cell<bool>,
     instruction: Option<String>,
-    events: Option<mpsc::Sender<Event>>,
+    events: Option<mpsc::SyncSender<Event>>,
     thread: Option<JoinHandle<Result<DatasetWriter>>>,
 }
 
@@ -34,7 +37,8 @@ impl<R: Robot> Recorder<R> {
     /// # Errors
     /// The writing thread cannot be started.
     pub fn new(inner: R, writer: DatasetWriter) -> Result<Self> {
-        let (events, inbox) = mpsc::channel();
+        // With the frame that is being written, a second of frames.
+        let (events, inbox) = mpsc::sync_channel(writer.fps().saturating_sub(1) as usize);
         let thread = std::thread::Builder::new()
             .name("recorder".into())
             .spawn(move || write(writer, &inbox))
@@ -43,6 +47,7 @@ impl<R: Robot> Recorder<R> {
             inner,
             seen: None,
             label: None,
+            intervention: Cell::new(false),
             instruction: None,
             events: Some(events),
             thread: Some(thread),
@@ -65,6 +70,11 @@ impl<R: Robot> Recorder<R> {
         self.label = Some(action);
     }
 
+    /// The next frame is marked: its action was chosen by a person or an expert in the policy's place.
+    pub fn mark_intervention(&self) {
+        self.intervention.set(true);
+    }
+
     /// Commits the episode under the instruction of its observations; `extra` is kept beside it as JSON. Does not
     /// wait for the disk.
     ///
@@ -83,6 +93,7 @@ impl<R: Robot> Recorder<R> {
     /// Forgets the episode that is being recorded.
     pub fn discard_episode(&mut self) {
         (self.seen, self.label, self.instruction) = (None, None, None);
+        self.intervention.set(false);
         // A failed writer is reported by `end_episode` and `finish`.
         let _ = self.events.as_ref().map(|events| events.send(Event::Discard));
     }
@@ -118,11 +129,16 @@ impl<R: Robot> Recorder<R> {
 fn write(mut writer: DatasetWriter, inbox: &mpsc::Receiver<Event>) -> Result<DatasetWriter> {
     for event in inbox {
         match event {
-            Event::Frame(observation, action) => writer.add_frame(&observation, &action)?,
+            Event::Frame { observation, action, intervention: false } => {
+                writer.add_frame(&observation, &action)?;
+            }
+            Event::Frame { observation, action, intervention: true } => {
+                writer.add_intervention(&observation, &action)?;
+            }
             Event::End(task, extra) => {
                 writer.end_episode(&task, extra)?;
             }
-            Event::Discard => writer.discard_episode(),
+            Event::Discard => writer.discard_episode()?,
         }
     }
     Ok(writer)
@@ -141,12 +157,13 @@ impl<R: Robot> Robot for Recorder<R> {
 
     fn apply(&mut self, action: Checked<Action>) -> Result<Applied> {
         let applied = self.inner.apply(action)?;
-        let label = self.label.take();
+        let (label, intervention) = (self.label.take(), self.intervention.take());
         if let Some(observation) = self.seen.take() {
             self.instruction.get_or_insert_with(|| observation.instruction.clone());
             let action = label.unwrap_or_else(|| Action { joint_targets: applied.joint_targets.clone() });
             // The arm is not stopped for a full disk; `end_episode` and `finish` report it.
-            let _ = self.events.as_ref().map(|events| events.send(Event::Frame(observation, action)));
+            let frame = Event::Frame { observation, action, intervention };
+            let _ = self.events.as_ref().map(|events| events.send(frame));
         }
         Ok(applied)
     }

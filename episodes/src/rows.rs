@@ -1,15 +1,6 @@
-//! The frames of one episode: as they are recorded, as parquet rows, and as they are read back.
+//! The frames of one episode as they are read back.
 
-use crate::layout::{ACTION, IMAGES, STATE, refuse};
-use crate::picture::{PictureFormat, decode};
-use crate::stats::{FeatureStats, PictureCounts};
-use crate::table;
-use arrow::array::{
-    Array, ArrayRef, AsArray, BinaryArray, FixedSizeListArray, Float32Array, Int64Array, RecordBatch,
-    StringArray, StructArray,
-};
-use arrow::datatypes::{DataType, Field, Schema};
-use std::path::Path;
+use crate::picture::decode;
 use std::sync::Arc;
 use vela_embodiment::{Camera, Error, Frame, Observation, Result, Stamp};
 
@@ -20,6 +11,8 @@ pub struct Recorded {
     pub observation: Observation,
     /// What was sent in answer, rad or m, in the order of the dataset's action names.
     pub action: Vec<f64>,
+    /// Whether a person or an expert chose the action in the policy's place.
+    pub intervention: bool,
     /// Seconds since the episode's start: the frame's number over the dataset's rate.
     pub timestamp_secs: f64,
 }
@@ -50,6 +43,8 @@ pub struct EncodedEpisode {
     pub states: Vec<Vec<f64>>,
     /// `[frames][dims]`, rad or m.
     pub actions: Vec<Vec<f64>>,
+    /// Which frames were chosen by a person or an expert in the policy's place; none in a dataset that does not say.
+    pub interventions: Vec<bool>,
     /// Seconds since the episode's start.
     pub timestamps_secs: Vec<f64>,
     /// The cameras, in the order of `pictures`.
@@ -112,6 +107,7 @@ impl EncodedEpisode {
                 stamp,
             },
             action: action.clone(),
+            intervention: self.interventions.get(frame).copied().unwrap_or_default(),
             timestamp_secs: *secs,
         })
     }
@@ -128,167 +124,4 @@ impl EncodedEpisode {
             frames: (0..self.len()).map(|frame| self.frame(frame)).collect::<Result<_>>()?,
         })
     }
-}
-
-/// The frames of the episode that is being recorded.
-#[derive(Clone, Debug)]
-pub(crate) struct Pending {
-    states: Vec<Vec<f32>>,
-    actions: Vec<Vec<f32>>,
-    pictures: Vec<Vec<Vec<u8>>>,
-    counts: Vec<PictureCounts>,
-}
-
-/// Where an episode stands in its dataset.
-pub(crate) struct Place {
-    pub(crate) episode: usize,
-    pub(crate) first_index: usize,
-    pub(crate) task: usize,
-    pub(crate) fps: u32,
-}
-
-impl Pending {
-    pub(crate) fn new(cameras: usize) -> Self {
-        Self {
-            states: Vec::new(),
-            actions: Vec::new(),
-            pictures: vec![Vec::new(); cameras],
-            counts: vec![PictureCounts::new(); cameras],
-        }
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.states.len()
-    }
-
-    /// Adds a frame that has been checked against the embodiment.
-    pub(crate) fn push(
-        &mut self,
-        observation: &Observation,
-        targets: &[f64],
-        cameras: &[Camera],
-        format: PictureFormat,
-    ) -> Result<()> {
-        let mut encoded = Vec::with_capacity(cameras.len());
-        for (camera, counts) in cameras.iter().zip(&mut self.counts) {
-            let frame = observation.frame(&camera.name).ok_or_else(|| Error::Unknown {
-                kind: "camera (missing from the observation)",
-                name: camera.name.clone(),
-                known: String::new(),
-            })?;
-            encoded.push(format.encode(frame)?);
-            counts.add(&frame.rgb);
-        }
-        for (list, picture) in self.pictures.iter_mut().zip(encoded) {
-            list.push(picture);
-        }
-        self.states.push(observation.joint_positions.iter().map(|x| *x as f32).collect());
-        self.actions.push(targets.iter().map(|x| *x as f32).collect());
-        Ok(())
-    }
-
-    /// The statistics of every feature, by its name.
-    pub(crate) fn stats(&self, cameras: &[Camera], place: &Place) -> Vec<(String, FeatureStats)> {
-        fn rows(list: &[Vec<f32>]) -> Vec<&[f32]> {
-            list.iter().map(Vec::as_slice).collect()
-        }
-        let column =
-            |f: &dyn Fn(usize) -> f64| FeatureStats::of_column(&(0..self.len()).map(f).collect::<Vec<_>>());
-        let mut stats = vec![
-            (STATE.to_owned(), FeatureStats::of_rows(&rows(&self.states))),
-            (ACTION.to_owned(), FeatureStats::of_rows(&rows(&self.actions))),
-            ("timestamp".to_owned(), column(&|k| k as f64 / f64::from(place.fps))),
-            ("frame_index".to_owned(), column(&|k| k as f64)),
-            ("episode_index".to_owned(), column(&|_| place.episode as f64)),
-            ("index".to_owned(), column(&|k| (place.first_index + k) as f64)),
-            ("task_index".to_owned(), column(&|_| place.task as f64)),
-        ];
-        for (camera, counts) in cameras.iter().zip(&self.counts) {
-            stats.push((format!("{IMAGES}{}", camera.name), counts.stats()));
-        }
-        stats
-    }
-
-    /// The rows of `data/`.
-    pub(crate) fn batch(&self, cameras: &[Camera], place: &Place, extension: &str) -> Result<RecordBatch> {
-        let n = self.len();
-        let mut columns: Vec<(String, ArrayRef)> =
-            vec![(STATE.into(), vectors(&self.states)?), (ACTION.into(), vectors(&self.actions)?)];
-        for (camera, pictures) in cameras.iter().zip(&self.pictures) {
-            let bytes: ArrayRef = Arc::new(BinaryArray::from_iter_values(pictures));
-            let paths = (0..n).map(|k| format!("frame-{k:06}.{extension}"));
-            let paths: ArrayRef = Arc::new(StringArray::from_iter_values(paths));
-            let picture = StructArray::from(vec![
-                (Arc::new(Field::new("bytes", DataType::Binary, true)), bytes),
-                (Arc::new(Field::new("path", DataType::Utf8, true)), paths),
-            ]);
-            columns.push((format!("{IMAGES}{}", camera.name), Arc::new(picture)));
-        }
-        let timestamps = (0..n).map(|k| (k as f64 / f64::from(place.fps)) as f32);
-        columns.push(("timestamp".into(), Arc::new(Float32Array::from_iter_values(timestamps))));
-        let counted = |name: &str, f: &dyn Fn(usize) -> usize| -> (String, ArrayRef) {
-            (name.into(), Arc::new(Int64Array::from_iter_values((0..n).map(|k| f(k) as i64))))
-        };
-        columns.push(counted("frame_index", &|k| k));
-        columns.push(counted("episode_index", &|_| place.episode));
-        columns.push(counted("index", &|k| place.first_index + k));
-        columns.push(counted("task_index", &|_| place.task));
-        batch_of(columns)
-    }
-}
-
-/// A batch of columns with their names; every column may hold nulls, as LeRobot's do.
-pub(crate) fn batch_of(columns: Vec<(String, ArrayRef)>) -> Result<RecordBatch> {
-    let fields: Vec<Field> =
-        columns.iter().map(|(name, array)| Field::new(name, array.data_type().clone(), true)).collect();
-    let arrays = columns.into_iter().map(|(_, array)| array).collect();
-    RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays)
-        .map_err(|e| Error::Parse { what: "rows of an episode".into(), why: e.to_string() })
-}
-
-/// Equal rows as `fixed_size_list<float>`; rows of one number as plain floats, as LeRobot has it.
-fn vectors(rows: &[Vec<f32>]) -> Result<ArrayRef> {
-    let numbers: ArrayRef = Arc::new(Float32Array::from_iter_values(rows.iter().flatten().copied()));
-    let wide = rows.first().map_or(0, Vec::len);
-    if wide == 1 {
-        return Ok(numbers);
-    }
-    let field = Arc::new(Field::new("element", DataType::Float32, true));
-    let list = FixedSizeListArray::try_new(field, wide as i32, numbers, None);
-    Ok(Arc::new(list.map_err(|e| Error::Parse { what: "rows of an episode".into(), why: e.to_string() })?))
-}
-
-/// Reads a column of vectors, each `names` wide.
-pub(crate) fn read_vectors(
-    batch: &RecordBatch,
-    name: &str,
-    wide: usize,
-    path: &Path,
-) -> Result<Vec<Vec<f64>>> {
-    let numbers = table::flatten(table::column(batch, name, path)?, &format!("column '{name}'"), path)?;
-    if numbers.len() != wide * batch.num_rows() || wide == 0 {
-        return Err(Error::Shape {
-            what: format!("column '{name}' of {}", path.display()),
-            expected: format!("{} rows of {wide} numbers", batch.num_rows()),
-            got: format!("{} numbers", numbers.len()),
-        });
-    }
-    Ok(numbers.chunks(wide).map(<[f64]>::to_vec).collect())
-}
-
-/// Reads a column of pictures as encoded bytes.
-pub(crate) fn read_pictures(batch: &RecordBatch, name: &str, path: &Path) -> Result<Vec<Vec<u8>>> {
-    let array = table::column(batch, name, path)?;
-    let wrong =
-        || refuse(path, format!("column '{name}': expected pictures in bytes, got {}", array.data_type()));
-    let bytes = array.as_struct_opt().and_then(|s| s.column_by_name("bytes")).ok_or_else(wrong)?;
-    let bytes = arrow::compute::cast(bytes, &DataType::Binary).map_err(|_| wrong())?;
-    let bytes = bytes.as_binary_opt::<i32>().ok_or_else(wrong)?;
-    (0..bytes.len())
-        .map(|k| {
-            let missing =
-                || refuse(path, format!("column '{name}': row {k} has no bytes (a path alone is not read)"));
-            if bytes.is_null(k) { Err(missing()) } else { Ok(bytes.value(k).to_vec()) }
-        })
-        .collect()
 }

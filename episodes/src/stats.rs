@@ -32,11 +32,11 @@ pub(crate) const NAMES: [&str; 9] = ["min", "max", "mean", "std", "q01", "q10", 
 
 impl FeatureStats {
     /// Statistics of rows of equal width; linear interpolation between ranks, as numpy's default.
-    pub(crate) fn of_rows(rows: &[&[f32]]) -> Self {
-        let wide = rows.first().map_or(0, |row| row.len());
+    pub(crate) fn of_rows(rows: &[Vec<f64>]) -> Self {
+        let wide = rows.first().map_or(0, Vec::len);
         let mut stats = Self { count: rows.len() as u64, ..Self::default() };
         for k in 0..wide {
-            let mut column: Vec<f64> = rows.iter().map(|row| f64::from(row[k])).collect();
+            let mut column: Vec<f64> = rows.iter().map(|row| row[k]).collect();
             column.sort_by(f64::total_cmp);
             let n = column.len() as f64;
             let mean = column.iter().sum::<f64>() / n;
@@ -44,12 +44,6 @@ impl FeatureStats {
             stats.push(mean, variance, rows.len(), |rank| column[rank]);
         }
         stats
-    }
-
-    /// Statistics of one column of numbers.
-    pub(crate) fn of_column(values: &[f64]) -> Self {
-        let rows: Vec<[f32; 1]> = values.iter().map(|x| [*x as f32]).collect();
-        Self::of_rows(&rows.iter().map(|row| &row[..]).collect::<Vec<_>>())
     }
 
     fn push(&mut self, mean: f64, variance: f64, count: usize, ranked: impl Fn(usize) -> f64) {
@@ -133,7 +127,7 @@ impl FeatureStats {
     }
 
     /// As `meta/stats.json` has it: lists for vectors, `[channel][1][1]` for pictures.
-    pub(crate) fn to_json(&self, is_picture: bool) -> serde_json::Value {
+    pub fn to_json(&self, is_picture: bool) -> serde_json::Value {
         let mut map = serde_json::Map::new();
         for (name, values) in self.named() {
             let list: Vec<serde_json::Value> = values
@@ -200,6 +194,10 @@ impl PictureCounts {
 mod tests {
     use super::*;
 
+    fn of_column(values: &[f64]) -> FeatureStats {
+        FeatureStats::of_rows(&values.iter().map(|x| vec![*x]).collect::<Vec<_>>())
+    }
+
     fn close(a: &[f64], b: &[f64]) -> bool {
         a.len() == b.len() && a.iter().zip(b).all(|(x, y)| (x - y).abs() < 1e-6)
     }
@@ -207,7 +205,7 @@ mod tests {
     #[test]
     fn numbers_are_those_computed_by_hand() {
         // 0, 1, 2, 3, 10: mean 3.2, variance (10.24 + 4.84 + 1.44 + 0.04 + 46.24) / 5 = 12.56.
-        let stats = FeatureStats::of_column(&[3.0, 0.0, 10.0, 1.0, 2.0]);
+        let stats = of_column(&[3.0, 0.0, 10.0, 1.0, 2.0]);
         assert!(close(&stats.mean, &[3.2]) && close(&stats.std, &[12.56f64.sqrt()]));
         assert!(close(&stats.min, &[0.0]) && close(&stats.max, &[10.0]) && stats.count == 5);
         // Ranks 0.04, 0.4, 2, 3.6, 3.96 between the sorted values.
@@ -218,12 +216,12 @@ mod tests {
     #[test]
     fn merged_mean_and_deviation_are_those_of_the_whole() -> Result<()> {
         let all: Vec<f64> = (0..50).map(|k| (f64::from(k) * 0.7).sin()).collect();
-        let mut merged = FeatureStats::of_column(&all[..13]);
-        merged.merge(&FeatureStats::of_column(&all[13..]))?;
-        let whole = FeatureStats::of_column(&all);
+        let mut merged = of_column(&all[..13]);
+        merged.merge(&of_column(&all[13..]))?;
+        let whole = of_column(&all);
         assert!(close(&merged.mean, &whole.mean) && close(&merged.std, &whole.std));
         assert!(close(&merged.min, &whole.min) && close(&merged.max, &whole.max) && merged.count == 50);
-        assert!(merged.merge(&FeatureStats::of_rows(&[&[1.0, 2.0]])).is_err());
+        assert!(merged.merge(&FeatureStats::of_rows(&[vec![1.0, 2.0]])).is_err());
         Ok(())
     }
 

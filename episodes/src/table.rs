@@ -2,10 +2,10 @@
 
 use crate::layout::{io, refuse, write_whole};
 use arrow::array::AsArray;
-use arrow::array::{Array, ArrayRef, FixedSizeListArray, ListArray, RecordBatch};
+use arrow::array::{Array, ArrayRef, FixedSizeListArray, LargeListArray, ListArray, RecordBatch};
 use arrow::datatypes::{DataType, Float64Type, Int64Type};
 use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
 use parquet::arrow::arrow_writer::{ArrowRowGroupWriterFactory, ArrowWriter, compute_leaves};
 use parquet::basic::Compression;
 use parquet::column::writer::ColumnCloseResult;
@@ -16,6 +16,7 @@ use parquet::file::writer::SerializedFileWriter;
 use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 use vela_embodiment::{Error, Result};
 
 /// Writes `path` anew: its first `keep` row groups as they are, then `batch` as one row group more. The old file
@@ -24,18 +25,11 @@ pub(crate) fn append(path: &Path, keep: usize, batch: &RecordBatch) -> Result<()
     let old = if keep > 0 { Some(open(path)?) } else { None };
     // pandas finds its notes only when they are in the Arrow schema and in the file's own metadata.
     let schema = batch.schema();
-    let notes = schema.metadata().iter().map(|(key, text)| KeyValue::new(key.clone(), text.clone()));
-    let notes: Vec<KeyValue> = notes.collect();
-    let properties = WriterProperties::builder()
-        .set_compression(Compression::SNAPPY)
-        .set_dictionary_enabled(false)
-        .set_statistics_enabled(EnabledStatistics::None)
-        .set_offset_index_disabled(true)
-        .set_key_value_metadata((!notes.is_empty()).then_some(notes))
-        .build();
+    let notes =
+        schema.metadata().iter().map(|(key, text)| KeyValue::new(key.clone(), text.clone())).collect();
     write_whole(path, |file| {
         let write = |file: &mut File| -> parquet::errors::Result<()> {
-            let arrow = ArrowWriter::try_new(file, batch.schema(), Some(properties))?;
+            let arrow = ArrowWriter::try_new(file, schema.clone(), Some(properties(notes)))?;
             let (mut writer, factory) = arrow.into_serialized_writer()?;
             if let Some((old, metadata)) = &old {
                 splice(&mut writer, old, metadata, keep)?;
@@ -46,6 +40,33 @@ pub(crate) fn append(path: &Path, keep: usize, batch: &RecordBatch) -> Result<()
         };
         write(file).map_err(|e| refuse(path, e.to_string()))
     })
+}
+
+/// Cuts a file back to its first `keep` row groups.
+pub(crate) fn cut(path: &Path, keep: usize) -> Result<()> {
+    let (old, metadata) = open(path)?;
+    let described = metadata.file_metadata();
+    let notes = described.key_value_metadata().cloned().unwrap_or_default();
+    write_whole(path, |file| {
+        let write = |file: &mut File| -> parquet::errors::Result<()> {
+            let schema = described.schema_descr().root_schema_ptr();
+            let mut writer = SerializedFileWriter::new(file, schema, Arc::new(properties(notes)))?;
+            splice(&mut writer, &old, &metadata, keep)?;
+            writer.close()?;
+            Ok(())
+        };
+        write(file).map_err(|e| refuse(path, e.to_string()))
+    })
+}
+
+fn properties(notes: Vec<KeyValue>) -> WriterProperties {
+    WriterProperties::builder()
+        .set_compression(Compression::SNAPPY)
+        .set_dictionary_enabled(false)
+        .set_statistics_enabled(EnabledStatistics::None)
+        .set_offset_index_disabled(true)
+        .set_key_value_metadata((!notes.is_empty()).then_some(notes))
+        .build()
 }
 
 /// Copies row groups byte by byte, without decoding them.
@@ -126,11 +147,20 @@ pub(crate) fn groups_of_rows(path: &Path, rows: usize) -> Result<usize> {
     Err(refuse(path, format!("expected row groups that end after {rows} rows, the file has {seen} rows")))
 }
 
+/// How many rows a file has.
+pub(crate) fn rows(path: &Path) -> Result<usize> {
+    let (_, metadata) = open(path)?;
+    Ok(metadata.row_groups().iter().map(|group| group.num_rows().max(0) as usize).sum())
+}
+
 /// Reads `rows` (all when `None`) of the named columns, touching only the row groups that hold them. Columns that
 /// are not there are refused.
 pub(crate) fn read(path: &Path, columns: &[&str], rows: Option<Range<usize>>) -> Result<RecordBatch> {
     let file = File::open(path).map_err(io(path))?;
-    let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| torn(path, &e))?;
+    // The Arrow schema that writers leave beside parquet's own is not needed, and a broken one makes the crate panic.
+    let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
+    let builder =
+        ParquetRecordBatchReaderBuilder::try_new_with_options(file, options).map_err(|e| torn(path, &e))?;
     let names: Vec<&str> =
         builder.parquet_schema().root_schema().get_fields().iter().map(|f| f.name()).collect();
     let mut roots = Vec::with_capacity(columns.len());
@@ -198,30 +228,42 @@ pub(crate) fn integers(batch: &RecordBatch, name: &str, path: &Path) -> Result<V
     Ok(numbers.values().to_vec())
 }
 
-/// Every number of an array, lists inside lists laid out one after another.
-pub(crate) fn flatten(array: &ArrayRef, what: &str, path: &Path) -> Result<Vec<f64>> {
-    let wrong = || refuse(path, format!("{what}: expected numbers, got {}", array.data_type()));
+/// The innermost values of an array, lists inside lists laid out one after another.
+pub(crate) fn leaves(array: &ArrayRef, what: &str, path: &Path) -> Result<ArrayRef> {
+    let wrong = || refuse(path, format!("{what}: expected a list, got {}", array.data_type()));
     if array.null_count() > 0 {
-        return Err(refuse(path, format!("{what}: expected numbers, got a null")));
+        return Err(refuse(path, format!("{what}: expected a value in every row, got a null")));
     }
     match array.data_type() {
         DataType::List(_) => {
             let list: &ListArray = array.as_list_opt().ok_or_else(wrong)?;
             let (from, to) = (list.value_offsets()[0], list.value_offsets()[list.len()]);
-            flatten(&list.values().slice(from as usize, (to - from) as usize), what, path)
+            leaves(&list.values().slice(from as usize, (to - from) as usize), what, path)
+        }
+        DataType::LargeList(_) => {
+            let list: &LargeListArray = array.as_list_opt().ok_or_else(wrong)?;
+            let (from, to) = (list.value_offsets()[0], list.value_offsets()[list.len()]);
+            leaves(&list.values().slice(from as usize, (to - from) as usize), what, path)
         }
         DataType::FixedSizeList(_, _) => {
             let list: &FixedSizeListArray = array.as_fixed_size_list_opt().ok_or_else(wrong)?;
             let wide = list.value_length() as usize;
-            flatten(&list.values().slice(list.value_offset(0) as usize, wide * list.len()), what, path)
+            leaves(&list.values().slice(list.value_offset(0) as usize, wide * list.len()), what, path)
         }
-        DataType::Float32 | DataType::Float64 | DataType::Int64 => {
-            let numbers =
-                arrow::compute::cast(array, &DataType::Float64).map_err(|e| refuse(path, e.to_string()))?;
-            Ok(numbers.as_primitive_opt::<Float64Type>().ok_or_else(wrong)?.values().to_vec())
-        }
-        _ => Err(wrong()),
+        _ => Ok(array.clone()),
     }
+}
+
+/// Every number of an array, lists inside lists laid out one after another; true is 1.
+pub(crate) fn flatten(array: &ArrayRef, what: &str, path: &Path) -> Result<Vec<f64>> {
+    let leaves = leaves(array, what, path)?;
+    let wrong = || refuse(path, format!("{what}: expected numbers, got {}", array.data_type()));
+    if !leaves.data_type().is_numeric() && *leaves.data_type() != DataType::Boolean {
+        return Err(wrong());
+    }
+    let numbers =
+        arrow::compute::cast(&leaves, &DataType::Float64).map_err(|e| refuse(path, e.to_string()))?;
+    Ok(numbers.as_primitive_opt::<Float64Type>().ok_or_else(wrong)?.values().to_vec())
 }
 
 /// A note of a file: from the Arrow schema inside it, and from its own metadata.

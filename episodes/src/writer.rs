@@ -1,52 +1,42 @@
-//! Writing a dataset: episodes are committed whole, so that a kill loses at most the one that is being recorded.
+//! Writing a dataset frame by frame: every frame is on disk when it has been added, every episode is committed whole.
 //!
-//! The row of `meta/episodes` is the commit: what stands in `data/` beyond it is cut off when the dataset is
-//! opened again, and totals and statistics are made from it. Every file is written beside its place and moved there.
+//! A kill at any moment loses nothing that was added: the episode that was being recorded is brought in, marked as
+//! interrupted, when the dataset is taken up again.
 
-use crate::layout::{ACTION, FileId, IMAGES, Info, Layout, STATE, io, read_json, refuse, write_json};
-use crate::picture::PictureFormat;
-use crate::rows::{Pending, Place};
-use crate::stats::FeatureStats;
-use crate::{EpisodeEntry, meta, table};
+use crate::columns::{batch_of, picture_column, rows_of, stats_of};
+use crate::info::{ACTION, IMAGES, INTERVENTION, Info, STATE};
+use crate::journal::{self, Ending, Entry, Journal, Leftover};
+use crate::layout::{Layout, refuse};
+use crate::picture::{PictureFormat, decode};
+use crate::stats::{FeatureStats, PictureCounts};
+use crate::store::{Place, Store};
+use arrow::array::{ArrayRef, BooleanArray, Float32Array, Int64Array, RecordBatch};
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::Path;
-use vela_embodiment::{Action, Embodiment, Error, Observation, Result};
-
-/// A data file is not appended to beyond this size: each commit copies the file.
-const DATA_FILE_BYTES: u64 = 32 << 20;
-/// Nor a file of the episodes' table beyond this number of rows.
-const EPISODES_PER_FILE: usize = 128;
+use std::sync::Arc;
+use vela_embodiment::{Action, Camera, Embodiment, Error, Observation, Result};
 
 /// Appends episodes to a LeRobot v3.0 dataset in image mode.
 #[derive(Debug)]
 pub struct DatasetWriter {
-    layout: Layout,
+    store: Store,
     embodiment: Embodiment,
     fps: u32,
     format: PictureFormat,
-    info: Info,
-    tasks: Vec<String>,
-    episodes: usize,
-    frames: usize,
-    last: Option<EpisodeEntry>,
-    rows_in_data_file: usize,
-    rows_in_meta_file: usize,
-    stats: BTreeMap<String, FeatureStats>,
     pending: Pending,
-    /// Held as long as the writer lives; the system frees it when the process dies.
-    _lock: File,
+    journal: Option<Journal>,
+    recovered_frames: usize,
 }
 
 impl DatasetWriter {
     /// Starts a dataset in `folder`, or continues the one that is there. `fps` is the rate at which frames will
-    /// be added, normally the embodiment's control rate.
+    /// be added, normally the embodiment's control rate. An episode whose recording was killed is brought in first:
+    /// see [`DatasetWriter::recovered_frames`].
     ///
     /// # Errors
     /// The dataset there was recorded with another robot or rate (every difference is named), is torn, is not
     /// ours, or is being written by another process.
     pub fn create(folder: &Path, embodiment: &Embodiment, fps: u32) -> Result<Self> {
-        let layout = Layout::new(folder);
         if fps == 0 || embodiment.joints.is_empty() {
             return Err(Error::Shape {
                 what: format!("dataset for robot '{}'", embodiment.name),
@@ -54,30 +44,58 @@ impl DatasetWriter {
                 got: format!("{} joints, {fps} frames per second", embodiment.joints.len()),
             });
         }
-        let lock = lock(&layout)?;
-        let mut writer = Self {
-            embodiment: embodiment.clone(),
+        if !Store::is_there(folder) {
+            let store = Store::begin(folder, Info::of_robot(embodiment, fps), Some(embodiment))?;
+            return Ok(Self::over(store, embodiment.clone(), fps));
+        }
+        let mut writer = Self::resume(folder)?;
+        embodiment.require_same(&writer.embodiment)?;
+        writer.embodiment.require_same(embodiment)?;
+        if writer.fps != fps {
+            return Err(Error::Mismatch(vec![format!(
+                "{fps} frames per second against {} in {}",
+                writer.fps,
+                folder.display()
+            )]));
+        }
+        writer.recover()?;
+        Ok(writer)
+    }
+
+    /// Takes up the dataset in `folder` for its own robot and rate, and brings in what a kill left.
+    ///
+    /// # Errors
+    /// It is torn, is not ours, or is being written by another process.
+    pub(crate) fn repair(folder: &Path) -> Result<Self> {
+        let mut writer = Self::resume(folder)?;
+        writer.recover()?;
+        Ok(writer)
+    }
+
+    fn resume(folder: &Path) -> Result<Self> {
+        let store = Store::resume(folder)?;
+        let missing = || {
+            let path = store.layout().meta("embodiment.json");
+            refuse(&path, "missing: only datasets that vela began are continued")
+        };
+        let embodiment = store.embodiment().cloned().ok_or_else(missing)?;
+        let fps = store.info().fps();
+        if fps.fract() != 0.0 || fps > 10_000.0 {
+            return Err(refuse(folder, format!("fps: expected a whole number, got {fps}")));
+        }
+        Ok(Self::over(store, embodiment, fps as u32))
+    }
+
+    fn over(store: Store, embodiment: Embodiment, fps: u32) -> Self {
+        Self {
+            pending: Pending::new(embodiment.cameras.len()),
+            store,
+            embodiment,
             fps,
             format: PictureFormat::default(),
-            info: Info::new(embodiment, fps),
-            tasks: Vec::new(),
-            episodes: 0,
-            frames: 0,
-            last: None,
-            rows_in_data_file: 0,
-            rows_in_meta_file: 0,
-            stats: BTreeMap::new(),
-            pending: Pending::new(embodiment.cameras.len()),
-            layout,
-            _lock: lock,
-        };
-        if writer.layout.meta("info.json").exists() {
-            writer.resume()?;
-        } else {
-            write_json(&writer.layout.meta("embodiment.json"), embodiment)?;
+            journal: None,
+            recovered_frames: 0,
         }
-        writer.write_totals()?;
-        Ok(writer)
     }
 
     /// Stores the pictures to come in another format; PNG unless this is called.
@@ -88,25 +106,56 @@ impl DatasetWriter {
 
     /// Number of committed episodes.
     pub fn episodes(&self) -> usize {
-        self.episodes
+        self.store.episodes()
     }
 
     /// Number of frames of the committed episodes.
     pub fn frames(&self) -> usize {
-        self.frames
+        self.store.frames()
+    }
+
+    /// Frames per second.
+    pub fn fps(&self) -> u32 {
+        self.fps
     }
 
     /// Frames of the episode that is being recorded.
     pub fn pending_frames(&self) -> usize {
-        self.pending.len()
+        self.pending.entries.len()
+    }
+
+    /// Frames of an interrupted episode that were found and committed when the dataset was taken up.
+    pub fn recovered_frames(&self) -> usize {
+        self.recovered_frames
+    }
+
+    pub(crate) fn store_mut(&mut self) -> &mut Store {
+        &mut self.store
     }
 
     /// Adds a frame to the episode that is being recorded: what was seen, and the joint targets (rad or m) that
-    /// answered it. Numbers are kept in 32 bits.
+    /// answered it. Numbers are kept in 32 bits. When this returns, a kill cannot lose the frame.
     ///
     /// # Errors
-    /// The observation does not fit the embodiment, or the action has the wrong length or is not finite.
+    /// The observation does not fit the embodiment, the action has the wrong length or is not finite, or the disk is
+    /// full; the frames before it are kept.
     pub fn add_frame(&mut self, observation: &Observation, action: &Action) -> Result<()> {
+        self.add(observation, action, false)
+    }
+
+    /// Adds a frame whose action a person or an expert chose in the policy's place.
+    ///
+    /// # Errors
+    /// As [`DatasetWriter::add_frame`]; or the dataset was begun without marks for such frames.
+    pub fn add_intervention(&mut self, observation: &Observation, action: &Action) -> Result<()> {
+        if !self.store.info().features.contains_key(INTERVENTION) {
+            let why = format!("has no column '{INTERVENTION}': interventions need a new dataset");
+            return Err(refuse(self.store.layout().root(), why));
+        }
+        self.add(observation, action, true)
+    }
+
+    fn add(&mut self, observation: &Observation, action: &Action, intervention: bool) -> Result<()> {
         observation.check(&self.embodiment)?;
         let targets = &action.joint_targets;
         if targets.len() != self.embodiment.joints.len() {
@@ -119,172 +168,166 @@ impl DatasetWriter {
         if targets.iter().any(|x| !x.is_finite()) {
             return Err(Error::NotFinite("recorded action".into()));
         }
-        self.pending.push(observation, targets, &self.embodiment.cameras, self.format)
+        let cameras = &self.embodiment.cameras;
+        let seen = cameras.iter().filter_map(|camera| observation.frame(&camera.name));
+        let entry = Entry {
+            instruction: observation.instruction.clone(),
+            state: observation.joint_positions.iter().map(|x| *x as f32).collect(),
+            action: targets.iter().map(|x| *x as f32).collect(),
+            intervention,
+            pictures: seen.clone().map(|frame| self.format.encode(frame)).collect::<Result<_>>()?,
+        };
+        if self.journal.is_none() {
+            let (layout, episode) = (self.store.layout(), self.store.episodes());
+            self.journal = Some(Journal::begin(layout, episode, self.format.extension(), self.fps)?);
+        }
+        if let Some(journal) = &mut self.journal {
+            journal.push(&entry)?;
+        }
+        for (frame, counts) in seen.zip(&mut self.pending.counts) {
+            counts.add(&frame.rgb);
+        }
+        self.pending.entries.push(entry);
+        Ok(())
     }
 
-    /// Commits the episode: after this returns, a kill cannot lose it. `extra` is kept as JSON beside it (task,
-    /// seed, outcome, ...). Returns its number.
+    /// Commits the episode. `extra` is kept as JSON beside it (task, seed, outcome, ...). Returns its number.
     ///
     /// # Errors
     /// The episode has no frame, or a file cannot be written; the frames are kept, so that it can be tried again.
     pub fn end_episode(&mut self, task: &str, extra: serde_json::Value) -> Result<usize> {
-        if self.pending.len() == 0 {
+        if let Some(journal) = &mut self.journal {
+            journal.end(&Ending { task: task.to_owned(), extra: extra.clone() })?;
+        }
+        self.commit(task, extra, self.format.extension())
+    }
+
+    fn commit(&mut self, task: &str, extra: serde_json::Value, extension: &str) -> Result<usize> {
+        let tasks = vec![task.to_owned()];
+        if self.pending.entries.is_empty() {
             return Err(Error::Shape {
-                what: format!("episode {}", self.episodes),
+                what: format!("episode {}", self.store.episodes()),
                 expected: "at least one frame".into(),
                 got: "none".into(),
             });
         }
-        let task_index = self.task_index(task)?;
-        let place =
-            Place { episode: self.episodes, first_index: self.frames, task: task_index, fps: self.fps };
-        let (data_file, kept_rows) = self.data_target()?;
+        let place = self.store.place(&tasks)?;
         let cameras = &self.embodiment.cameras;
-        let rows = self.pending.batch(cameras, &place, self.format.extension())?;
-        let data_path = self.layout.data(data_file);
-        let groups = table::groups_of_rows(&data_path, kept_rows)?;
-        table::append(&data_path, groups, &rows)?;
-
-        let (meta_file, kept_entries) = self.meta_target();
-        let entry = EpisodeEntry {
-            index: self.episodes,
-            task: task.to_owned(),
-            length: self.pending.len(),
-            extra,
-            first_index: self.frames,
-            data_file,
-            meta_file,
-        };
-        let stats = self.pending.stats(cameras, &place);
-        let meta_path = self.layout.episodes(meta_file);
-        let groups = table::groups_of_rows(&meta_path, kept_entries)?;
-        table::append(&meta_path, groups, &meta::episode_batch(&entry, &stats)?)?;
-
-        // Committed. What follows can be made again from the tables.
-        self.rows_in_data_file = kept_rows + entry.length;
-        self.rows_in_meta_file = kept_entries + 1;
-        self.episodes += 1;
-        self.frames += entry.length;
-        self.last = Some(entry);
-        self.pending = Pending::new(self.embodiment.cameras.len());
-        for (feature, episode) in stats {
-            self.stats.entry(feature).or_default().merge(&episode)?;
+        let rows = self.pending.batch(self.store.info(), cameras, &place, self.fps, extension)?;
+        let pictures = cameras.iter().zip(&self.pending.counts);
+        let pictures: BTreeMap<String, FeatureStats> =
+            pictures.map(|(camera, counts)| (format!("{IMAGES}{}", camera.name), counts.stats())).collect();
+        let stats = stats_of(&rows, self.store.info(), &pictures, Path::new("frames to commit"))?;
+        let committed = self.store.commit(&rows, tasks, stats, extra);
+        if self.store.episodes() > place.episode {
+            // Even if the totals could not be written: to try again would commit the frames twice.
+            self.discard_episode()?;
         }
-        self.write_totals()?;
-        Ok(self.episodes - 1)
+        committed
     }
 
     /// Forgets the frames of the episode that is being recorded.
-    pub fn discard_episode(&mut self) {
+    ///
+    /// # Errors
+    /// Its file cannot be removed.
+    pub fn discard_episode(&mut self) -> Result<()> {
         self.pending = Pending::new(self.embodiment.cameras.len());
+        self.journal = None;
+        journal::remove(self.store.layout())
     }
 
-    /// The task's number; a new task is written down before any episode uses it.
-    fn task_index(&mut self, task: &str) -> Result<usize> {
-        if let Some(index) = self.tasks.iter().position(|known| known == task) {
-            return Ok(index);
+    /// Brings in what a killed recorder left.
+    fn recover(&mut self) -> Result<()> {
+        let layout: &Layout = self.store.layout();
+        let Some(left) = journal::read(layout, self.embodiment.cameras.len())? else {
+            return journal::remove(layout);
+        };
+        let joints = self.embodiment.joints.len();
+        let fits = |entry: &Entry| entry.state.len() == joints && entry.action.len() == joints;
+        if !left.entries.iter().all(fits) {
+            return Err(refuse(&journal::path(layout), format!("expected frames of {joints} joints")));
         }
-        self.tasks.push(task.to_owned());
-        let written = meta::write_tasks(&self.layout, &self.tasks);
-        if written.is_err() {
-            self.tasks.pop();
+        // It was committed, and only the removal of its frames was missing.
+        if left.episode != self.store.episodes() {
+            return journal::remove(layout);
         }
-        written.map(|()| self.tasks.len() - 1)
-    }
-
-    /// The file for the next episode's frames, and how many committed rows it has.
-    fn data_target(&self) -> Result<(FileId, usize)> {
-        let Some(last) = &self.last else { return Ok((FileId::default(), 0)) };
-        let path = self.layout.data(last.data_file);
-        let bytes = std::fs::metadata(&path).map_err(io(&path))?.len();
-        if bytes >= DATA_FILE_BYTES {
-            return Ok((last.data_file.next(), 0));
-        }
-        Ok((last.data_file, self.rows_in_data_file))
-    }
-
-    /// The file for the next episode's row, and how many rows it has.
-    fn meta_target(&self) -> (FileId, usize) {
-        match &self.last {
-            None => (FileId::default(), 0),
-            Some(last) if self.rows_in_meta_file >= EPISODES_PER_FILE => (last.meta_file.next(), 0),
-            Some(last) => (last.meta_file, self.rows_in_meta_file),
-        }
-    }
-
-    /// Takes up the dataset that is there.
-    fn resume(&mut self) -> Result<()> {
-        let found = Info::load(&self.layout)?;
-        let path = self.layout.meta("embodiment.json");
-        if !path.exists() {
-            return Err(refuse(&path, "missing: only datasets that vela began are continued"));
-        }
-        let theirs: Embodiment = read_json(&path)?;
-        self.embodiment.require_same(&theirs)?;
-        theirs.require_same(&self.embodiment)?;
-        if found.fps() != f64::from(self.fps) {
-            return Err(Error::Mismatch(vec![format!(
-                "{} frames per second against {} in {}",
-                self.fps,
-                found.fps(),
-                self.layout.root().display()
-            )]));
-        }
-        let entries = meta::read_episodes(&self.layout)?;
-        if entries.is_empty() {
-            return Ok(());
-        }
-        self.tasks = meta::read_tasks(&self.layout)?.iter().map(|task| task.to_string()).collect();
-        self.episodes = entries.len();
-        self.frames = entries.iter().map(|entry| entry.length).sum();
-        if let Some(last) = entries.last() {
-            let in_data = entries.iter().filter(|entry| entry.data_file == last.data_file);
-            self.rows_in_data_file = in_data.map(|entry| entry.length).sum();
-            self.rows_in_meta_file = entries.iter().filter(|entry| entry.meta_file == last.meta_file).count();
-            // A torn file is refused now rather than after the next episode has been recorded.
-            table::groups_of_rows(&self.layout.data(last.data_file), self.rows_in_data_file)?;
-            table::groups_of_rows(&self.layout.episodes(last.meta_file), self.rows_in_meta_file)?;
-        }
-        self.last = entries.last().cloned();
-        for feature in self.info.features.keys() {
-            self.stats.insert(feature.clone(), meta::read_stats(&self.layout, feature)?);
-        }
-        Ok(())
-    }
-
-    /// `info.json` and `stats.json`, from what is committed.
-    fn write_totals(&mut self) -> Result<()> {
-        self.info.total_episodes = self.episodes;
-        self.info.total_frames = self.frames;
-        self.info.total_tasks = self.tasks.len();
-        self.info.splits = BTreeMap::from([("train".to_owned(), format!("0:{}", self.episodes))]);
-        let stats: serde_json::Map<String, serde_json::Value> = self
-            .stats
-            .iter()
-            .map(|(feature, stats)| (feature.clone(), stats.to_json(feature.starts_with(IMAGES))))
-            .collect();
-        write_json(&self.layout.meta("stats.json"), &stats)?;
-        write_json(&self.layout.meta("info.json"), &self.info)
+        self.pending = Pending::of(&left, &self.embodiment.cameras)?;
+        self.recovered_frames = left.entries.len();
+        let (task, extra) = match left.ending {
+            Some(ending) => (ending.task, ending.extra),
+            None => {
+                let task = left.entries.first().map(|entry| entry.instruction.clone()).unwrap_or_default();
+                (task, serde_json::json!({ "interrupted": true }))
+            }
+        };
+        self.commit(&task, extra, &left.extension).map(|_| ())
     }
 
     /// Mean and deviation of states and actions so far, or `None` before the first episode.
     pub fn stats(&self) -> Option<(&FeatureStats, &FeatureStats)> {
-        Some((self.stats.get(STATE)?, self.stats.get(ACTION)?))
+        Some((self.store.stats(STATE)?, self.store.stats(ACTION)?))
     }
 }
 
-/// Two writers of one dataset would undo each other's commits.
-fn lock(layout: &Layout) -> Result<File> {
-    let path = layout.meta(".lock");
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder).map_err(io(folder))?;
+/// The frames of the episode that is being recorded, and the counts of their pictures per camera.
+#[derive(Clone, Debug)]
+struct Pending {
+    entries: Vec<Entry>,
+    counts: Vec<PictureCounts>,
+}
+
+impl Pending {
+    fn new(cameras: usize) -> Self {
+        Self { entries: Vec::new(), counts: vec![PictureCounts::new(); cameras] }
     }
-    let file = File::create(&path).map_err(io(&path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => {
-            Err(refuse(layout.root(), "this dataset is being written by another process"))
+
+    fn of(left: &Leftover, cameras: &[Camera]) -> Result<Self> {
+        let mut pending = Self::new(cameras.len());
+        for (frame, entry) in left.entries.iter().enumerate() {
+            for ((camera, bytes), counts) in cameras.iter().zip(&entry.pictures).zip(&mut pending.counts) {
+                counts.add(&decode(bytes, camera, &format!("interrupted episode, frame {frame}"))?);
+            }
         }
-        Err(std::fs::TryLockError::Error(source)) => Err(io(&path)(source)),
+        pending.entries.clone_from(&left.entries);
+        Ok(pending)
+    }
+
+    /// The rows of `data/`.
+    fn batch(
+        &self,
+        info: &Info,
+        cameras: &[Camera],
+        place: &Place,
+        fps: u32,
+        extension: &str,
+    ) -> Result<RecordBatch> {
+        let n = self.entries.len();
+        let joints = |numbers: &dyn Fn(&Entry) -> &Vec<f32>| -> Result<ArrayRef> {
+            let wide = self.entries.first().map_or(0, |entry| numbers(entry).len());
+            let values = self.entries.iter().flat_map(|entry| numbers(entry).iter().copied());
+            rows_of(Arc::new(Float32Array::from_iter_values(values)), wide)
+        };
+        let mut columns: Vec<(String, ArrayRef)> =
+            vec![(STATE.into(), joints(&|e| &e.state)?), (ACTION.into(), joints(&|e| &e.action)?)];
+        if info.features.contains_key(INTERVENTION) {
+            let flags: Vec<bool> = self.entries.iter().map(|entry| entry.intervention).collect();
+            columns.push((INTERVENTION.into(), Arc::new(BooleanArray::from(flags))));
+        }
+        for (k, camera) in cameras.iter().enumerate() {
+            let pictures: Vec<&[u8]> =
+                self.entries.iter().map(|entry| entry.pictures[k].as_slice()).collect();
+            columns.push((format!("{IMAGES}{}", camera.name), picture_column(&pictures, extension)));
+        }
+        let timestamps = (0..n).map(|k| (k as f64 / f64::from(fps)) as f32);
+        columns.push(("timestamp".into(), Arc::new(Float32Array::from_iter_values(timestamps))));
+        let task = place.tasks.first().copied().unwrap_or_default();
+        let counted = |name: &str, f: &dyn Fn(usize) -> usize| -> (String, ArrayRef) {
+            (name.into(), Arc::new(Int64Array::from_iter_values((0..n).map(|k| f(k) as i64))))
+        };
+        columns.push(counted("frame_index", &|k| k));
+        columns.push(counted("episode_index", &|_| place.episode));
+        columns.push(counted("index", &|k| place.first_index + k));
+        columns.push(counted("task_index", &|_| task));
+        batch_of(columns)
     }
 }

@@ -1,0 +1,123 @@
+//! Episodes of one dataset or several, copied into a new one: conversion, merging and splitting are all this.
+
+use crate::columns::{batch_of, canonical, stats_of};
+use crate::info::Info;
+use crate::layout::refuse;
+use crate::store::Store;
+use crate::{Dataset, table};
+use arrow::array::{ArrayRef, Int64Array};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use vela_embodiment::{Embodiment, Error, Result};
+
+/// What was copied.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Copied {
+    /// Episodes.
+    pub episodes: usize,
+    /// Their frames.
+    pub frames: usize,
+}
+
+/// Copies episodes, in the order in which they are named, into a new v3.0 dataset in `out`: every column, picture bytes
+/// untouched, statistics made from the frames. `watch` is called after each episode.
+///
+/// # Errors
+/// The datasets differ in robot, rate or columns (every difference is named), an episode is not there or torn, a
+/// column's form cannot be written, or there is a dataset in `out` already.
+pub fn copy(sources: &[(&Dataset, Vec<usize>)], out: &Path, watch: &mut dyn FnMut()) -> Result<Copied> {
+    let Some((first, _)) = sources.first() else {
+        return Err(refuse(out, "expected at least one dataset to copy from, got none"));
+    };
+    let differences: Vec<String> =
+        sources[1..].iter().flat_map(|(other, _)| differences(first, other)).collect();
+    if !differences.is_empty() {
+        return Err(Error::Mismatch(differences));
+    }
+    let info = first.info();
+    let info = Info::new(info.robot_type.clone(), info.fps.clone(), info.features.clone());
+    let robots: Option<Vec<&Embodiment>> = sources.iter().map(|(dataset, _)| dataset.embodiment()).collect();
+    let robot = robots.and_then(|robots| robots.first().copied());
+    let mut store = Store::begin(out, info, robot)?;
+    for (dataset, episodes) in sources {
+        for index in episodes {
+            copy_episode(dataset, *index, &mut store)?;
+            watch();
+        }
+    }
+    Ok(Copied { episodes: store.episodes(), frames: store.frames() })
+}
+
+fn copy_episode(dataset: &Dataset, index: usize, store: &mut Store) -> Result<()> {
+    let keys: Vec<String> = store.info().features.keys().cloned().collect();
+    let (rows, path) = dataset.rows(index, &keys.iter().map(String::as_str).collect::<Vec<_>>())?;
+    // The sentences of this episode in the order in which they are used.
+    let (mut tasks, mut used) = (Vec::<String>::new(), Vec::with_capacity(rows.num_rows()));
+    for number in table::integers(&rows, "task_index", &path)? {
+        let task = dataset.task(number, &path)?;
+        used.push(tasks.iter().position(|known| **known == **task).unwrap_or_else(|| {
+            tasks.push(task.to_string());
+            tasks.len() - 1
+        }));
+    }
+    let place = store.place(&tasks)?;
+    let mut columns: Vec<(String, ArrayRef)> = Vec::with_capacity(keys.len());
+    for key in keys {
+        let whole = |values: &mut dyn Iterator<Item = usize>| -> ArrayRef {
+            Arc::new(Int64Array::from_iter_values(values.map(|value| value as i64)))
+        };
+        let n = rows.num_rows();
+        let column = match key.as_str() {
+            "episode_index" => whole(&mut (0..n).map(|_| place.episode)),
+            "index" => whole(&mut (0..n).map(|k| place.first_index + k)),
+            "task_index" => whole(&mut used.iter().map(|task| place.tasks[*task])),
+            _ => {
+                let array = table::column(&rows, &key, &path)?;
+                match store.info().features.get(&key) {
+                    Some(feature) => canonical(&key, feature, array, &path)?,
+                    None => continue,
+                }
+            }
+        };
+        columns.push((key, column));
+    }
+    let rows = batch_of(columns)?;
+    let stats = stats_of(&rows, store.info(), &BTreeMap::new(), &path)?;
+    store.commit(&rows, tasks, stats, dataset.entries()[index].extra.clone()).map(|_| ())
+}
+
+/// Why the frames of two datasets cannot stand in one.
+fn differences(first: &Dataset, other: &Dataset) -> Vec<String> {
+    let (a, b) = (first.info(), other.info());
+    let place = other.folder().display();
+    let mut found = Vec::new();
+    if a.fps() != b.fps() {
+        found.push(format!("{place}: {} frames per second against {}", b.fps(), a.fps()));
+    }
+    if a.robot_type != b.robot_type {
+        let name = |robot: &Option<String>| robot.clone().unwrap_or_else(|| "nobody".into());
+        found.push(format!("{place}: robot {} against {}", name(&b.robot_type), name(&a.robot_type)));
+    }
+    for (key, feature) in &a.features {
+        match b.features.get(key) {
+            None => found.push(format!("{place}: no column '{key}'")),
+            Some(own)
+                if (&own.dtype, &own.shape, &own.names)
+                    != (&feature.dtype, &feature.shape, &feature.names) =>
+            {
+                let say = |f: &crate::info::Feature| format!("{} {:?} {}", f.dtype, f.shape, f.names);
+                found.push(format!("{place}: column '{key}' is {} against {}", say(own), say(feature)));
+            }
+            Some(_) => {}
+        }
+    }
+    let more = b.features.keys().filter(|key| !a.features.contains_key(*key));
+    found.extend(more.map(|key| format!("{place}: column '{key}' is too many")));
+    if let (Some(a), Some(b)) = (first.embodiment(), other.embodiment())
+        && let Err(Error::Mismatch(more)) = a.require_same(b)
+    {
+        found.extend(more.into_iter().map(|difference| format!("{place}: {difference}")));
+    }
+    found
+}
