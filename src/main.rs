@@ -8,6 +8,7 @@ mod builtin;
 mod chat;
 mod chooser;
 mod demo;
+mod episodes;
 mod eval;
 mod inspect;
 mod realtime;
@@ -39,6 +40,7 @@ enum Verb {
     Act(act::Args),
     Record(record::Args),
     Replay(replay::Args),
+    Episodes(episodes::Args),
     Train(train::Args),
     Verify(verify::Args),
     Chat(chat::Args),
@@ -56,6 +58,7 @@ fn main() -> ExitCode {
         Verb::Act(args) => act::run(&args),
         Verb::Record(args) => record::run(&args),
         Verb::Replay(args) => replay::run(&args),
+        Verb::Episodes(args) => episodes::run(&args),
         Verb::Train(args) => train::run(&args),
         Verb::Verify(args) => verify::run(&args),
         Verb::Chat(args) => chat::run(&args),
