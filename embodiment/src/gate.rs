@@ -269,8 +269,11 @@ impl SafetyGate {
             }
             let inside = target.clamp(l.lower, l.upper);
             let pace = (inside - self.asked[k]) / dt;
-            // A plan that a joint can follow does not change its pace faster than the joint can: this one jumped.
-            let jumped = (pace - self.paces[k]).abs() > l.acceleration * dt + 1e-9;
+            // What moves faster than the joint ever could, or starts more suddenly than its jerk allows, has jumped.
+            let sudden = l
+                .jerk
+                .is_some_and(|jerk| (pace - self.paces[k]).abs() > l.acceleration.min(jerk * dt) * dt + 1e-9);
+            let jumped = pace.abs() > l.velocity || sudden;
             (self.asked[k], self.paces[k]) = (inside, pace);
             let pace = if jumped { 0.0 } else { pace };
             next.push(motion.toward(target, pace, l, dt, &mut note));

@@ -28,11 +28,13 @@ pub(super) fn approach(distance: f64, rate: f64, dt: f64) -> f64 {
 }
 
 /// The speed toward a target that is asked `asked` fast and that itself moves at `pace`: no faster than lets the joint
-/// still come to move with it. What can be reached and followed within a tick's change of speed stays as it is.
-pub(super) fn brake_for_target(asked: f64, pace: f64, limits: &Limits, dt: f64) -> f64 {
+/// still come to move with it. What a joint at `speed` can reach and follow within a tick stays as it is.
+fn brake_for_target(asked: f64, pace: f64, speed: f64, limits: &Limits, dt: f64) -> f64 {
     // Where the target was a tick ago, seen from the joint.
     let behind = (asked - pace) * dt;
-    if behind.abs() <= limits.acceleration * dt * dt {
+    let most = limits.acceleration * dt;
+    let reached = asked.abs() <= limits.velocity && (asked - speed).abs() <= most;
+    if behind.abs() <= most * dt || (reached && pace.abs() > REST) {
         return asked;
     }
     let speed = pace + behind.signum() * approach(behind.abs(), limits.acceleration, dt);
@@ -111,7 +113,7 @@ impl Motion {
         if (speed - asked).abs() > 1e-6 {
             note(TripReason::Velocity, asked, speed);
         }
-        let braking = brake_for_target(asked, pace, l, dt);
+        let braking = brake_for_target(asked, pace, self.speed, l, dt);
         let speed = if braking == asked { speed } else { braking.clamp(-l.velocity, l.velocity) };
         let v = self.speed;
         let eased = speed.clamp(v - l.acceleration * dt, v + l.acceleration * dt);
