@@ -1,5 +1,7 @@
 //! `vela bench`: how fast this machine runs a model, and what it could do at most.
 
+mod vla;
+
 use anyhow::{Context, Result, bail};
 use clap::{Args as ClapArgs, Subcommand};
 use serde::Serialize;
@@ -20,6 +22,8 @@ pub struct Args {
 enum What {
     /// A text model: reading a prompt, writing tokens.
     Llm(Llm),
+    /// A policy: one chunk of actions, stage by stage.
+    Vla(vla::Args),
     /// The likeliest continuation of prompts given as token ids, with logits: for comparison with another runtime.
     Greedy(Greedy),
     /// What one core can do at most: bytes from memory, float32 and eight-bit multiply-adds, per second.
@@ -101,6 +105,7 @@ pub fn run(args: &Args) -> Result<()> {
                 println!("{:.0} MB resident, {} thread(s)", measured.rss_mb, measured.threads);
             }
         }
+        What::Vla(args) => vla::run(args)?,
         What::Greedy(args) => {
             vela_nn::threads::set(args.threads);
             println!("{}", serde_json::to_string(&greedy(args)?)?);

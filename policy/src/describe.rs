@@ -3,6 +3,7 @@
 use crate::lerobot::Folder;
 use crate::moment::{joint_names, statistics};
 use crate::normalise::Normaliser;
+use crate::openvla_oft;
 use serde::Serialize;
 use serde_json::Value;
 use std::path::Path;
@@ -13,7 +14,8 @@ use vela_nn::{Error, Result, Weights};
 /// A policy, described.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Summary {
-    /// Its kind: `act`, `diffusion`, `smolvla`, `pi0`, `pi05`, `pi0_fast`, `openvla` or `vela_vla`.
+    /// Its kind: `act`, `diffusion`, `smolvla`, `pi0`, `pi05`, `pi0_fast`, `openvla`, `openvla_oft` or
+    /// `vela_vla`.
     pub kind: String,
     /// Its cameras in the network's order.
     pub cameras: Vec<CameraSummary>,
@@ -259,19 +261,24 @@ fn ours(dir: &Path) -> Result<Summary> {
 }
 
 fn openvla(dir: &Path, config: &Value) -> Result<Summary> {
-    let sets = config.get("norm_stats").and_then(Value::as_object);
+    let oft = openvla_oft::is_oft(dir);
+    let read = || -> Option<Value> {
+        serde_json::from_slice(&std::fs::read(dir.join("dataset_statistics.json")).ok()?).ok()
+    };
+    let sets = if oft { read() } else { config.get("norm_stats").cloned() };
     let mut action_dims = 0;
     let mut found = Vec::new();
-    for (name, set) in sets.into_iter().flatten() {
+    for (name, set) in sets.as_ref().and_then(Value::as_object).into_iter().flatten() {
         let low = set.pointer("/action/q01").and_then(Value::as_array).map_or(0, Vec::len);
         action_dims = action_dims.max(low);
         found.push(format!("{name}: quantiles of {low} numbers"));
     }
     let size = config.get("image_sizes").and_then(Value::as_array).and_then(|s| s.first()?.as_u64());
     let size = size.unwrap_or(224) as usize;
-    Ok(Summary {
+    let camera = CameraSummary { name: "image".into(), width: size, height: size };
+    let mut made = Summary {
         kind: "openvla".into(),
-        cameras: vec![CameraSummary { name: "image".into(), width: size, height: size }],
+        cameras: vec![camera],
         joints: None,
         state_dims: None,
         action_dims,
@@ -285,5 +292,21 @@ fn openvla(dir: &Path, config: &Value) -> Result<Summary> {
         weight_bytes: weight_bytes(dir),
         compared: COMPARED.contains(&"openvla"),
         remarks: Vec::new(),
-    })
+    };
+    if oft {
+        made.kind = "openvla_oft".into();
+        made.compared = false;
+        made.head = "regression of a chunk, decoded in parallel".into();
+        made.horizon = if action_dims == 14 { 25 } else { 8 };
+        made.execute = made.horizon;
+        made.action_space = Some(match action_dims {
+            14 => ActionSpace::JointPositions,
+            _ => ActionSpace::EndEffectorDeltas,
+        });
+        made.remarks = vec![
+            "how many cameras it was trained with is not in the folder: those that are chosen, in their order".into(),
+            "actions per chunk are not in the folder: 8 of 7 numbers (LIBERO), 25 of 14 (ALOHA)".into(),
+        ];
+    }
+    Ok(made)
 }

@@ -1,7 +1,8 @@
 //! Hidden states to action chunks: heads with loss and sampling side by side, normalisation, and VLAs.
 //!
 //! Entry points: [`open()`] (any policy folder for a robot), [`describe()`] (what a folder is), [`Vla`] and [`VlaPolicy`] (our own
-//! network), [`Act`], [`DiffusionPolicy`], [`SmolVla`], [`Pi0`], [`Pi0Fast`], [`OpenVla`] (other people's), [`Head`] and those who are one,
+//! network), [`Act`], [`DiffusionPolicy`], [`SmolVla`], [`Pi0`], [`Pi0Fast`], [`OpenVla`],
+//! [`OpenVlaOft`] (other people's), [`Head`] and those who are one,
 //! [`verify`](verify::verify) (against a reference run).
 
 pub mod act;
@@ -22,6 +23,7 @@ pub mod moment;
 pub mod normalise;
 pub mod open;
 pub mod openvla;
+pub mod openvla_oft;
 pub mod pi0;
 pub mod pi0_fast;
 pub mod pickle;
@@ -54,6 +56,7 @@ pub use moment::{FolderPolicy, Moment, Network};
 pub use normalise::{Normaliser, Scaling, Statistics};
 pub use open::{Choices, open};
 pub use openvla::OpenVla;
+pub use openvla_oft::OpenVlaOft;
 pub use pi0::Pi0;
 pub use pi0_fast::Pi0Fast;
 pub use regression::RegressionHead;

@@ -3,6 +3,7 @@
 use crate::lerobot::hash_of_file;
 use crate::moment::FolderPolicy;
 use crate::openvla::{OpenVla, prompt};
+use crate::openvla_oft::{OpenVlaOftPolicy, is_oft};
 use crate::storage::Storage;
 use crate::{Act, DiffusionPolicy, Pi0, Pi0Fast, SmolVla, VlaPolicy};
 use std::path::Path;
@@ -16,7 +17,8 @@ use vela_nn::{Error, Result};
 pub struct Choices {
     /// The data set whose units the actions are in (OpenVLA); needed only if the folder knows several.
     pub dataset: Option<String>,
-    /// The camera of a policy that has one and does not name it (OpenVLA); else the robot's first.
+    /// The camera of a policy that has one and does not name it (OpenVLA); else the robot's first. Of OpenVLA-OFT, several with
+    /// commas between them; else all of the robot's.
     pub camera: Option<String>,
     /// How its matrices are kept.
     pub storage: Storage,
@@ -50,6 +52,7 @@ pub fn open(dir: &Path, robot: &Embodiment, choices: &Choices) -> Result<Box<dyn
             let (folder, weights, network) = Pi0Fast::open(dir, choices.storage)?;
             Box::new(FolderPolicy::new(&folder, &weights, Box::new(network), robot)?)
         }
+        "openvla" if is_oft(dir) => Box::new(OpenVlaOftPolicy::new(dir, robot, choices)?),
         "openvla" => Box::new(OpenVlaPolicy::new(dir, robot, choices)?),
         other => {
             return Err(Error::invalid(format!(
@@ -76,17 +79,7 @@ impl OpenVlaPolicy {
     /// Statistics of several data sets and none chosen; a camera that the robot has not; actions that are not seven numbers.
     pub fn new(dir: &Path, robot: &Embodiment, choices: &Choices) -> Result<Self> {
         let model = OpenVla::load(dir, choices.storage)?;
-        let known: Vec<&str> = model.datasets().collect();
-        let dataset = match (&choices.dataset, known.as_slice()) {
-            (Some(name), _) => name.clone(),
-            (None, [only]) => (*only).to_owned(),
-            (None, _) => {
-                let known = known.join(", ");
-                return Err(Error::invalid(format!(
-                    "openvla: expected a choice of data set; there are: {known}"
-                )));
-            }
-        };
+        let dataset = chosen_dataset(choices, &model.datasets().collect::<Vec<_>>())?;
         let dims = model.ranges(&dataset)?.low.len();
         if dims != 7 || robot.gripper.is_none() {
             return Err(Error::invalid(format!(
@@ -123,14 +116,7 @@ impl OpenVlaPolicy {
         let pixels = self.model.pixels(&frame.rgb, frame.width as usize, frame.height as usize)?;
         let ids = self.tokenizer.encode(&prompt(&observation.instruction))?;
         let said = self.model.act(&pixels, &ids, &self.dataset)?;
-        let [x, y, z, roll, pitch, yaw, grip] = said[..] else {
-            return Err(Error::invalid(format!("openvla: expected 7 numbers, got {}", said.len())));
-        };
-        let turn = rotation_vector(roll, pitch, yaw);
-        // 1 is open and 0 is closed in the data that it was trained on.
-        let gripper = self.spec.embodiment.gripper.as_ref();
-        let joint = gripper.map(|g| g.closed + grip.clamp(0.0, 1.0) * (g.open - g.closed));
-        Ok([x, y, z].into_iter().chain(turn).chain(joint).collect())
+        displacement(&said, &self.spec.embodiment)
     }
 }
 
@@ -158,6 +144,30 @@ impl Policy for OpenVlaPolicy {
         chunk.check(7)?;
         Ok(chunk)
     }
+}
+
+/// The data set whose units the actions are in.
+pub(crate) fn chosen_dataset(choices: &Choices, known: &[&str]) -> Result<String> {
+    match (&choices.dataset, known) {
+        (Some(name), _) => Ok(name.clone()),
+        (None, [only]) => Ok((*only).to_owned()),
+        (None, _) => {
+            let known = known.join(", ");
+            Err(Error::invalid(format!("openvla: expected a choice of data set; there are: {known}")))
+        }
+    }
+}
+
+/// Seven numbers of an OpenVLA (displacement, turns about x, y and z, gripper) as a displacement of ours for a robot with a
+/// gripper.
+pub(crate) fn displacement(said: &[f64], robot: &Embodiment) -> Result<Vec<f64>> {
+    let [x, y, z, roll, pitch, yaw, grip] = *said else {
+        return Err(Error::invalid(format!("openvla: expected 7 numbers, got {}", said.len())));
+    };
+    let turn = rotation_vector(roll, pitch, yaw);
+    // 1 is open and 0 is closed in the data that it was trained on.
+    let joint = robot.gripper.as_ref().map(|g| g.closed + grip.clamp(0.0, 1.0) * (g.open - g.closed));
+    Ok([x, y, z].into_iter().chain(turn).chain(joint).collect())
 }
 
 /// Turns about x, then y, then z (fixed axes, rad) as one rotation vector, rad.

@@ -102,7 +102,7 @@ impl OpenVla {
         let dino = tower(&vision.pp("featurizer"), &sizes.dino, storage)?;
         let siglip = tower(&vision.pp("fused_featurizer"), &sizes.siglip, storage)?;
         let mut made = Self::assemble(&weights, &sizes, dino, siglip)?;
-        made.ranges = ranges(config.get("norm_stats").unwrap_or(&Value::Null))?;
+        made.ranges = ranges(config.get("norm_stats").unwrap_or(&Value::Null), "action", ["q01", "q99"])?;
         weights.finish()?;
         Ok(made)
     }
@@ -237,7 +237,7 @@ pub fn prompt(instruction: &str) -> String {
 }
 
 /// A prompt's tokens, ending with the space that OpenVLA was trained to go on from (small test vocabularies have none).
-fn spaced(ids: &[u32], vocab: u32) -> Vec<u32> {
+pub(crate) fn spaced(ids: &[u32], vocab: u32) -> Vec<u32> {
     let mut ids = ids.to_vec();
     if ids.last() != Some(&SPACE) && vocab > SPACE {
         ids.push(SPACE);
@@ -253,6 +253,17 @@ impl ActionRanges {
             _ => f64::from(*x),
         };
         values.iter().enumerate().map(one).collect()
+    }
+
+    /// Physical numbers as the network reads them: in [-1, 1], what is outside held at the ends; unscaled ones as they are.
+    pub fn normalised(&self, values: &[f64]) -> Vec<f32> {
+        let one = |(d, x): (usize, &f64)| match self.scaled.get(d) {
+            Some(true) => {
+                (2.0 * (x - self.low[d]) / (self.high[d] - self.low[d] + 1e-8) - 1.0).clamp(-1.0, 1.0)
+            }
+            _ => *x,
+        };
+        values.iter().enumerate().map(|value| one(value) as f32).collect()
     }
 }
 
@@ -334,14 +345,19 @@ fn text_config(stored: &Value) -> Value {
     config
 }
 
-fn ranges(stats: &Value) -> Result<BTreeMap<String, ActionRanges>> {
+/// The ranges of a part of each data set (`action`, `proprio`) by two of its statistics.
+pub(crate) fn ranges(
+    stats: &Value,
+    part: &str,
+    [lowest, highest]: [&str; 2],
+) -> Result<BTreeMap<String, ActionRanges>> {
     let mut made = BTreeMap::new();
     for (name, set) in stats.as_object().into_iter().flatten() {
-        let list = |field: &str| set.pointer(&format!("/action/{field}")).and_then(Value::as_array);
+        let list = |field: &str| set.pointer(&format!("/{part}/{field}")).and_then(Value::as_array);
         let numbers = |field: &str| -> Option<Vec<f64>> { list(field)?.iter().map(Value::as_f64).collect() };
         let bad = |what: &str| Error::invalid(format!("norm_stats of '{name}': {what}"));
-        let (Some(low), Some(high)) = (numbers("q01"), numbers("q99")) else {
-            return Err(bad("expected numbers q01 and q99 of its actions"));
+        let (Some(low), Some(high)) = (numbers(lowest), numbers(highest)) else {
+            return Err(bad(&format!("expected numbers {part}/{lowest} and {part}/{highest}")));
         };
         let scaled = match list("mask") {
             Some(mask) => mask.iter().map(|m| m.as_bool()).collect::<Option<Vec<bool>>>(),
@@ -349,7 +365,7 @@ fn ranges(stats: &Value) -> Result<BTreeMap<String, ActionRanges>> {
         };
         let scaled = scaled.ok_or_else(|| bad("a mask that is not of true and false"))?;
         if low.len() != high.len() || low.len() != scaled.len() || low.is_empty() {
-            return Err(bad("q01, q99 and mask of different lengths"));
+            return Err(bad(&format!("{lowest}, {highest} and mask of different lengths")));
         }
         if let Some(d) =
             (0..low.len()).find(|d| scaled[*d] && (high[*d] <= low[*d] || !(high[*d] - low[*d]).is_finite()))
@@ -377,7 +393,11 @@ mod tests {
     #[test]
     fn ranges_without_width_are_refused() {
         let stats = json!({"x": {"action": {"q01": [0.0, 1.0], "q99": [0.0, 1.0], "mask": [false, true]}}});
-        assert!(ranges(&stats).is_err_and(|e| e.to_string().contains("dimension 1 has no width")));
-        assert!(ranges(&json!({"x": {"action": {"q01": [0.0], "q99": [1.0, 2.0]}}})).is_err());
+        assert!(
+            ranges(&stats, "action", ["q01", "q99"])
+                .is_err_and(|e| e.to_string().contains("dimension 1 has no width"))
+        );
+        let uneven = json!({"x": {"action": {"q01": [0.0], "q99": [1.0, 2.0]}}});
+        assert!(ranges(&uneven, "action", ["q01", "q99"]).is_err());
     }
 }

@@ -1,0 +1,161 @@
+//! `vela bench vla`: one chunk of actions of a policy, stage by stage, beside what the machine can do at most.
+
+use super::{processor_ms, resident_mb};
+use crate::stats::quantile;
+use anyhow::{Context, Result, bail};
+use serde::Serialize;
+use std::path::PathBuf;
+use vela_embodiment::{Clock, MonotonicClock};
+use vela_nn::peaks;
+use vela_policy::cost::Cost;
+use vela_policy::stages::{Setting, Stages, of_arch, of_folder};
+use vela_policy::{Storage, arch};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// A policy folder.
+    #[arg(long, conflicts_with = "arch", required_unless_present = "arch")]
+    model: Option<PathBuf>,
+    /// A published shape with made-up weights.
+    #[arg(long, value_parser = arch::KNOWN)]
+    arch: Option<String>,
+    /// Cameras; 2 if the policy does not say (1 of diffusion and openvla).
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    views: Option<u32>,
+    /// Denoising steps; the policy's own if not given.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    steps: Option<u32>,
+    /// How matrices are kept: eight bits meet activations in eight bits.
+    #[arg(long, default_value = "f32", value_parser = ["f32", "bf16", "int8"])]
+    dtype: String,
+    /// Chunks to measure, after one that does not count.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    chunks: u32,
+    /// Threads of the kernels; 0: as many as the machine has.
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Milliseconds are medians, but for the 99 % quantile of whole chunks and for processor time, which is a mean and which a
+/// busy machine changes less. Shares are multiply-adds per second over what the
+/// threads could do together: in float32, or in eight bits where weights are kept so.
+#[derive(Serialize)]
+struct Measured {
+    vision_ms: f64,
+    prefix_ms: f64,
+    denoise_ms: f64,
+    chunk_ms: Quantiles,
+    chunk_cpu_ms: Option<f64>,
+    rss_mb: f64,
+    peak_share: f64,
+    stage_shares: Shares,
+    giga_macs: f64,
+    dtype: &'static str,
+    threads: usize,
+    chunks: u32,
+    load_ms: f64,
+}
+
+#[derive(Serialize)]
+struct Quantiles {
+    p50: f64,
+    p99: f64,
+}
+
+#[derive(Serialize)]
+struct Shares {
+    vision: f64,
+    prefix: f64,
+    denoise: f64,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    vela_nn::threads::set(args.threads);
+    let measured = measure(args)?;
+    if args.json {
+        println!("{}", serde_json::to_string(&measured)?);
+        return Ok(());
+    }
+    let Measured { stage_shares: shares, chunk_ms, .. } = &measured;
+    for (stage, ms, share) in [
+        ("vision", measured.vision_ms, shares.vision),
+        ("prefix", measured.prefix_ms, shares.prefix),
+        ("denoise", measured.denoise_ms, shares.denoise),
+        ("chunk", chunk_ms.p50, measured.peak_share),
+    ] {
+        println!("{stage:<8} {ms:9.1} ms  {:5.1} % of the machine's peak", share * 100.0);
+    }
+    println!("99 % of {} chunks within {:.1} ms", measured.chunks, chunk_ms.p99);
+    if let Some(ms) = measured.chunk_cpu_ms {
+        println!("{ms:.0} ms of processor time a chunk");
+    }
+    println!(
+        "{:.1} billion multiply-adds a chunk, matrices in {}, {} thread(s), {:.0} MB resident, ready in {:.0} ms",
+        measured.giga_macs, measured.dtype, measured.threads, measured.rss_mb, measured.load_ms
+    );
+    Ok(())
+}
+
+fn measure(args: &Args) -> Result<Measured> {
+    let clock = MonotonicClock::new();
+    let storage = Storage::from_name(&args.dtype)?;
+    let setting =
+        Setting { views: args.views.map(|n| n as usize), steps: args.steps.map(|n| n as usize), storage };
+    let start = clock.now();
+    let mut network = match (&args.model, &args.arch) {
+        (Some(dir), _) => of_folder(dir, &setting)?,
+        (None, Some(name)) => of_arch(name, &setting)?,
+        (None, None) => bail!("expected --model or --arch"),
+    };
+    let load_ms = clock.now().secs_since(start) * 1e3;
+    let peaks = peaks::measure();
+    let threads = vela_nn::threads::current();
+    let per_core = if storage == Storage::Int8 { peaks.integer_macs } else { peaks.float_macs };
+    let peak = per_core * threads as f64;
+
+    // Whatever is made at a first use is made before it counts.
+    chunk(&clock, network.as_mut())?;
+    let busy = processor_ms();
+    let times: Vec<[f64; 3]> =
+        (0..args.chunks).map(|_| chunk(&clock, network.as_mut())).collect::<Result<_>>()?;
+    let busy = processor_ms().zip(busy).map(|(now, before)| (now - before) / f64::from(args.chunks));
+    let stage = |i: usize| quantile(&times.iter().map(|t| t[i]).collect::<Vec<_>>(), 0.5);
+    let whole: Vec<f64> = times.iter().map(|t| t.iter().sum()).collect();
+    let [vision_ms, prefix_ms, denoise_ms] = [stage(0), stage(1), stage(2)];
+    let chunk_ms = Quantiles { p50: quantile(&whole, 0.5), p99: quantile(&whole, 0.99) };
+    let share = |macs: f64, ms: f64| if macs > 0.0 { macs / (ms / 1e3) / peak } else { 0.0 };
+    let cost: Cost = network.cost();
+    Ok(Measured {
+        peak_share: share(cost.total(), chunk_ms.p50),
+        stage_shares: Shares {
+            vision: share(cost.vision, vision_ms),
+            prefix: share(cost.prefix, prefix_ms),
+            denoise: share(cost.denoise, denoise_ms),
+        },
+        vision_ms,
+        prefix_ms,
+        denoise_ms,
+        chunk_ms,
+        chunk_cpu_ms: busy,
+        rss_mb: resident_mb().context("the resident memory is not to be had on this system")?,
+        giga_macs: cost.total() / 1e9,
+        dtype: storage.name(),
+        threads,
+        chunks: args.chunks,
+        load_ms,
+    })
+}
+
+/// Milliseconds of each stage of one chunk.
+fn chunk(clock: &MonotonicClock, network: &mut dyn Stages) -> Result<[f64; 3]> {
+    let start = clock.now();
+    network.see()?;
+    let seen = clock.now();
+    network.read()?;
+    let read = clock.now();
+    network.answer()?;
+    Ok([seen.secs_since(start), read.secs_since(seen), clock.now().secs_since(read)].map(|secs| secs * 1e3))
+}
