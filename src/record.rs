@@ -98,7 +98,7 @@ pub fn run(args: &Args) -> Result<()> {
         successes += usize::from(played.outcome.success);
         recorder
             .end_episode(json!({"success": played.outcome.success, "seed": episode.seed,
-            "driver": args.policy, "task": episode.task}))
+            "driver": args.policy, "task": episode.task, "randomise": episode.randomise}))
             .with_context(|| format!("recording into {}", args.out.display()))?;
         bar.inc(1);
     }

@@ -1,19 +1,33 @@
-//! `vela replay`: recorded episodes, shown again, and where a policy would have done something else.
+//! `vela replay`: recorded episodes, shown again, played again, and where a policy would have done something else.
+
+mod compared;
+mod condition;
+mod on_sim;
 
 use crate::chooser;
 use crate::stats::quantile;
 use anyhow::{Context, Result, bail};
-use serde_json::json;
+use compared::{Compared, Plans};
+use condition::Condition;
+use indicatif::{ProgressBar, ProgressStyle};
+use on_sim::{Followed, play};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
-use vela_embodiment::{Clock, Embodiment, InferOptions, MonotonicClock, Policy};
-use vela_episodes::{ActionError, Dataset, Recording};
-use vela_robots::{Resolver, chunk_seed, require_policy_fits};
+use vela_embodiment::{Embodiment, Policy, PolicySpec};
+use vela_episodes::{Dataset, EncodedEpisode};
+use vela_robots::require_policy_fits;
+use vela_sim::tabletop::Tabletop;
+use vela_sim::tasks::Split;
 use vela_viz::{Backlog, Destination, Show, Tick};
 
-/// Show recorded episodes, and compare a policy with them observation by observation.
+/// Moments of worst disagreement that are told.
+const WORST: usize = 5;
+
+/// Show recorded episodes, play them on the simulated arm, and compare a policy with them observation by observation.
 #[derive(clap::Args)]
 pub struct Args {
-    /// A LeRobot dataset (v3.0, image mode).
+    /// A LeRobot dataset that vela recorded (or converted from one).
     dataset: PathBuf,
     /// One episode only.
     #[arg(long)]
@@ -22,11 +36,18 @@ pub struct Args {
     #[arg(long)]
     policy: Option<String>,
     /// Infer at every this many frames.
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 1)]
     every: usize,
-    /// Seed of the policy's noise: two runs give the same numbers.
+    /// Seed of the policy's noise: two runs give the same bytes, but for what is under keys that end in _ms.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Exit status 1 when this holds, like mae>0.05; may be given more than once. Figures: mae and max (rad or m),
+    /// mae.JOINT, mae@STEP, splice and splice_mean (rad or m), trips (ticks), latency_p50_ms, latency_p99_ms.
+    #[arg(long)]
+    fail_if: Vec<Condition>,
+    /// Send what was sent once more, to the simulated arm.
+    #[arg(long)]
+    sim: bool,
     /// Write a rerun recording.
     #[arg(long)]
     rrd: Option<PathBuf>,
@@ -40,14 +61,25 @@ pub fn run(args: &Args) -> Result<()> {
     if args.every == 0 {
         bail!("--every must be at least 1");
     }
+    if !args.fail_if.is_empty() && args.policy.is_none() {
+        bail!("--fail-if needs a --policy to compare with");
+    }
     let dataset = Dataset::open(&args.dataset)?;
     let embodiment = match dataset.embodiment() {
         // Descriptions in datasets carry no URDF; the arm is drawn with the built-in one when it is the same.
         Some(own) if own.name == "so101" => Embodiment::so101()?,
         Some(own) => bail!("the dataset's robot '{}' has no URDF here; known: so101", own.name),
-        None => bail!("the dataset does not describe its robot (no meta/embodiment.json)"),
+        None => bail!(
+            "the dataset does not describe its robot (no meta/embodiment.json), so that nobody knows its units: expected \
+             one that vela recorded"
+        ),
     };
     dataset.require_same(&embodiment)?;
+    let chosen: Vec<usize> = match args.episode {
+        Some(k) if k < dataset.len() => vec![k],
+        Some(k) => bail!("episode {k} is not there: the dataset holds {}", dataset.len()),
+        None => (0..dataset.len()).collect(),
+    };
     let mut policy = args.policy.as_deref().map(|name| chooser::policy(name, &embodiment)).transpose()?;
     if let Some(policy) = &policy {
         require_policy_fits(&embodiment, policy.spec())?;
@@ -56,128 +88,217 @@ pub fn run(args: &Args) -> Result<()> {
         Some(path) => Some(Show::open(&Destination::File(path.clone()), &embodiment, Backlog::Wait)?),
         None => None,
     };
-    let chosen: Vec<usize> = match args.episode {
-        Some(k) if k < dataset.len() => vec![k],
-        Some(k) => bail!("episode {k} is not there: the dataset holds {}", dataset.len()),
-        None => (0..dataset.len()).collect(),
-    };
-    let mut error = ActionError::new(&embodiment.joint_names());
-    let mut compared = Compared::default();
+    let mut table = if args.sim { Some(Tabletop::blind(&embodiment, Split::Train)?) } else { None };
+    let mut compared = Compared::new(&embodiment, args.seed, args.every)?;
+    let (mut followed, mut shown) = (Vec::new(), Vec::new());
+    let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} episodes, {eta} left")?;
+    let bar = ProgressBar::new(chosen.len() as u64).with_style(style);
     for k in chosen {
-        let recording = dataset.episode(k).with_context(|| format!("episode {k}"))?;
+        let recorded = dataset.encoded(k).with_context(|| format!("episode {k}"))?;
         let plans = match &mut policy {
-            Some(policy) => {
-                compare(args, &embodiment, &recording, policy.as_mut(), &mut error, &mut compared)?
-            }
+            Some(policy) => compared.episode(&recorded, policy.as_mut())?,
             None => Vec::new(),
         };
-        if let Some(show) = &show {
-            draw(show, &recording, &plans);
+        if let Some(table) = &mut table {
+            followed.push(play(table, &embodiment, &recorded)?);
         }
-        compared.episodes += 1;
-        compared.frames += recording.frames.len();
+        if let Some(show) = &show {
+            draw(show, &recorded, &plans, &compared)?;
+        }
+        shown.push(described(&recorded));
+        bar.inc(1);
     }
+    bar.finish_and_clear();
     if let Some(show) = show {
         show.finish()?;
     }
-    print(args, &error, &compared);
-    Ok(())
-}
-
-#[derive(Default)]
-struct Compared {
-    episodes: usize,
-    frames: usize,
-    infer_secs: Vec<f64>,
-    /// Episode, seconds and mean absolute error of each inference.
-    moments: Vec<(usize, f64, f64)>,
-}
-
-/// A plan and the frame that it answers.
-type Plans = Vec<(usize, Vec<Vec<f64>>)>;
-
-fn compare(
-    args: &Args,
-    embodiment: &Embodiment,
-    recording: &Recording,
-    policy: &mut dyn Policy,
-    error: &mut ActionError,
-    compared: &mut Compared,
-) -> Result<Plans> {
-    let resolver = Resolver::new(embodiment)?;
-    let clock = MonotonicClock::new();
-    let history = policy.spec().history;
-    let actions: Vec<Vec<f64>> = recording.frames.iter().map(|f| f.action.clone()).collect();
-    let fps = embodiment.control_hz;
-    let mut plans = Vec::new();
-    for frame in (0..recording.frames.len()).step_by(args.every) {
-        let seen: Vec<_> = (0..history)
-            .map(|back| recording.frames[frame.saturating_sub(history - 1 - back)].observation.clone())
-            .collect();
-        let seed = chunk_seed(args.seed ^ recording.index as u64, frame as u64);
-        let started = clock.now();
-        let chunk = policy.infer(&seen, &InferOptions { seed, ..InferOptions::default() })?;
-        compared.infer_secs.push(clock.now().secs_since(started));
-        let measured = &recording.frames[frame].observation.joint_positions;
-        let plan = resolver.resolve(&chunk, measured)?;
-        error.add(&actions, fps, frame, &plan.targets, plan.period_secs)?;
-        let mut own = ActionError::new(&embodiment.joint_names());
-        own.add(&actions, fps, frame, &plan.targets, plan.period_secs)?;
-        let mae = own.mean().unwrap_or_default();
-        compared.moments.push((recording.index, recording.frames[frame].timestamp_secs, mae));
-        plans.push((frame, plan.targets));
+    let figures = figures(&compared);
+    let mut held = Vec::new();
+    for condition in &args.fail_if {
+        if let Some(value) = condition.holds(&figures)? {
+            held.push((condition, value));
+        }
     }
-    Ok(plans)
+    let spec = policy.as_ref().map(|policy| policy.spec());
+    let failed: Vec<&str> = held.iter().map(|(condition, _)| condition.text()).collect();
+    if args.json {
+        println!("{}", report(args, &shown, spec, &compared, &followed, &failed));
+    } else {
+        print(&shown, spec, &compared, &followed);
+    }
+    let words: Vec<String> = held
+        .iter()
+        .map(|(condition, value)| format!("--fail-if {} holds: it is {value:.5}", condition.text()))
+        .collect();
+    if words.is_empty() { Ok(()) } else { bail!("{}", words.join("; ")) }
 }
 
-fn draw(show: &Show, recording: &Recording, plans: &Plans) {
-    let Some(first) = recording.frames.first() else { return };
-    show.begin_episode(recording.index, &recording.task, first.observation.stamp);
-    let mut stamp = first.observation.stamp;
-    for (k, frame) in recording.frames.iter().enumerate() {
+/// What there is to say of an episode without any policy.
+fn described(recorded: &EncodedEpisode) -> Value {
+    let interventions = recorded.interventions.iter().filter(|marked| **marked).count();
+    json!({"episode": recorded.index, "task": recorded.tasks.first().map(|task| task.to_string()),
+        "frames": recorded.len(), "interventions": interventions, "extra": recorded.extra})
+}
+
+/// The numbers that a condition may name.
+fn figures(compared: &Compared) -> BTreeMap<String, f64> {
+    let nan = f64::NAN;
+    let splice = compared.splices.iter().copied().fold(nan, f64::max);
+    let mean = compared.splices.iter().sum::<f64>() / compared.splices.len() as f64;
+    let worst = compared.error.worst().iter().flatten().copied().fold(nan, f64::max);
+    let latency =
+        |q| if compared.infer_secs.is_empty() { nan } else { quantile(&compared.infer_secs, q) * 1e3 };
+    let mut figures = BTreeMap::from([
+        ("mae".to_owned(), compared.error.mean().unwrap_or(nan)),
+        ("max".to_owned(), worst),
+        ("splice".to_owned(), splice),
+        ("splice_mean".to_owned(), mean),
+        ("trips".to_owned(), compared.tripped_ticks as f64),
+        ("latency_p50_ms".to_owned(), latency(0.5)),
+        ("latency_p99_ms".to_owned(), latency(0.99)),
+    ]);
+    for (joint, mae) in compared.error.joints().iter().zip(compared.error.by_joint()) {
+        figures.insert(format!("mae.{joint}"), mae);
+    }
+    for (step, mae) in compared.error.by_step().into_iter().enumerate() {
+        figures.insert(format!("mae@{step}"), mae);
+    }
+    figures
+}
+
+fn draw(show: &Show, recorded: &EncodedEpisode, plans: &Plans, compared: &Compared) -> Result<()> {
+    if recorded.is_empty() {
+        return Ok(());
+    }
+    let worst = compared.moments.iter().filter(|moment| moment.episode == recorded.index);
+    let worst = worst.max_by(|a, b| a.mae.total_cmp(&b.mae));
+    let mut stamp = recorded.frame(0)?.observation.stamp;
+    show.begin_episode(recorded.index, recorded.tasks.first().map_or("", |task| task), stamp);
+    for k in 0..recorded.len() {
+        let frame = recorded.frame(k)?;
         stamp = frame.observation.stamp;
         if let Some((_, plan)) = plans.iter().find(|(at, _)| *at == k) {
             show.plan(plan, stamp);
+            plan.first().iter().for_each(|targets| show.asked(targets, stamp));
+        }
+        if let Some(moment) = worst.filter(|moment| moment.frame == k) {
+            let text = format!("worst disagreement: {:.4} rad, most at {}", moment.mae, moment.joint);
+            show.note(&text, stamp);
         }
         show.tick(Tick {
-            observation: frame.observation.clone(),
-            joint_targets: frame.action.clone(),
+            observation: frame.observation,
+            joint_targets: frame.action,
             held: false,
             trips: Vec::new(),
             base_from_solids: Vec::new(),
         });
     }
-    let success = recording.extra.get("success").and_then(serde_json::Value::as_bool).unwrap_or(false);
+    let success = recorded.extra.get("success").and_then(Value::as_bool).unwrap_or(false);
     show.end_episode(success, "end of the recording", stamp);
+    Ok(())
 }
 
-fn print(args: &Args, error: &ActionError, compared: &Compared) {
-    let mut worst = compared.moments.clone();
-    worst.sort_by(|a, b| b.2.total_cmp(&a.2));
-    worst.truncate(5);
-    let ms = |q| quantile(&compared.infer_secs, q) * 1e3;
-    if args.json {
-        let moments: Vec<_> = worst
+fn report(
+    args: &Args,
+    shown: &[Value],
+    spec: Option<&PolicySpec>,
+    compared: &Compared,
+    followed: &[Followed],
+    failed: &[&str],
+) -> Value {
+    let frames: u64 = shown.iter().filter_map(|episode| episode["frames"].as_u64()).sum();
+    let mut report = json!({"episodes": shown.len(), "frames": frames, "recorded": shown});
+    if let Some(spec) = spec {
+        let error = &compared.error;
+        let ms = |q| quantile(&compared.infer_secs, q) * 1e3;
+        let figure = figures(compared);
+        let known = |name: &str| figure.get(name).copied().filter(|value| value.is_finite());
+        let worst: Vec<Value> = compared
+            .worst(WORST)
             .iter()
-            .map(|(episode, secs, mae)| json!({"episode": episode, "seconds": secs, "mae_rad": mae}))
+            .map(|m| {
+                json!({"episode": m.episode, "frame": m.frame, "seconds": m.secs, "mae_rad": m.mae,
+                    "joint": m.joint, "joint_mae_rad": m.joint_mae})
+            })
             .collect();
-        println!(
-            "{}",
-            json!({"episodes": compared.episodes, "frames": compared.frames,
-                "inferences": compared.moments.len(), "mae_rad": error.mean(),
-                "mae_by_joint_rad": error.by_joint(), "mae_by_step_rad": error.by_step(),
-                "worst": moments})
-        );
-        return;
+        let more = json!({
+            "policy": args.policy, "checkpoint": spec.checkpoint, "seed": args.seed, "every": args.every,
+            "execute": spec.execute, "inferences": compared.moments.len(), "joints": error.joints(),
+            "mae_rad": error.mean(), "max_rad": known("max"), "mae_by_joint_rad": error.by_joint(),
+            "mae_by_step_rad": error.by_step(), "mae_by_step_and_joint_rad": error.by_step_and_joint(),
+            "splice": {"count": compared.splices.len(), "mean_rad": known("splice_mean"),
+                "max_rad": known("splice")},
+            "gate": {"ticks": compared.gate_ticks, "tripped_ticks": compared.tripped_ticks,
+                "trips": compared.trips},
+            "latency_ms": {"p50": ms(0.5), "p95": ms(0.95), "p99": ms(0.99), "max": ms(1.0)},
+            "worst": worst, "failed": failed
+        });
+        merge(&mut report, more);
     }
-    println!("{} episodes, {} frames", compared.episodes, compared.frames);
-    let Some(mean) = error.mean() else { return };
+    if args.sim {
+        let list: Vec<Value> = followed
+            .iter()
+            .map(|f| {
+                json!({"episode": f.episode, "same_scene": f.same_scene, "mae_rad": f.mae, "max_rad": f.max,
+                    "tripped_ticks": f.tripped_ticks, "success": f.success})
+            })
+            .collect();
+        merge(&mut report, json!({ "sim": list }));
+    }
+    report
+}
+
+fn merge(report: &mut Value, more: Value) {
+    if let (Some(report), Value::Object(more)) = (report.as_object_mut(), more) {
+        report.extend(more);
+    }
+}
+
+fn print(shown: &[Value], spec: Option<&PolicySpec>, compared: &Compared, followed: &[Followed]) {
+    let frames: u64 = shown.iter().filter_map(|episode| episode["frames"].as_u64()).sum();
+    println!("{} episodes, {frames} frames", shown.len());
+    if spec.is_none() && followed.is_empty() {
+        for episode in shown {
+            let (index, task) = (&episode["episode"], episode["task"].as_str().unwrap_or_default());
+            println!("  {index}: {} frames, '{task}', {}", episode["frames"], episode["extra"]);
+        }
+    }
+    for f in followed {
+        let scene = if f.same_scene { "in its own scene" } else { "in another scene" };
+        let success = match f.success {
+            Some(true) => ", succeeds again",
+            Some(false) => ", does not succeed",
+            None => "",
+        };
+        let (mae, max, trips) = (f.mae, f.max, f.tripped_ticks);
+        println!(
+            "  sim: episode {} {scene}{success}: joints {mae:.4} rad off, at most {max:.4}; gate {trips} ticks",
+            f.episode
+        );
+    }
+    let Some(mean) = compared.error.mean() else { return };
     println!("{} inferences; mean absolute action error {mean:.4} rad", compared.moments.len());
+    let ms = |q| quantile(&compared.infer_secs, q) * 1e3;
     println!("policy latency per chunk: p50 {:.1} ms, p99 {:.1} ms", ms(0.5), ms(0.99));
-    for (joint, mae) in error.joints().iter().zip(error.by_joint()) {
+    for (joint, mae) in compared.error.joints().iter().zip(compared.error.by_joint()) {
         println!("  {joint:<14} {mae:.4} rad");
     }
-    for (episode, secs, mae) in worst {
-        println!("  worst: episode {episode} at {secs:.2} s, {mae:.4} rad");
+    for (step, mae) in compared.error.by_step().iter().enumerate() {
+        println!("  step {step:<9} {mae:.4} rad");
+    }
+    let figure = figures(compared);
+    if let (Some(mean), Some(max)) = (figure.get("splice_mean"), figure.get("splice")) {
+        let count = compared.splices.len();
+        println!("{count} splices of one chunk to the next: jump {mean:.4} rad on average, {max:.4} at most");
+    }
+    println!(
+        "gate: stepped in on {} of {} ticks {:?}",
+        compared.tripped_ticks, compared.gate_ticks, compared.trips
+    );
+    for m in compared.worst(WORST) {
+        println!(
+            "  worst: episode {} at {:.2} s, {:.4} rad; {} {:.4}",
+            m.episode, m.secs, m.mae, m.joint, m.joint_mae
+        );
     }
 }

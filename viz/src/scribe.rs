@@ -43,6 +43,7 @@ pub(crate) struct Scribe {
     joints: Vec<f64>,
     pictures: BTreeMap<String, Stamp>,
     stages: BTreeSet<String>,
+    has_asked: bool,
     last_trips: BTreeSet<TripReason>,
     /// When each reason was last told, s on the timeline.
     told_secs: BTreeMap<TripReason, f64>,
@@ -65,6 +66,7 @@ impl Scribe {
             joints: vec![0.0; embodiment.joints.len()],
             pictures: BTreeMap::new(),
             stages: BTreeSet::new(),
+            has_asked: false,
             last_trips: BTreeSet::new(),
             told_secs: BTreeMap::new(),
             trip_counts: BTreeMap::new(),
@@ -161,6 +163,23 @@ impl Scribe {
             Event::Plan { joint_targets, stamp } => {
                 self.at(stamp);
                 self.plan(&joint_targets)
+            }
+            Event::Asked { joint_targets, stamp } => {
+                self.at(stamp);
+                let [r, g, b] = PLAN_COLOUR;
+                for (joint, target) in self.embodiment.joints.iter().zip(joint_targets) {
+                    let path = joint_path(&joint.name, "asked");
+                    if !self.has_asked {
+                        let curve = rerun::SeriesLines::new()
+                            .with_names([format!("{} policy", joint.name)])
+                            .with_colors([colour([r, g, b, 1.0])])
+                            .with_widths([1.0f32]);
+                        self.recording.log_static(path.clone(), &curve)?;
+                    }
+                    self.recording.log(path, &rerun::Scalars::single(target))?;
+                }
+                self.has_asked = true;
+                Ok(())
             }
             Event::Latency { stage, secs, stamp } => {
                 self.at(stamp);

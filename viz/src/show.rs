@@ -60,6 +60,7 @@ pub(crate) enum Event {
     Solids(Vec<Solid>),
     Tick(Box<Tick>),
     Plan { joint_targets: Vec<Vec<f64>>, stamp: Stamp },
+    Asked { joint_targets: Vec<f64>, stamp: Stamp },
     Latency { stage: String, secs: f64, stamp: Stamp },
     Note { text: String, stamp: Stamp },
     End { success: bool, words: String, stamp: Stamp },
@@ -159,6 +160,11 @@ impl Show {
     /// The plan that is carried out from now on: absolute joint targets `[steps][joints]`, rad or m.
     pub fn plan(&self, joint_targets: &[Vec<f64>], stamp: Stamp) {
         self.send(Event::Plan { joint_targets: joint_targets.to_vec(), stamp });
+    }
+
+    /// What a policy would have asked for where something else was sent: absolute joint targets, rad or m.
+    pub fn asked(&self, joint_targets: &[f64], stamp: Stamp) {
+        self.send(Event::Asked { joint_targets: joint_targets.to_vec(), stamp });
     }
 
     /// How long a stage took ("policy", "render", "link", ...).

@@ -1,0 +1,237 @@
+//! Recording that is killed, disks that are full, `vela episodes` and `vela replay`: over the built binary.
+
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+use vela_episodes::{Dataset, check};
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+fn vela(args: &[&str]) -> Result<Output, Box<dyn std::error::Error>> {
+    Ok(Command::new(env!("CARGO_BIN_EXE_vela")).args(args).output()?)
+}
+
+fn json(args: &[&str]) -> Result<Value, Box<dyn std::error::Error>> {
+    let output = vela(args)?;
+    if !output.status.success() {
+        return Err(format!("{args:?}: {}", String::from_utf8_lossy(&output.stderr)).into());
+    }
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+fn text(path: &Path) -> String {
+    path.display().to_string()
+}
+
+fn golden(name: &str) -> String {
+    text(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name))
+}
+
+/// Frames that a reader finds in an interrupted recording, by its length in bytes: whole frames only.
+fn pending(data: &Path) -> u64 {
+    std::fs::metadata(data.join("meta/.pending")).map_or(0, |file| file.len())
+}
+
+/// Kills a recording when `ready` holds and says whether it was still running.
+fn kill_when(data: &Path, ready: &dyn Fn() -> bool) -> Result<bool, Box<dyn std::error::Error>> {
+    let mut recording = Command::new(env!("CARGO_BIN_EXE_vela"))
+        .args(["record", "--out", &text(data), "--episodes", "50", "--task", "pick", "--json"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let started = Instant::now();
+    while !ready() && recording.try_wait()?.is_none() {
+        if started.elapsed() > Duration::from_secs(120) {
+            recording.kill()?;
+            return Err("the recording never came to that".into());
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let running = recording.try_wait()?.is_none();
+    // SIGKILL: nothing is flushed, nothing is tidied up.
+    recording.kill()?;
+    recording.wait()?;
+    Ok(running)
+}
+
+#[test]
+fn a_recording_killed_at_any_moment_keeps_its_frames_and_opens() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let data: PathBuf = dir.path().join("data");
+    let committed = |data: &Path| Dataset::open(data).map_or(0, |dataset| dataset.len());
+    let mut episodes = 0;
+    for moment in 0..6 {
+        // In the first frames of an episode, far inside it, around its commit.
+        let already = committed(&data);
+        let ready = || match moment % 3 {
+            0 => pending(&data) > 20_000,
+            1 => pending(&data) > 900_000,
+            _ => committed(&data) > already + 1,
+        };
+        assert!(kill_when(&data, &ready)?, "moment {moment}: it ended by itself");
+        // What was committed opens as it is, before anything is mended.
+        let dataset = Dataset::open(&data)?;
+        assert!(dataset.len() >= episodes, "moment {moment}");
+        for index in 0..dataset.len() {
+            dataset.episode(index)?;
+        }
+        let waiting = pending(&data);
+        let output = vela(&["episodes", "check", &text(&data), "--repair", "--json"])?;
+        let report: Value = serde_json::from_slice(&output.stdout)?;
+        assert!(output.status.success(), "moment {moment}: {report}");
+        assert_eq!(report["problems"], serde_json::json!([]), "moment {moment}");
+        let recovered = report["repaired"]["recovered_frames"].as_u64().ok_or("no count")?;
+        let mended = Dataset::open(&data)?;
+        assert_eq!(mended.len(), dataset.len() + usize::from(recovered > 0), "moment {moment}");
+        if waiting > 900_000 {
+            // Two PNG pictures of 96x96 are less than 45 kB: so many whole frames must have been there.
+            assert!(recovered > 900_000 / 45_000, "moment {moment}: {recovered} of {waiting} bytes");
+        }
+        if recovered > 0 {
+            let last = mended.episode(mended.len() - 1)?;
+            assert_eq!(last.frames.len() as u64, recovered);
+            assert!(last.extra["interrupted"] == true || last.extra["success"].is_boolean());
+        }
+        episodes = mended.len();
+    }
+    assert!(episodes >= 6, "{episodes}");
+    // Recording goes on in what is left.
+    let args = ["record", "--out", &text(&data), "--episodes", "1", "--task", "reach", "--json"];
+    assert_eq!(json(&args)?["episodes"], episodes as u64 + 1);
+    assert!(check::check(&Dataset::open(&data)?, &mut || ())?.problems.is_empty());
+    Ok(())
+}
+
+#[test]
+fn a_full_disk_is_one_clear_error_and_loses_nothing() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let data = text(&dir.path().join("data"));
+    json(&["record", "--out", &data, "--episodes", "1", "--task", "reach", "--json"])?;
+    let before = Dataset::open(Path::new(&data))?.episode(0)?;
+    // No file may grow beyond 1.5 MB (blocks of 512 bytes): what a full disk does, for this process alone.
+    let limited = format!(
+        "trap '' XFSZ; ulimit -f 3000; exec {} record --out {data} --episodes 40 --task pick --json",
+        env!("CARGO_BIN_EXE_vela")
+    );
+    let output = Command::new("sh").args(["-c", &limited]).output()?;
+    let words = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{words}");
+    assert!(
+        words.starts_with("vela: ") && words.contains("data") && words.trim().lines().count() == 1,
+        "{words}"
+    );
+    assert!(words.contains("File too large"), "{words}");
+    let left = Dataset::open(Path::new(&data))?;
+    assert_eq!(left.episode(0)?, before);
+    for index in 0..left.len() {
+        left.episode(index)?;
+    }
+    let committed = left.len();
+    let repaired = json(&["episodes", "check", &data, "--repair", "--json"])?;
+    assert_eq!(repaired["problems"], serde_json::json!([]));
+    assert_eq!(repaired["episodes"], committed as u64 + 1, "the frames of the last episode are there");
+    Ok(())
+}
+
+#[test]
+fn episodes_are_converted_merged_split_and_counted() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let [new, all, parts] = ["new", "all", "parts"].map(|name| text(&dir.path().join(name)));
+    let old = golden("lerobot_v21");
+    assert_eq!(json(&["episodes", "inspect", &old, "--json"])?["version"], "v2.1");
+    assert_eq!(json(&["episodes", "convert", &old, "--out", &new, "--json"])?["written"][0]["frames"], 15);
+    let seen = json(&["episodes", "inspect", &new, "--json"])?;
+    assert_eq!((&seen["version"], &seen["fps"]), (&"v3.0".into(), &10.0.into()));
+    assert_eq!(seen["episodes"][1]["tasks"][0], "lift the ball");
+    let merged = json(&["episodes", "merge", &new, &golden("lerobot_v30"), "--out", &all, "--json"])?;
+    assert_eq!(merged["written"][0]["episodes"], 6);
+    let split = ["episodes", "split", &all, "--out", &parts, "--parts", "train=0.5,val=4:6", "--json"];
+    let made = json(&split)?;
+    assert_eq!((&made["written"][0]["episodes"], &made["written"][1]["episodes"]), (&3.into(), &2.into()));
+    let train = text(&Path::new(&parts).join("train"));
+    assert_eq!(json(&["episodes", "check", &train, "--json"])?["problems"], serde_json::json!([]));
+    let stats = json(&["episodes", "stats", &train, "--json"])?;
+    assert_eq!(stats["stats"]["observation.state"]["max"], serde_json::json!([2.3125, 0.625]));
+    assert_eq!(stats["stats"]["action"]["q50"][0], 1.6875);
+    for args in [
+        vec!["episodes", "convert", &old, "--out", &new],
+        vec!["episodes", "split", &all, "--out", &parts, "--parts", "a=0.7,b=0.7"],
+        vec!["episodes", "inspect", &parts],
+    ] {
+        let output = vela(&args)?;
+        let words = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(1) && words.starts_with("vela: "), "{args:?}: {words}");
+    }
+    Ok(())
+}
+
+/// Takes out what may differ between two runs.
+fn without_timings(value: &mut Value) {
+    if let Value::Object(map) = value {
+        map.retain(|key, _| !key.ends_with("_ms"));
+        map.values_mut().for_each(without_timings);
+    }
+}
+
+#[test]
+fn a_replay_is_a_gate_that_repeats_to_the_byte() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let data = text(&dir.path().join("data"));
+    let rrd = text(&dir.path().join("replay.rrd"));
+    json(&["record", "--out", &data, "--episodes", "2", "--task", "reach", "--seed", "3", "--json"])?;
+    let args = ["replay", &data, "--policy", "builtin", "--seed", "5", "--sim", "--json"];
+    let mut first = json(&args)?;
+    let mut again = json(&[&args[..], &["--rrd", &rrd]].concat())?;
+    assert!(first["latency_ms"]["p50"].as_f64().ok_or("no latency")? > 0.0);
+    without_timings(&mut first);
+    without_timings(&mut again);
+    assert_eq!(serde_json::to_vec(&first)?, serde_json::to_vec(&again)?);
+    assert!(std::fs::metadata(&rrd)?.len() > 10_000);
+    // Another seed is other noise.
+    let mut other = json(&["replay", &data, "--policy", "builtin", "--seed", "6", "--sim", "--json"])?;
+    without_timings(&mut other);
+    assert_ne!(first["mae_rad"], other["mae_rad"]);
+    let (frames, joints) = (&first["frames"], first["joints"].as_array().ok_or("no joints")?.len());
+    assert_eq!((&first["inferences"], &first["gate"]["ticks"], joints), (frames, frames, 6));
+    assert_eq!(first["mae_by_joint_rad"].as_array().map(Vec::len), Some(6));
+    let steps = first["mae_by_step_rad"].as_array().ok_or("no steps")?.len();
+    assert!(steps > 4 && first["splice"]["count"].as_u64() > Some(0), "{first}");
+    let worst = first["worst"].as_array().ok_or("no worst")?;
+    assert!(worst.len() == 5 && worst[0]["mae_rad"].as_f64() >= worst[4]["mae_rad"].as_f64());
+    // The same actions in the same scene: the same arm, but for the 32 bits in which actions are kept.
+    for episode in first["sim"].as_array().ok_or("no sim")? {
+        assert_eq!((&episode["same_scene"], &episode["success"]), (&true.into(), &true.into()), "{episode}");
+        assert!(episode["max_rad"].as_f64().ok_or("no error")? < 1e-3, "{episode}");
+    }
+    for (condition, holds) in
+        [("mae>10", false), ("mae>0.000001", true), ("mae.gripper<10", true), ("trips>=0", true)]
+    {
+        let output =
+            vela(&["replay", &data, "--policy", "builtin", "--episode", "0", "--fail-if", condition])?;
+        let words = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(i32::from(holds)), "{condition}: {words}");
+        assert_eq!(words.contains("holds"), holds, "{words}");
+    }
+    let output = vela(&["replay", &data, "--policy", "builtin", "--fail-if", "mea>1"])?;
+    assert!(String::from_utf8_lossy(&output.stderr).contains("known: latency_p50_ms, latency_p99_ms, mae"));
+    assert_eq!(vela(&["replay", &data, "--fail-if", "mae"])?.status.code(), Some(2));
+    Ok(())
+}
+
+#[test]
+fn a_rescue_is_marked_as_an_intervention() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let data = text(&dir.path().join("data"));
+    let args = ["record", "--out", &data, "--episodes", "1", "--task", "pick", "--policy", "builtin"];
+    json(&[&args[..], &["--rescue-secs", "0.3", "--json"]].concat())?;
+    let frames = Dataset::open(Path::new(&data))?.episode(0)?.frames;
+    let marked = frames.iter().position(|frame| frame.intervention).ok_or("no frame is marked")?;
+    assert!((8..=10).contains(&marked), "{marked}");
+    assert!(frames[marked..].iter().all(|frame| frame.intervention));
+    let shown = json(&["replay", &data, "--json"])?;
+    assert_eq!(shown["recorded"][0]["interventions"], frames.len() - marked);
+    let output = vela(&["record", "--out", &data, "--rescue-secs", "1"])?;
+    assert!(String::from_utf8_lossy(&output.stderr).contains("--policy"));
+    Ok(())
+}
