@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
 /// Which of our crates each crate may use (the design's table).
-const MAY_USE: [(&str, &[&str]); 11] = [
+const MAY_USE: [(&str, &[&str]); 12] = [
     ("embodiment", &[]),
     ("nn", &[]),
     ("llm", &["nn"]),
@@ -17,6 +17,7 @@ const MAY_USE: [(&str, &[&str]); 11] = [
     ("sim", &["embodiment"]),
     ("episodes", &["embodiment"]),
     ("train", &["nn", "llm", "vision", "fusion", "policy", "episodes", "robots", "embodiment"]),
+    ("serve", &["embodiment", "llm", "fusion", "policy"]),
     ("viz", &["embodiment"]),
 ];
 

@@ -1,0 +1,203 @@
+//! Answers on their way to the client: whole, or in server-sent events as they come.
+
+use crate::openai::write::{Told, Total, Writer};
+use crate::openai::{Tools, Wanted};
+use crate::{Fault, Piece, Reply, Service};
+use hyper::body::Bytes;
+use serde_json::Value as Json;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::task::JoinSet;
+use vela_llm::engine::Usage;
+use vela_llm::generate::StopStrings;
+
+/// The whole answer.
+pub async fn whole(service: &Service, wanted: &Wanted, replies: Vec<Reply>) -> Result<Json, Fault> {
+    let (mut told, mut total) = (Vec::with_capacity(replies.len()), Total::default());
+    for mut reply in replies {
+        let (one, usage) = tell(service, wanted.tools.as_ref(), &mut reply).await?;
+        total.add(&usage, reply.index == 0);
+        told.push(one);
+    }
+    let writer = Writer::new(wanted.kind, service, false);
+    Ok(writer.whole(&told, &total, service.model().tokenizer()))
+}
+
+async fn tell(service: &Service, tools: Option<&Tools>, reply: &mut Reply) -> Result<(Told, Usage), Fault> {
+    let mut told = Told::default();
+    while let Some(piece) = reply.next(service).await {
+        match piece? {
+            Piece::Token { text, choice } => {
+                told.text += &text;
+                if choice.logprob.is_some() {
+                    told.tokens.get_or_insert_default().push(choice);
+                }
+            }
+            Piece::End { text, finish, usage } => {
+                told.text += &text;
+                told.finish = finish.word();
+                if let Some(tools) = tools {
+                    (told.text, told.calls) = tools.calls(&told.text);
+                    if !told.calls.is_empty() {
+                        told.finish = "tool_calls";
+                    }
+                }
+                return Ok((told, usage));
+            }
+        }
+    }
+    Err(Fault::internal("the answer broke off"))
+}
+
+/// The answer as events. It ends, and everything behind it, when the receiver is dropped.
+pub fn stream(
+    service: Arc<Service>,
+    wanted: Wanted,
+    replies: Vec<Reply>,
+    secs: u64,
+    slot: OwnedSemaphorePermit,
+) -> mpsc::Receiver<Bytes> {
+    let (sender, events) = mpsc::channel(32);
+    tokio::spawn(async move {
+        let telling = tell_all(service, wanted, replies, &sender);
+        let outcome = tokio::time::timeout(Duration::from_secs(secs), telling).await;
+        let last = match outcome {
+            Ok(Ok(())) => "data: [DONE]\n\n".into(),
+            Ok(Err(fault)) => event(&fault.json()),
+            Err(_) => event(&Fault::too_slow(secs).json()),
+        };
+        // Nobody may be there to hear it.
+        let _ = sender.send(last).await;
+        drop(slot);
+    });
+    events
+}
+
+fn event(json: &Json) -> Bytes {
+    format!("data: {json}\n\n").into()
+}
+
+/// All choices side by side, then the usage.
+async fn tell_all(
+    service: Arc<Service>,
+    wanted: Wanted,
+    replies: Vec<Reply>,
+    sender: &mpsc::Sender<Bytes>,
+) -> Result<(), Fault> {
+    let writer = Arc::new(Writer::new(wanted.kind, &service, wanted.include_usage));
+    let tools = Arc::new(wanted.tools);
+    let mut all = JoinSet::new();
+    for (index, reply) in replies.into_iter().enumerate() {
+        let line = Line {
+            service: service.clone(),
+            writer: writer.clone(),
+            sender: sender.clone(),
+            index,
+            offset: 0,
+            calls: Watch::new(tools.clone()),
+        };
+        all.spawn(line.tell(reply));
+    }
+    let mut total = Total::default();
+    while let Some(ended) = all.join_next().await {
+        let (usage, first) = ended.map_err(|_| Fault::internal("writing the answer panicked"))??;
+        total.add(&usage, first);
+    }
+    if wanted.include_usage {
+        let _ = sender.send(event(&writer.usage(&total))).await;
+    }
+    Ok(())
+}
+
+/// One choice.
+struct Line {
+    service: Arc<Service>,
+    writer: Arc<Writer>,
+    sender: mpsc::Sender<Bytes>,
+    index: usize,
+    /// Characters given out so far, for the older form of log-probabilities.
+    offset: usize,
+    calls: Watch,
+}
+
+impl Line {
+    async fn tell(mut self, mut reply: Reply) -> Result<(Usage, bool), Fault> {
+        let gone = || Fault::unavailable("the client has left");
+        if let Some(opening) = self.writer.opening(self.index) {
+            self.send(&opening).await?;
+        }
+        loop {
+            let piece = tokio::select! {
+                piece = reply.next(&self.service) => piece,
+                () = self.sender.closed() => return Err(gone()),
+            };
+            match piece.ok_or_else(|| Fault::internal("the answer broke off"))?? {
+                Piece::Token { text, choice } => {
+                    let text = self.calls.push(text);
+                    let tokenizer = self.service.model().tokenizer();
+                    let logprobs = self.writer.logprobs(&choice, tokenizer, &mut self.offset);
+                    if !text.is_empty() || logprobs.is_some() {
+                        self.send(&self.writer.text(self.index, &text, logprobs)).await?;
+                    }
+                }
+                Piece::End { text, finish, usage } => {
+                    let (text, calls) = self.calls.end(text);
+                    if !text.is_empty() {
+                        self.send(&self.writer.text(self.index, &text, None)).await?;
+                    }
+                    let finish = if calls.is_empty() { finish.word() } else { "tool_calls" };
+                    if !calls.is_empty() {
+                        self.send(&self.writer.called(self.index, &calls)).await?;
+                    }
+                    self.send(&self.writer.end(self.index, finish)).await?;
+                    return Ok((usage, reply.index == 0));
+                }
+            }
+        }
+    }
+
+    async fn send(&self, json: &Json) -> Result<(), Fault> {
+        let sent = self.sender.send(event(json)).await;
+        sent.map_err(|_| Fault::unavailable("the client has left"))
+    }
+}
+
+/// Holds back what may be a call of a tool.
+struct Watch {
+    tools: Arc<Option<Tools>>,
+    mark: Option<StopStrings>,
+    text: String,
+    shown: usize,
+    caught: bool,
+}
+
+impl Watch {
+    fn new(tools: Arc<Option<Tools>>) -> Self {
+        let mark =
+            tools.as_ref().as_ref().and_then(Tools::mark).map(|mark| StopStrings::new(&[mark.to_owned()]));
+        Self { tools, mark, text: String::new(), shown: 0, caught: false }
+    }
+
+    /// More text: what of it may be shown now.
+    fn push(&mut self, text: String) -> String {
+        if self.tools.is_none() {
+            return text;
+        }
+        self.text += &text;
+        let Some(mark) = self.mark.as_mut().filter(|_| !self.caught) else { return String::new() };
+        let (show, caught) = mark.push(&text);
+        self.shown += show.len();
+        self.caught = caught;
+        show
+    }
+
+    /// The end: what is left to show, and the calls.
+    fn end(&mut self, text: String) -> (String, Vec<crate::openai::tools::Call>) {
+        let Some(tools) = self.tools.as_ref() else { return (text, Vec::new()) };
+        self.text += &text;
+        let (_, calls) = tools.calls(&self.text);
+        let rest = self.text.get(self.shown..).unwrap_or_default();
+        (if calls.is_empty() { rest.to_owned() } else { String::new() }, calls)
+    }
+}

@@ -1,0 +1,18 @@
+//! HTTP: an OpenAI-compatible server for text and pictures, and a page to ask on.
+//!
+//! Entry points: [`Service`] (a model behind the batching engine: an [`Ask`] in, [`Reply`]s out), [`run`] (the server over a
+//! listener until it is told to end). What is not here: files, the environment, any printing.
+
+pub mod ask;
+pub mod fault;
+pub mod http;
+pub mod metrics;
+pub mod openai;
+pub mod reply;
+pub mod service;
+
+pub use ask::{Ask, Form, Input, Said, Source};
+pub use fault::Fault;
+pub use http::{Keys, ServerConfig, run};
+pub use reply::{Finish, Piece, Reply};
+pub use service::{Service, ServiceConfig};
