@@ -17,6 +17,8 @@ pub const ROWS: usize = 16;
 pub const BLOCK: usize = 32;
 /// Rows of activations that a full tile holds where there are 32 vector registers; else, and of what is left over, four.
 const TILE: usize = 12;
+/// The same where there are 16, for weights in floating point: twelve sums, as many as have a register.
+const FLOAT_TILE: usize = 3;
 
 /// The instruction sets of the quantised products.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,7 +89,7 @@ impl Activations {
         if weights.iter().any(|w| w.layout().float) {
             floats = vec![0.0; rows * columns];
         }
-        let tiles = tiles(rows, levels()[levels().len() - 1]);
+        let tiles = tiles(rows, levels()[levels().len() - 1], cells.is_empty());
         {
             let (blocks, all_floats) = (cells.len() / rows.max(1), !floats.is_empty());
             let (cells, floats) = (Shared::new(&mut cells), Shared::new(&mut floats));
@@ -120,10 +122,12 @@ impl Activations {
 }
 
 /// Splits rows into tiles: first row and number of rows of each.
-fn tiles(rows: usize, level: Level) -> Vec<(usize, usize)> {
+fn tiles(rows: usize, level: Level, float: bool) -> Vec<(usize, usize)> {
     let sizes: &[usize] = match level {
         #[cfg(target_arch = "x86_64")]
         Level::Vnni => &[TILE, 4, 1],
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 if float => &[FLOAT_TILE, 1],
         _ => &[4, 1],
     };
     let mut tiles = Vec::with_capacity(rows / 4 + 4);
@@ -182,10 +186,11 @@ pub fn products_at(x: &Activations, weights: &[&Packed], level: Level) -> Vec<Ve
     let cost_of = |w: &Packed| if w.layout().float { x.columns / 8 } else { x.columns / BLOCK };
     let blocks = weights.iter().map(|w| cost_of(w)).max().unwrap_or(1).max(1);
     // Tiles that stay in the second-level cache while the weights stream past them.
-    let batch = (192 * 1024 / (x.columns * TILE * 4)).max(1);
+    let height = tiles.first().map_or(1, |(_, rows)| *rows);
+    let batch = (192 * 1024 / (x.columns * height * 4)).max(1);
     let batches = tiles.len().div_ceil(batch);
     // Groups per task: enough work to be worth a hand-over, small enough to share out evenly.
-    let cost = blocks * x.rows.min(batch * TILE).max(4);
+    let cost = blocks * x.rows.min(batch * height).max(4);
     let groups = (12_000 / cost.max(1)).clamp(1, 64);
     let mut tasks = Vec::new();
     for batch in 0..batches {
@@ -289,6 +294,7 @@ unsafe fn sweep_by_format<S: Simd>(
                         unsafe {
                             match count {
                                 TILE => tile::<S, FORMAT, TILE>(weight, group, x, start, out),
+                                FLOAT_TILE => tile::<S, FORMAT, FLOAT_TILE>(weight, group, x, start, out),
                                 4 => tile::<S, FORMAT, 4>(weight, group, x, start, out),
                                 _ => tile::<S, FORMAT, 1>(weight, group, x, start, out),
                             }
