@@ -1,6 +1,7 @@
-//! The policy that is inside the binary.
+//! The models that are inside the binary.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use vela_fusion::ChatModel;
 use vela_policy::VlaPolicy;
 
 /// The tabletop policy.
@@ -12,4 +13,9 @@ pub fn policy() -> Result<VlaPolicy> {
         include_bytes!("../models/tabletop/model.safetensors"),
     )
     .context("the policy inside the binary")
+}
+
+/// The VLM that answers where no other is named.
+pub fn default_vlm(_picture_bytes: usize) -> Result<ChatModel> {
+    bail!("no VLM is inside this binary: give --model, a folder or a GGUF file")
 }

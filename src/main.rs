@@ -3,6 +3,7 @@
 //! Exit status: 0 done, 1 failed (one sentence on stderr), 2 wrong usage.
 
 mod act;
+mod ask;
 mod bench;
 mod builtin;
 mod chat;
@@ -14,6 +15,7 @@ mod inspect;
 mod realtime;
 mod record;
 mod replay;
+mod serve;
 mod showing;
 mod sim;
 mod stats;
@@ -43,6 +45,8 @@ enum Verb {
     Episodes(episodes::Args),
     Train(train::Args),
     Verify(verify::Args),
+    Ask(ask::Args),
+    Serve(serve::Args),
     Chat(chat::Args),
     Inspect(inspect::Args),
     Bench(bench::Args),
@@ -61,6 +65,8 @@ fn main() -> ExitCode {
         Verb::Episodes(args) => episodes::run(&args),
         Verb::Train(args) => train::run(&args),
         Verb::Verify(args) => verify::run(&args),
+        Verb::Ask(args) => ask::run(&args),
+        Verb::Serve(args) => serve::run(&args),
         Verb::Chat(args) => chat::run(&args),
         Verb::Inspect(args) => inspect::run(&args),
         Verb::Bench(args) => bench::run(&args),

@@ -1,7 +1,7 @@
 //! HTTP: an OpenAI-compatible server for text and pictures, and a page to ask on.
 //!
-//! Entry points: [`Service`] (a model behind the batching engine: an [`Ask`] in, [`Reply`]s out), [`run`] (the server over a
-//! listener until it is told to end). What is not here: files, the environment, any printing.
+//! Entry points: [`Service`] (a model behind the batching engine: an [`Ask`] in, [`Reply`]s out), [`run`] (the server
+//! over a listener until it is told to end). What is not here: files, the environment, any printing.
 
 pub mod ask;
 pub mod fault;

@@ -120,8 +120,8 @@ impl Service {
         format!("{kind}-{:x}-{:x}", self.started, self.asked.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Reads the pictures and hands the question to the engine; one reply for each answer that was asked for. Dropping a
-    /// reply cancels it. Works on this thread: not inside an async task.
+    /// Reads the pictures and hands the question to the engine; one reply for each answer that was asked for. Dropping
+    /// a reply cancels it. Works on this thread: not inside an async task.
     ///
     /// # Errors
     /// The client's mistakes (400), too many at once (429), shutting down (503).

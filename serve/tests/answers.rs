@@ -32,8 +32,8 @@ fn told(events: &[Json], count: usize) -> Vec<(String, String, Vec<Json>)> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_says_what_the_whole_answer_says() -> Outcome {
     let served = served().await?;
-    let asked = json!({"messages": [{"role": "system", "content": "be"}, about(&[&png(9)?], "what?")], "n": 3, "seed": 7,
-        "temperature": 1.5, "max_tokens": 30, "logprobs": true, "top_logprobs": 2});
+    let asked = json!({"messages": [{"role": "system", "content": "be"}, about(&[&png(9)?], "what?")], "n": 3,
+        "seed": 7, "temperature": 1.5, "max_tokens": 30, "logprobs": true, "top_logprobs": 2});
     let whole = chat(served.at, &asked).await?;
     assert_eq!(whole.status, 200, "{}", whole.text());
     let whole = whole.json()?;
@@ -72,7 +72,8 @@ async fn a_stream_says_what_the_whole_answer_says() -> Outcome {
 async fn an_answer_keeps_to_its_form() -> Outcome {
     let served = served().await?;
     let schema = json!({"type": "object", "required": ["colour", "count"], "additionalProperties": false,
-        "properties": {"colour": {"enum": ["red", "green"]}, "count": {"type": "integer", "minimum": 1, "maximum": 99}}});
+        "properties": {"colour": {"enum": ["red", "green"]},
+            "count": {"type": "integer", "minimum": 1, "maximum": 99}}});
     let format =
         json!({"type": "json_schema", "json_schema": {"name": "seen", "schema": schema, "strict": true}});
     for temperature in [0.0, 2.0] {
@@ -177,7 +178,8 @@ async fn tools_are_called_in_openai_s_form() -> Outcome {
     assert!(plain["choices"][0]["message"]["content"].is_string(), "{plain}");
     let call =
         json!({"id": "a", "type": "function", "function": {"name": "look", "arguments": "{\"at\": 1}"}});
-    let turns = json!([{"role": "user", "content": "look"}, {"role": "assistant", "content": null, "tool_calls": [call]},
+    let turns = json!([{"role": "user", "content": "look"},
+        {"role": "assistant", "content": null, "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "a", "content": "a cube"}]);
     assert_eq!(chat(served.at, &with(base.clone(), json!({ "messages": turns }))).await?.status, 200);
     let wrong = chat(

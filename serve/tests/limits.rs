@@ -211,7 +211,8 @@ async fn slow_clients_are_cut_off() -> Outcome {
     for bytes in [&b"GET / HTT"[..], b"", b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"] {
         tokio::time::timeout(patience, raw(served.at, bytes)).await.map_err(|_| "it was kept open")??;
     }
-    let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 900\r\n\r\n{";
+    let head =
+        format!("POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n{JSON}content-length: 900\r\n\r\n{{");
     let got = tokio::time::timeout(patience, raw(served.at, head.as_bytes())).await??;
     assert_eq!(Got::parse(&got)?.status, 408);
     // A body that breaks off is nobody's to answer.

@@ -31,7 +31,7 @@ impl Keys {
         self.hashes.is_empty()
     }
 
-    /// Whether the `Authorization` header holds one of the keys. Takes the same time whichever it is, and whether it is.
+    /// Whether the `Authorization` header holds one of the keys. Takes the same time whichever it is, or none.
     pub fn admit(&self, authorization: Option<&[u8]>) -> bool {
         if self.is_empty() {
             return true;

@@ -155,7 +155,7 @@ async fn connection(stream: TcpStream, app: Arc<App>, mut closing: watch::Receiv
 /// One connection too many.
 async fn turn_away(mut stream: TcpStream) {
     let body = crate::Fault::unavailable("too many connections").json().to_string();
-    let head = "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\nconnection: close";
-    let answer = format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    let head = "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1";
+    let answer = format!("{head}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}", body.len());
     let _ = tokio::time::timeout(Duration::from_secs(1), stream.write_all(answer.as_bytes())).await;
 }

@@ -1,6 +1,6 @@
 //! `/v1/completions`: texts that the model goes on from.
 
-use super::fields::Fields;
+use super::fields::{Fields, whole};
 use super::{Kind, Wanted, sampling};
 use crate::{Ask, Fault, Input, Service};
 use serde_json::Value as Json;
@@ -49,7 +49,7 @@ pub fn read(body: &Json, service: &Service) -> Result<Wanted, Fault> {
 fn prompts(fields: &Fields) -> Result<Vec<Input>, Fault> {
     let value = fields.need("prompt")?;
     let wrong = || fields.wrong("prompt", "a text, token ids, or a list of either", value);
-    let id = |value: &Json| value.as_u64().and_then(|id| u32::try_from(id).ok());
+    let id = |value: &Json| whole(value).and_then(|id| u32::try_from(id).ok());
     let ids = |list: &[Json]| list.iter().map(id).collect::<Option<Vec<u32>>>().filter(|ids| !ids.is_empty());
     let one = |value: &Json| match value {
         Json::String(text) => Some(Input::Text(text.clone())),

@@ -22,6 +22,12 @@ pub fn got(value: &Json) -> String {
     }
 }
 
+/// A whole number of at least 0; JSON does not tell 3.0 from 3.
+pub fn whole(value: &Json) -> Option<u64> {
+    let whole = |x: f64| (x.fract() == 0.0 && (0.0..9e15).contains(&x)).then_some(x as u64);
+    value.as_u64().or_else(|| value.as_f64().and_then(whole))
+}
+
 impl<'a> Fields<'a> {
     /// An object at `at` (empty: the whole request).
     pub fn of(value: &'a Json, at: &str) -> Result<Self, Fault> {
@@ -95,9 +101,7 @@ impl<'a> Fields<'a> {
     /// A whole number within bounds.
     pub fn count(&self, name: &str, low: u64, high: u64) -> Result<Option<usize>, Fault> {
         let Some(value) = self.get(name) else { return Ok(None) };
-        let whole = value
-            .as_u64()
-            .or_else(|| value.as_f64().filter(|x| x.fract() == 0.0 && *x >= 0.0).map(|x| x as u64));
+        let whole = whole(value);
         let count = whole.filter(|x| (low..=high).contains(x));
         let expected = match high {
             u64::MAX => format!("a whole number of at least {low}"),

@@ -208,8 +208,8 @@ mod tests {
     fn calls_are_told_from_text() {
         let tagged = tools(ToolStyle::Tagged, false);
         let call = |arguments: &str| Call { name: "look".into(), arguments: arguments.into() };
-        let text = "I look.\n<tool_call>\n{\"name\": \"look\", \"arguments\": {\"at\": 1}}\n</tool_call>\n<tool_call>{\"name\": \
-                    \"look\", \"arguments\": {}}</tool_call>";
+        let text = "I look.\n<tool_call>\n{\"name\": \"look\", \"arguments\": {\"at\": 1}}\n</tool_call>\n\
+                    <tool_call>{\"name\": \"look\", \"arguments\": {}}</tool_call>";
         assert_eq!(tagged.calls(text), ("I look.".into(), vec![call("{\"at\":1}"), call("{}")]));
         let once = Tools { parallel: false, ..tagged.clone() };
         assert_eq!(once.calls(text).1.len(), 1);

@@ -18,8 +18,8 @@ use vela_serve::{ServerConfig, Service, ServiceConfig, run};
 pub type Outcome<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 pub const TEMPLATE: &str = "<s>{% if tools %}{{ tools | tojson }} <tool_call>{% endif %}{% for m in messages %}\
-    {{ m.role }}: {% for c in m.content %}{% if c.type == 'image' %}<image>{% else %}{{ c.text }}{% endif %}{% endfor %}\
-    </s>{% endfor %}assistant: ";
+    {{ m.role }}: {% for c in m.content %}{% if c.type == 'image' %}<image>{% else %}{{ c.text }}{% endif %}\
+    {% endfor %}</s>{% endfor %}assistant: ";
 
 /// The reference model of `tests/golden/llava` with room for more positions and a letter for each of its 160 tokens.
 pub fn model_dir() -> Outcome<tempfile::TempDir> {

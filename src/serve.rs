@@ -1,0 +1,145 @@
+//! `vela serve`: a model behind any OpenAI client, and a page in the browser.
+
+use crate::builtin;
+use anyhow::{Context, Result, bail};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use vela_embodiment::{Clock, MonotonicClock};
+use vela_fusion::ChatModel;
+use vela_serve::{Keys, ServerConfig, Service, ServiceConfig};
+
+/// Bytes of encoded pictures that are remembered.
+const PICTURE_BYTES: usize = 256 << 20;
+/// Most bytes of the engine's cache if nothing is said.
+const CACHE_BYTES: usize = 1 << 30;
+
+/// Which model, and how much memory it may have.
+#[derive(clap::Args)]
+pub struct Loading {
+    /// A VLM's or a text model's Hugging Face folder, or a GGUF file; without it, the VLM inside the binary.
+    #[arg(long)]
+    model: Option<PathBuf>,
+    /// Positions of a prompt and its answer; 0: as many as the model was made for, at most 8192.
+    #[arg(long, default_value_t = 0)]
+    context: usize,
+    /// Threads; 0: as many as the machine has.
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+}
+
+/// Serve a model to OpenAI clients (/v1/chat/completions and so on) and on a page at /; Ctrl-C or SIGTERM ends it after
+/// the answers that are being given.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    loading: Loading,
+    /// The name that clients know the model by; else that of its folder or file.
+    #[arg(long)]
+    name: Option<String>,
+    /// The address to listen at.
+    #[arg(long, default_value = "127.0.0.1")]
+    host: IpAddr,
+    /// The port to listen at; 0 takes a free one.
+    #[arg(long, default_value_t = 8080)]
+    port: u16,
+    /// A file with the keys that clients may come with, one a line.
+    #[arg(long)]
+    api_key_file: Option<PathBuf>,
+    /// Answers written at once.
+    #[arg(long, default_value_t = 16)]
+    max_running: usize,
+    /// Answers that may wait for those; one more is refused as busy.
+    #[arg(long, default_value_t = 64)]
+    max_waiting: usize,
+    /// New tokens of one answer at most.
+    #[arg(long, default_value_t = 4096)]
+    max_tokens: usize,
+    /// Memory for keys and values, MiB; 0: as much as the answers at once may need, at most 1024.
+    #[arg(long, default_value_t = 0)]
+    cache_mib: usize,
+    /// Seconds that an answer may take.
+    #[arg(long, default_value_t = 600)]
+    timeout: u64,
+}
+
+/// Runs the verb.
+pub fn run(args: &Args) -> Result<()> {
+    let keys = match &args.api_key_file {
+        None => Keys::default(),
+        Some(path) => {
+            let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+            let keys = Keys::from_lines(&text);
+            if keys.is_empty() {
+                bail!("{}: expected at least one key, one a line", path.display());
+            }
+            keys
+        }
+    };
+    if !args.host.is_loopback() && keys.is_empty() {
+        eprintln!("vela: anyone who reaches {} may ask: give --api-key-file to change that", args.host);
+    }
+    let (model, mut name) = load(&args.loading)?;
+    if let Some(given) = &args.name {
+        name.clone_from(given);
+    }
+    let mut config = settings(&args.loading, &model, args.max_running);
+    config.engine.max_waiting = args.max_waiting;
+    config.max_tokens = args.max_tokens;
+    if args.cache_mib > 0 {
+        config.engine.cache_bytes = args.cache_mib << 20;
+    }
+    let service = Arc::new(Service::start(model, &name, config, Arc::new(MonotonicClock::new()))?);
+    let limits = ServerConfig { keys, answer_secs: args.timeout.max(1), ..ServerConfig::default() };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        let listener = TcpListener::bind((args.host, args.port)).await;
+        let listener = listener.with_context(|| format!("{}:{}", args.host, args.port))?;
+        let (mut interrupt, mut terminate) =
+            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        println!("{} is served at http://{}", service.name(), listener.local_addr()?);
+        let ending = async {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            eprintln!("vela: finishing what is being answered");
+        };
+        vela_serve::run(listener, service, limits, ending).await;
+        Ok(())
+    })
+}
+
+/// A model behind the engine, for so many answers at once.
+pub fn service(loading: &Loading, at_once: usize, clock: Arc<dyn Clock>) -> Result<Service> {
+    let (model, name) = load(loading)?;
+    let config = settings(loading, &model, at_once);
+    Ok(Service::start(model, &name, config, clock)?)
+}
+
+/// The model, and what it goes by.
+fn load(loading: &Loading) -> Result<(ChatModel, String)> {
+    let Some(path) = &loading.model else {
+        return Ok((builtin::default_vlm(PICTURE_BYTES)?, "vela".to_owned()));
+    };
+    let model = ChatModel::load(path, PICTURE_BYTES).with_context(|| path.display().to_string())?;
+    let whole = path.canonicalize().unwrap_or_else(|_| path.clone());
+    let name = whole.file_name().map(|name| name.to_string_lossy().into_owned());
+    Ok((model, name.unwrap_or_else(|| "model".to_owned())))
+}
+
+/// As much cache as `at_once` answers of full length need, within bounds.
+fn settings(loading: &Loading, model: &ChatModel, at_once: usize) -> ServiceConfig {
+    let mut config = ServiceConfig::default();
+    let engine = &mut config.engine;
+    engine.context = if loading.context == 0 { engine.context } else { loading.context }.min(model.context());
+    let of = model.decoder().config();
+    let position = of.layers * of.kv_heads * of.head_dim * 2 * size_of::<f32>();
+    engine.max_running = at_once.max(1);
+    let wanted = position.saturating_mul(engine.context).saturating_mul(engine.max_running + 1);
+    engine.cache_bytes = wanted.clamp(1 << 20, CACHE_BYTES.max(position.saturating_mul(engine.context)));
+    engine.threads = loading.threads;
+    config
+}

@@ -1,0 +1,183 @@
+//! `vela ask` and `vela serve` over the built binary, on a tiny VLM that babbles letters.
+
+use serde_json::{Map, Value, json};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
+
+const TEMPLATE: &str = "{% for m in messages %}{{ m.role }}: {% for c in m.content %}\
+    {% if c.type == 'image' %}<image>{% else %}{{ c.text }}{% endif %}{% endfor %}</s>{% endfor %}assistant: ";
+
+/// The reference model of `tests/golden/llava` with a letter for each of its 160 tokens, and a picture.
+fn model() -> Outcome<tempfile::TempDir> {
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llava");
+    let dir = tempfile::tempdir()?;
+    for file in ["config.json", "model.safetensors", "preprocessor_config.json"] {
+        std::fs::copy(from.join(file), dir.path().join(file))?;
+    }
+    let named = [(0, "<pad>"), (1, "<s>"), (2, "</s>"), (155, "<image>")];
+    let name = |id: u32| match named.iter().find(|(of, _)| *of == id) {
+        Some((_, name)) => (*name).to_owned(),
+        None if id < 97 => char::from(30 + id as u8).to_string(),
+        None => char::from_u32(0x120 + id - 97).map(String::from).unwrap_or_default(),
+    };
+    let vocab: Map<String, Value> = (0..160).map(|id| (name(id), json!(id))).collect();
+    let special = |(id, name): &(u32, &str)| {
+        json!({"id": id, "content": name, "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": true})
+    };
+    let bytes =
+        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
+    let tokenizer = json!({"version": "1.0", "truncation": null, "padding": null,
+        "added_tokens": named.iter().map(special).collect::<Vec<_>>(), "normalizer": null, "pre_tokenizer": bytes,
+        "post_processor": null, "decoder": bytes, "model": {"type": "BPE", "vocab": vocab, "merges": []}});
+    std::fs::write(dir.path().join("tokenizer.json"), tokenizer.to_string())?;
+    let config = json!({"eos_token": "</s>", "bos_token": "<s>", "chat_template": TEMPLATE});
+    std::fs::write(dir.path().join("tokenizer_config.json"), config.to_string())?;
+    image::RgbImage::from_fn(40, 30, |x, y| image::Rgb([9, (x * 3) as u8, (y * 5) as u8]))
+        .save(dir.path().join("photo.png"))?;
+    Ok(dir)
+}
+
+fn vela(args: &[&str]) -> Outcome<Output> {
+    Ok(Command::new(env!("CARGO_BIN_EXE_vela")).args(args).stdin(Stdio::null()).output()?)
+}
+
+fn complaint(args: &[&str]) -> Outcome<String> {
+    let output = vela(args)?;
+    let words = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{args:?}: {words}");
+    assert!(words.starts_with("vela: ") && words.trim_end().lines().count() == 1, "{words}");
+    Ok(words)
+}
+
+#[test]
+fn a_question_about_a_picture_is_answered() -> Outcome {
+    let dir = model()?;
+    let (path, photo) =
+        (dir.path().display().to_string(), dir.path().join("photo.png").display().to_string());
+    let ask = |more: &[&str]| -> Outcome<Value> {
+        let args =
+            [&["ask", &photo, &photo, "what?", "--model", &path, "--max-tokens", "12", "--json"], more];
+        let output = vela(&args.concat())?;
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(serde_json::from_slice(&output.stdout)?)
+    };
+    let plain = ask(&[])?;
+    // Two pictures of sixteen tokens, "user: what?" with the end of the turn, and "assistant: ".
+    assert_eq!(plain["prompt_tokens"], 32 + 12 + 11);
+    assert!(plain["tokens"].as_u64().is_some_and(|n| n > 0), "{plain}");
+    assert_eq!(ask(&["--threads", "1"])?["text"], plain["text"]);
+    let warm = |seed| ask(&["--temperature", "1.5", "--seed", seed]);
+    assert_eq!(warm("1")?["text"], warm("1")?["text"]);
+    assert_ne!(warm("1")?["text"], warm("2")?["text"]);
+    let shown = vela(&["ask", &photo, &photo, "what?", "--model", &path, "--max-tokens", "12"])?;
+    let text = plain["text"].as_str().unwrap_or_default();
+    assert_eq!(String::from_utf8(shown.stdout)?, format!("{text}\n"));
+    assert!(String::from_utf8(shown.stderr)?.contains("55 prompt tokens"));
+    Ok(())
+}
+
+#[test]
+fn bad_questions_are_one_sentence_each() -> Outcome {
+    let dir = model()?;
+    let (path, photo) =
+        (dir.path().display().to_string(), dir.path().join("photo.png").display().to_string());
+    let config = dir.path().join("config.json").display().to_string();
+    for (words, said) in [
+        (vec!["/nowhere.png", "what?"], "/nowhere.png"),
+        (vec![&config, "what?"], "expected JPEG, PNG or WebP"),
+        (vec![&photo], "expected a question after the pictures"),
+        (vec!["an <image> here"], "may not hold <image>"),
+    ] {
+        let got = complaint(&[&["ask", "--model", &path][..], &words].concat())?;
+        assert!(got.contains(said), "{got}");
+    }
+    let text = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llama").display().to_string();
+    assert!(complaint(&["ask", &photo, "what?", "--model", &text])?.contains("tokenizer.json"));
+    assert!(
+        complaint(&["serve", "--model", "/nowhere"])?
+            .contains("/nowhere: expected a GGUF file or a model folder")
+    );
+    let empty = dir.path().join("keys");
+    std::fs::write(&empty, "# none\n")?;
+    let keys = empty.display().to_string();
+    assert!(complaint(&["serve", "--model", &path, "--api-key-file", &keys])?.contains("at least one key"));
+    Ok(())
+}
+
+/// A server that is ended with the test.
+struct Server(Child, String);
+
+impl Server {
+    fn start(args: &[&str]) -> Outcome<Self> {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_vela"))
+            .args([&["serve", "--port", "0"], args].concat())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().ok_or("no stdout")?).read_line(&mut line)?;
+        let at = line.trim().rsplit("http://").next().unwrap_or_default().to_owned();
+        Ok(Self(child, at))
+    }
+
+    fn send(&self, method: &str, path: &str, headers: &str, body: &str) -> Outcome<(TcpStream, String)> {
+        let stream = TcpStream::connect(&self.1)?;
+        let length = body.len();
+        write!(
+            &stream,
+            "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n"
+        )?;
+        write!(&stream, "{headers}content-length: {length}\r\n\r\n{body}")?;
+        Ok((stream, String::new()))
+    }
+
+    fn ask(&self, method: &str, path: &str, headers: &str, body: &str) -> Outcome<String> {
+        let (mut stream, mut got) = self.send(method, path, headers, body)?;
+        stream.read_to_string(&mut got)?;
+        Ok(got)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_server_answers_with_its_key_and_ends_after_its_last_answer() -> Outcome {
+    let dir = model()?;
+    let (path, keys) = (dir.path().display().to_string(), dir.path().join("keys"));
+    std::fs::write(&keys, "alpha\n")?;
+    let mut server = Server::start(&[
+        "--model",
+        &path,
+        "--name",
+        "babbler",
+        "--api-key-file",
+        &keys.display().to_string(),
+    ])?;
+    assert!(server.ask("GET", "/healthz", "", "")?.starts_with("HTTP/1.1 200"));
+    assert!(server.ask("GET", "/v1/models", "", "")?.starts_with("HTTP/1.1 401"));
+    let key = "authorization: Bearer alpha\r\n";
+    assert!(server.ask("GET", "/v1/models", key, "")?.contains("\"id\":\"babbler\""));
+    let body = json!({"messages": [{"role": "user", "content": "go on"}], "stream": true, "max_tokens": 460,
+        "response_format": {"type": "regex", "regex": "[ab]{450}"}});
+    let (mut stream, mut got) = server.send("POST", "/v1/chat/completions", key, &body.to_string())?;
+    let mut first = [0u8; 12];
+    stream.read_exact(&mut first)?;
+    assert_eq!(&first, b"HTTP/1.1 200");
+    let ended = Command::new("kill").args(["-TERM", &server.0.id().to_string()]).status()?;
+    assert!(ended.success());
+    stream.read_to_string(&mut got)?;
+    assert!(got.contains("data: [DONE]"), "it was cut off");
+    assert_eq!(server.0.wait()?.code(), Some(0));
+    Ok(())
+}
