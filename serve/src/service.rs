@@ -152,7 +152,7 @@ impl Service {
         let mut prompt = match &ask.input {
             Input::Tokens(ids) => ChatPrompt::of_tokens(ids),
             Input::Text(text) => {
-                self.check_length(text, "prompt")?;
+                self.check_length(text.len(), "prompt")?;
                 let ids = self.model.tokenizer().encode(text).map_err(|e| Fault::invalid("prompt", e))?;
                 ChatPrompt::of_tokens(&ids)
             }
@@ -179,15 +179,17 @@ impl Service {
                 format!("expected at most {most} pictures, got {pictures}"),
             ));
         }
+        let length = |part: &Source| match part {
+            Source::Text(text) => text.len(),
+            Source::Picture { .. } => 0,
+        };
+        self.check_length(turns.iter().flat_map(|turn| &turn.parts).map(length).sum(), "messages")?;
         let mut said = Vec::with_capacity(turns.len());
         for turn in turns {
             let mut parts = Vec::with_capacity(turn.parts.len());
             for part in &turn.parts {
                 parts.push(match part {
-                    Source::Text(text) => {
-                        self.check_length(text, "messages")?;
-                        Part::Text(text.clone())
-                    }
+                    Source::Text(text) => Part::Text(text.clone()),
                     Source::Picture { file, field } => Part::Picture(self.look(file, field)?),
                 });
             }
@@ -208,20 +210,14 @@ impl Service {
         Ok(seen)
     }
 
-    /// A text of so many bytes cannot fit, whatever its tokens: said before they are counted.
-    fn check_length(&self, text: &str, field: &str) -> Result<(), Fault> {
-        let most = self.engine.longest().saturating_mul(64);
-        if text.len() > most {
-            let (longest, got) = (self.engine.longest(), text.len());
-            return Err(Fault {
-                code: Some("context_length_exceeded"),
-                ..Fault::invalid(
-                    field,
-                    format!("a text of {got} bytes does not fit into a context of {longest} tokens"),
-                )
-            });
+    /// So many bytes of text cannot fit, whatever their tokens: said before these are counted.
+    fn check_length(&self, bytes: usize, field: &str) -> Result<(), Fault> {
+        let longest = self.engine.longest();
+        if bytes <= longest.saturating_mul(64) {
+            return Ok(());
         }
-        Ok(())
+        let message = format!("{bytes} bytes of text do not fit into a context of {longest} tokens");
+        Err(Fault { code: Some("context_length_exceeded"), ..Fault::invalid(field, message) })
     }
 
     fn constraint(&self, form: &Form) -> Result<Option<Constraint>, Fault> {

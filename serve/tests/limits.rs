@@ -129,7 +129,7 @@ fn gif(_: image::ImageFormat) -> Outcome<Vec<u8>> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn wrong_requests_are_one_clear_sentence() -> Outcome {
-    let served = serve(small(), ServerConfig { body_bytes: 200_000, ..ServerConfig::default() }).await?;
+    let served = serve(small(), ServerConfig { body_bytes: 400_000, ..ServerConfig::default() }).await?;
     let base = words("x", 3);
     let edit = |field: &str, value: Json| {
         let mut asked = base.clone();
@@ -161,6 +161,10 @@ async fn wrong_requests_are_one_clear_sentence() -> Outcome {
             edit("messages", json!([{"role": "user", "content": "y".repeat(5000)}])),
             "-: prompt: expected at most 4095 tokens",
         ),
+        (
+            edit("messages", json!(vec![json!({"role": "user", "content": "y".repeat(50_000)}); 6])),
+            "messages: 300000 bytes of",
+        ),
     ] {
         let got = chat(served.at, &asked).await?;
         assert_eq!(got.status, 400, "{asked}: {}", got.text());
@@ -176,7 +180,7 @@ async fn wrong_requests_are_one_clear_sentence() -> Outcome {
         (deep.into_bytes(), JSON, 400, "invalid_json"),
         (b"{}".to_vec(), "", 415, "unsupported_media_type"),
         (b"{}".to_vec(), "content-type: text/plain\r\n", 415, "unsupported_media_type"),
-        (vec![b' '; 300_000], JSON, 413, "too_large"),
+        (vec![b' '; 500_000], JSON, 413, "too_large"),
     ] {
         let got = send(at, "POST", "/v1/chat/completions", kind, &body).await?;
         assert_eq!((got.status, &got.json()?["error"]["code"]), (status, &json!(code)), "{}", got.text());

@@ -143,10 +143,12 @@ async fn ask(request: Request<Incoming>, place: Place, app: &Arc<App>) -> Result
     let received = body::receive(request.into_body(), app).await?;
     let service = app.service.clone();
     let secs = app.config.answer_secs;
-    let work = tokio::task::spawn_blocking(move || begin(&received.bytes, place, &service));
+    // The slot is taken for as long as somebody works, even if nobody waits any more.
+    let work = tokio::task::spawn_blocking(move || (begin(&received.bytes, place, &service), slot));
     let begun = tokio::time::timeout(Duration::from_secs(secs), work).await;
     let begun = begun.map_err(|_| Fault::too_slow(secs))?;
-    let (wanted, replies) = begun.map_err(|_| Fault::internal("reading the question panicked"))??;
+    let (begun, slot) = begun.map_err(|_| Fault::internal("reading the question panicked"))?;
+    let (wanted, replies) = begun?;
     if wanted.stream {
         let events = answer::stream(app.service.clone(), wanted, replies, secs, slot);
         let mut response = Response::new(Body::Events(events));
