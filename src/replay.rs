@@ -70,8 +70,8 @@ pub fn run(args: &Args) -> Result<()> {
         Some(own) if own.name == "so101" => Embodiment::so101()?,
         Some(own) => bail!("the dataset's robot '{}' has no URDF here; known: so101", own.name),
         None => bail!(
-            "the dataset does not describe its robot (no meta/embodiment.json), so that nobody knows its units: expected \
-             one that vela recorded"
+            "the dataset does not describe its robot (no meta/embodiment.json), so that nobody knows its units: \
+             expected one that vela recorded"
         ),
     };
     dataset.require_same(&embodiment)?;

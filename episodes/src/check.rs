@@ -115,6 +115,12 @@ fn check_episode<'a>(
     for number in table::integers(&rows, "task_index", &path)? {
         dataset.task(number, &path)?;
     }
+    for key in dataset.info().videos() {
+        let (pictures, camera) = (dataset.film(index, key)?, dataset.camera(key)?);
+        for frame in 0..rows.num_rows() {
+            pictures.rgb(frame, &camera, &format!("'{key}', frame {frame}"))?;
+        }
+    }
     for (key, feature) in stored {
         if feature.is_picture() {
             count_pictures(&rows, key, feature, &path, &mut PictureCounts::new())?;
@@ -180,8 +186,9 @@ fn search(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// Mends what a kill leaves in a v3.0 dataset: an interrupted episode is brought in, rows beyond the last commit are cut
-/// off, half-written files go, totals and statistics are made again from the tables. Nothing that was recorded is lost.
+/// Mends what a kill leaves in a v3.0 dataset: an interrupted episode is brought in, rows beyond the last commit are
+/// cut off, half-written files go, totals and statistics are made again from the tables. Nothing that was recorded is
+/// lost.
 ///
 /// # Errors
 /// The dataset is not v3.0, is torn beyond this, or is being written by another process.
@@ -212,14 +219,21 @@ pub fn repair(folder: &Path) -> Result<Repaired> {
 /// # Errors
 /// An episode is torn or a picture cannot be decoded.
 pub fn exact_stats(dataset: &Dataset, watch: &mut dyn FnMut()) -> Result<Vec<(String, FeatureStats)>> {
-    let features: Vec<_> = dataset.info().features.iter().filter(|(_, f)| !f.is_video()).collect();
-    let keys: Vec<&str> = features.iter().map(|(key, _)| key.as_str()).collect();
+    let features: Vec<_> = dataset.info().features.iter().collect();
+    let stored = features.iter().filter(|(_, feature)| !feature.is_video());
+    let keys: Vec<&str> = stored.map(|(key, _)| key.as_str()).collect();
     let mut numbers: Vec<Vec<Vec<f64>>> = vec![Vec::new(); features.len()];
     let mut counts = vec![PictureCounts::new(); features.len()];
     for index in 0..dataset.len() {
         let (rows, path) = dataset.rows(index, &keys)?;
         for (k, (key, feature)) in features.iter().enumerate() {
-            if feature.is_picture() {
+            if feature.is_video() {
+                let (pictures, camera) = (dataset.film(index, key)?, dataset.camera(key)?);
+                for frame in 0..rows.num_rows() {
+                    let what = format!("episode {index}, '{key}', frame {frame}");
+                    counts[k].add(&pictures.rgb(frame, &camera, &what)?);
+                }
+            } else if feature.is_picture() {
                 count_pictures(&rows, key, feature, &path, &mut counts[k])?;
             } else if feature.is_numeric() {
                 numbers[k].extend(read_vectors(&rows, key, feature.width(), &path)?);

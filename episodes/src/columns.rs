@@ -147,7 +147,7 @@ pub(crate) fn stats_of(
     for (key, feature) in &info.features {
         if let Some(known) = seen.get(key) {
             stats.push((key.clone(), known.clone()));
-        } else if feature.is_picture() {
+        } else if feature.is_picture() && !feature.is_video() {
             let mut counts = PictureCounts::new();
             count_pictures(batch, key, feature, path, &mut counts)?;
             stats.push((key.clone(), counts.stats()));

@@ -2,12 +2,14 @@
 
 use crate::columns::{batch_of, canonical, stats_of};
 use crate::info::Info;
-use crate::layout::refuse;
-use crate::store::Store;
+use crate::layout::{FileId, Layout, io, refuse, write_whole};
+use crate::meta::FilmPlace;
+use crate::stats::{FeatureStats, PictureCounts};
+use crate::store::{Said, Store};
 use crate::{Dataset, table};
 use arrow::array::{ArrayRef, Int64Array};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use vela_embodiment::{Embodiment, Error, Result};
 
@@ -20,8 +22,9 @@ pub struct Copied {
     pub frames: usize,
 }
 
-/// Copies episodes, in the order in which they are named, into a new v3.0 dataset in `out`: every column, picture bytes
-/// untouched, statistics made from the frames. `watch` is called after each episode.
+/// Copies episodes, in the order in which they are named, into a new v3.0 dataset in `out`: every column, pictures and
+/// video files untouched, statistics made from the frames; vela's description of the robot where all have it. `watch`
+/// is called after each episode.
 ///
 /// # Errors
 /// The datasets differ in robot, rate or columns (every difference is named), an episode is not there or torn, a
@@ -40,17 +43,19 @@ pub fn copy(sources: &[(&Dataset, Vec<usize>)], out: &Path, watch: &mut dyn FnMu
     let robots: Option<Vec<&Embodiment>> = sources.iter().map(|(dataset, _)| dataset.embodiment()).collect();
     let robot = robots.and_then(|robots| robots.first().copied());
     let mut store = Store::begin(out, info, robot)?;
+    let mut films = Films::default();
     for (dataset, episodes) in sources {
         for index in episodes {
-            copy_episode(dataset, *index, &mut store)?;
+            copy_episode(dataset, *index, &mut store, &mut films)?;
             watch();
         }
     }
     Ok(Copied { episodes: store.episodes(), frames: store.frames() })
 }
 
-fn copy_episode(dataset: &Dataset, index: usize, store: &mut Store) -> Result<()> {
-    let keys: Vec<String> = store.info().features.keys().cloned().collect();
+fn copy_episode(dataset: &Dataset, index: usize, store: &mut Store, copied: &mut Films) -> Result<()> {
+    let stored = store.info().features.iter().filter(|(_, feature)| !feature.is_video());
+    let keys: Vec<String> = stored.map(|(key, _)| key.clone()).collect();
     let (rows, path) = dataset.rows(index, &keys.iter().map(String::as_str).collect::<Vec<_>>())?;
     // The sentences of this episode in the order in which they are used.
     let (mut tasks, mut used) = (Vec::<String>::new(), Vec::with_capacity(rows.num_rows()));
@@ -83,8 +88,60 @@ fn copy_episode(dataset: &Dataset, index: usize, store: &mut Store) -> Result<()
         columns.push((key, column));
     }
     let rows = batch_of(columns)?;
-    let stats = stats_of(&rows, store.info(), &BTreeMap::new(), &path)?;
-    store.commit(&rows, tasks, stats, dataset.entries()[index].extra.clone()).map(|_| ())
+    let entry = &dataset.entries()[index];
+    let mut said = Said { tasks, extra: entry.extra.clone(), films: BTreeMap::new() };
+    let mut seen = BTreeMap::new();
+    for (key, film) in &entry.films {
+        let file = copied.take(dataset, key, film.file, store.layout())?;
+        said.films.insert(key.clone(), FilmPlace { file, ..*film });
+        seen.insert(key.clone(), film_stats(dataset, index, key)?);
+    }
+    let stats = stats_of(&rows, store.info(), &seen, &path)?;
+    store.commit(&rows, said, stats).map(|_| ())
+}
+
+/// The video files that have been copied: each whole, once, whichever of its episodes are wanted.
+#[derive(Default)]
+struct Films {
+    copied: BTreeMap<(PathBuf, String), FileId>,
+    next: BTreeMap<String, FileId>,
+}
+
+impl Films {
+    /// The new number of a file of `dataset`.
+    fn take(&mut self, dataset: &Dataset, key: &str, file: FileId, to: &Layout) -> Result<FileId> {
+        let from = dataset.layout().video(key, file);
+        let known = (from.clone(), key.to_owned());
+        if let Some(file) = self.copied.get(&known) {
+            return Ok(*file);
+        }
+        let next = self.next.entry(key.to_owned()).or_default();
+        let file = *next;
+        *next = next.next();
+        let target = to.video(key, file);
+        write_whole(&target, |new| {
+            let mut old = std::fs::File::open(&from).map_err(io(&from))?;
+            std::io::copy(&mut old, new).map(|_| ()).map_err(io(&target))
+        })?;
+        self.copied.insert(known, file);
+        Ok(file)
+    }
+}
+
+/// Pictures of an episode that its statistics are made from, evenly spread, as LeRobot samples them.
+const SAMPLED: usize = 100;
+
+/// The statistics of an episode's part of a video file.
+fn film_stats(dataset: &Dataset, index: usize, key: &str) -> Result<FeatureStats> {
+    let pictures = dataset.film(index, key)?;
+    let camera = dataset.camera(key)?;
+    let length = dataset.entries()[index].length;
+    let mut counts = PictureCounts::new();
+    for k in 0..length.min(SAMPLED) {
+        let frame = k * length / length.min(SAMPLED);
+        counts.add(&pictures.rgb(frame, &camera, &format!("episode {index}, '{key}', frame {frame}"))?);
+    }
+    Ok(counts.stats())
 }
 
 /// Why the frames of two datasets cannot stand in one.

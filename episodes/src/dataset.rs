@@ -3,7 +3,8 @@
 use crate::columns::{read_pictures, read_vectors};
 use crate::info::{ACTION, Feature, INTERVENTION, Info, STATE};
 use crate::layout::{FileId, Layout, Version, read_json, refuse};
-use crate::rows::EncodedEpisode;
+use crate::rows::{EncodedEpisode, Pictures};
+use crate::video::Movie;
 use crate::{Recording, journal, lines, meta, table};
 use arrow::array::RecordBatch;
 use std::collections::BTreeMap;
@@ -13,7 +14,8 @@ use vela_embodiment::{Camera, Embodiment, Error, Result};
 
 pub use crate::meta::EpisodeEntry;
 
-/// A LeRobot dataset, v3.0 or v2.1, in image mode. Opening reads the tables; frames are read episode by episode, touching
+/// A LeRobot dataset, v3.0 or v2.1, pictures inside parquet or in video
+/// files (AV1, H.264). Opening reads the tables; frames are read episode by episode, touching
 /// only the row groups that hold them. Numbers come as they are stored: ours are rad and m, others may be degrees.
 #[derive(Clone, Debug)]
 pub struct Dataset {
@@ -46,7 +48,7 @@ impl Dataset {
     /// Opens the dataset in a folder.
     ///
     /// # Errors
-    /// Not a v3.0 or v2.1 dataset, a camera that is stored as video, a missing feature, a torn table.
+    /// Not a v3.0 or v2.1 dataset, a missing feature, a torn table.
     pub fn open(folder: &Path) -> Result<Self> {
         let (info, layout) = Info::load(folder)?;
         let embodiment_path = layout.meta("embodiment.json");
@@ -62,7 +64,7 @@ impl Dataset {
         let (camera_keys, cameras) = cameras.into_iter().unzip();
         let episodes = match layout.version() {
             Version::V21 => lines::read_episodes(&layout, &info)?,
-            Version::V30 => meta::read_episodes(&layout)?,
+            Version::V30 => meta::read_episodes(&layout, &info)?,
         };
         let tasks = match layout.version() {
             Version::V21 => lines::read_tasks(&layout)?,
@@ -190,7 +192,7 @@ impl Dataset {
     /// Whether a killed recorder left frames that are not in any episode yet; `vela record` into the same folder or a
     /// repair brings them in.
     pub fn has_leftover(&self) -> bool {
-        journal::is_there(self.folder())
+        journal::is_left(&self.layout)
     }
 
     /// `meta/stats.json`, with LeRobot's names and shapes.
@@ -214,6 +216,37 @@ impl Dataset {
         let known = usize::try_from(number).ok().and_then(|number| self.tasks.get(number));
         let unknown = || format!("task_index {number}, but there are {} tasks", self.tasks.len());
         known.ok_or_else(|| refuse(path, unknown()))
+    }
+
+    /// The camera of a column.
+    pub(crate) fn camera(&self, key: &str) -> Result<Camera> {
+        let place = self.camera_keys.iter().position(|own| own == key);
+        place.and_then(|k| self.cameras.get(k)).cloned().ok_or_else(|| Error::Unknown {
+            kind: "camera's column",
+            name: key.into(),
+            known: self.camera_keys.join(", "),
+        })
+    }
+
+    /// An episode's part of a video file.
+    pub(crate) fn film(&self, index: usize, key: &str) -> Result<Pictures> {
+        let film = self.episodes.get(index).and_then(|entry| entry.films.get(key));
+        let film = film.ok_or_else(|| Error::Unknown {
+            kind: "video",
+            name: key.into(),
+            known: self.info.videos().join(", "),
+        })?;
+        let path = self.layout.video(key, film.file);
+        let movie = Arc::new(Movie::open(&path)?);
+        let (camera, (width, height)) = (self.camera(key)?, movie.size());
+        if (width, height) != (camera.width, camera.height) {
+            return Err(Error::Shape {
+                what: path.display().to_string(),
+                expected: format!("pictures of {}x{}", camera.width, camera.height),
+                got: format!("{width}x{height}"),
+            });
+        }
+        Ok(Pictures::Film { movie, from_secs: film.from_secs, fps: self.fps() })
     }
 
     /// The named columns of an episode's rows, and the file that they are in.
@@ -256,7 +289,8 @@ impl Dataset {
         let is_marked = self.info.features.contains_key(INTERVENTION);
         let mut columns = vec![STATE, ACTION, "timestamp", "episode_index", "task_index"];
         columns.extend(is_marked.then_some(INTERVENTION));
-        columns.extend(self.camera_keys.iter().map(String::as_str));
+        let stored = |key: &&String| self.info.features.get(*key).is_some_and(|f| !f.is_video());
+        columns.extend(self.camera_keys.iter().filter(stored).map(String::as_str));
         let (batch, path) = self.rows(index, &columns)?;
         let (path, entry) = (&path, &self.episodes[index]);
         let flags = || read_vectors(&batch, INTERVENTION, 1, path);
@@ -280,7 +314,10 @@ impl Dataset {
             pictures: self
                 .camera_keys
                 .iter()
-                .map(|key| read_pictures(&batch, key, path))
+                .map(|key| match entry.films.contains_key(key) {
+                    true => self.film(index, key),
+                    false => Ok(Pictures::Bytes(read_pictures(&batch, key, path)?)),
+                })
                 .collect::<Result<_>>()?,
         })
     }

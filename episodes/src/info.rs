@@ -164,7 +164,7 @@ impl Info {
             fps,
             splits: BTreeMap::new(),
             data_path: Version::V30.data_path().into(),
-            video_path: None,
+            video_path: features.values().any(Feature::is_video).then(|| Version::V30.video_path().into()),
             features,
             other: BTreeMap::new(),
         }
@@ -209,6 +209,11 @@ impl Info {
             let why = format!("data_path: expected {}, got {}", version.data_path(), info.data_path);
             return Err(refuse(&path, why));
         }
+        let has_video = info.features.values().any(Feature::is_video);
+        if has_video && info.video_path.as_deref() != Some(version.video_path()) {
+            let got = info.video_path.as_deref().unwrap_or("none");
+            return Err(refuse(&path, format!("video_path: expected {}, got {got}", version.video_path())));
+        }
         if !info.fps().is_finite() || info.fps() <= 0.0 {
             return Err(refuse(&path, format!("fps: expected more than zero, got {}", info.fps)));
         }
@@ -239,14 +244,16 @@ impl Info {
         }
     }
 
+    /// The columns that are video files, in order of their names.
+    pub(crate) fn videos(&self) -> Vec<&str> {
+        let videos = self.features.iter().filter(|(_, feature)| feature.is_video());
+        videos.map(|(key, _)| key.as_str()).collect()
+    }
+
     /// The columns of pictures with their cameras, in order of their names.
     pub(crate) fn cameras(&self) -> Result<Vec<(String, Camera)>> {
         let mut cameras = Vec::new();
         for (key, feature) in self.features.iter().filter(|(_, feature)| feature.is_picture()) {
-            if feature.is_video() {
-                let expected = "dtype image (pictures inside parquet; video files are not read)";
-                return Err(feature.unlike(key, expected, &feature.dtype));
-            }
             let (width, height) = feature.picture_size(key)?;
             let name = key.strip_prefix(IMAGES).or_else(|| key.strip_prefix("observation.")).unwrap_or(key);
             cameras.push((key.clone(), Camera { name: name.to_owned(), width, height }));

@@ -6,9 +6,9 @@
 
 use crate::layout::{Layout, io, refuse};
 use serde::{Deserialize, Serialize};
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use vela_embodiment::{Result, fnv1a};
 
 const FRAME: u8 = 0;
@@ -202,9 +202,11 @@ fn take<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
     Some(bytes)
 }
 
-/// Whether a recorder left frames behind: a look without reading them all.
-pub(crate) fn is_there(root: &Path) -> bool {
-    root.join("meta/.pending").exists()
+/// Whether a recorder that no longer runs left frames behind.
+pub(crate) fn is_left(layout: &Layout) -> bool {
+    let held = File::open(layout.meta(".lock"))
+        .is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)));
+    place(layout).exists() && !held
 }
 
 #[cfg(test)]

@@ -38,6 +38,14 @@ impl Version {
             Version::V30 => "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
         }
     }
+
+    /// The `video_path` that `meta/info.json` must have where there are videos.
+    pub(crate) fn video_path(self) -> &'static str {
+        match self {
+            Version::V21 => "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
+            Version::V30 => "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
+        }
+    }
 }
 
 /// Number of a file inside `data/` or `meta/episodes/`; in v2.1 the file's number is the episode's.
@@ -87,6 +95,14 @@ impl Layout {
         })
     }
 
+    /// The video file of a camera's column.
+    pub(crate) fn video(&self, key: &str, FileId { chunk, file }: FileId) -> PathBuf {
+        self.root.join(match self.version {
+            Version::V21 => format!("videos/chunk-{chunk:03}/{key}/episode_{file:06}.mp4"),
+            Version::V30 => format!("videos/{key}/chunk-{chunk:03}/file-{file:03}.mp4"),
+        })
+    }
+
     /// A file of the episodes' table of v3.0.
     pub(crate) fn episodes(&self, id: FileId) -> PathBuf {
         self.root.join(format!("meta/episodes/chunk-{:03}/file-{:03}.parquet", id.chunk, id.file))
@@ -118,6 +134,13 @@ pub(crate) fn refuse(path: &Path, why: impl Into<String>) -> Error {
 /// An error about reading or writing a file.
 pub(crate) fn io(path: &Path) -> impl Fn(std::io::Error) -> Error + '_ {
     move |source| Error::Io { path: path.display().to_string(), source }
+}
+
+/// Reads a file of a foreign format. The crates that do it panic on some broken files (found by the tests that mangle
+/// them): to us that is an error about the file like any other. What they say on standard error stays.
+pub(crate) fn guarded<T>(path: &Path, read: impl FnOnce() -> Result<T>) -> Result<T> {
+    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(read));
+    done.unwrap_or_else(|_| Err(refuse(path, "torn: its reader has given up")))
 }
 
 /// Reads a JSON file.

@@ -1,9 +1,10 @@
 //! LeRobot datasets: read, write, record, stats.
 //!
-//! Read are v3.0 and v2.1, written is v3.0, in image mode: pictures are PNG (or JPEG) bytes inside parquet, one row
-//! group per episode. Numbers are stored as LeRobot stores them, in 32-bit floats; ours are rad and m, which
-//! `meta/info.json` says. `meta/embodiment.json`, `meta/.pending` and the column `vela/extra` of the episodes' table
-//! are ours; LeRobot passes over all three.
+//! Read are v3.0 and v2.1, with pictures inside parquet or in mp4 files (AV1, H.264). Recorded is v3.0 in image mode:
+//! pictures are PNG (or JPEG) bytes inside parquet, one row group per episode; copies keep video files as they are.
+//! Numbers are stored as LeRobot stores them, in 32-bit floats; ours are rad and m, which `meta/info.json` says.
+//! `meta/embodiment.json`, `meta/.pending` and the column `vela/extra` of the episodes' table are ours; LeRobot passes
+//! over all three.
 
 pub mod check;
 mod columns;
@@ -21,6 +22,7 @@ mod rows;
 pub mod stats;
 mod store;
 mod table;
+mod video;
 mod writer;
 
 pub use compare::ActionError;

@@ -3,6 +3,7 @@
 use crate::EpisodeEntry;
 use crate::info::Info;
 use crate::layout::{FileId, Layout, io, refuse};
+use crate::meta::FilmPlace;
 use serde::Deserialize;
 use std::path::Path;
 use std::sync::Arc;
@@ -52,6 +53,14 @@ pub(crate) fn read_episodes(layout: &Layout, info: &Info) -> Result<Vec<EpisodeE
             first_index,
             data_file: file,
             meta_file: FileId::default(),
+            films: info
+                .videos()
+                .into_iter()
+                .map(|key| {
+                    let to_secs = line.length as f64 / info.fps();
+                    (key.to_owned(), FilmPlace { file, from_secs: 0.0, to_secs })
+                })
+                .collect(),
         });
         first_index = first_index
             .checked_add(line.length)

@@ -8,7 +8,7 @@ use crate::table;
 use arrow::array::{Array, ArrayRef, AsArray, Float64Array, Int64Array, ListArray, RecordBatch, StringArray};
 use arrow::buffer::OffsetBuffer;
 use arrow::datatypes::{DataType, Field};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 use vela_embodiment::Result;
@@ -31,6 +31,17 @@ pub struct EpisodeEntry {
     pub(crate) first_index: usize,
     pub(crate) data_file: FileId,
     pub(crate) meta_file: FileId,
+    /// Where it is in the video files, by the columns' names.
+    pub(crate) films: BTreeMap<String, FilmPlace>,
+}
+
+/// A part of a video file.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct FilmPlace {
+    pub(crate) file: FileId,
+    /// From where to where, s from the file's first picture.
+    pub(crate) from_secs: f64,
+    pub(crate) to_secs: f64,
 }
 
 impl EpisodeEntry {
@@ -73,6 +84,13 @@ pub(crate) fn episode_batch(
         ("dataset_from_index".into(), one_integer(entry.first_index)),
         ("dataset_to_index".into(), one_integer(entry.first_index + entry.length)),
     ];
+    for (key, film) in &entry.films {
+        let secs = |secs: f64| -> ArrayRef { Arc::new(Float64Array::from(vec![secs])) };
+        columns.push((format!("videos/{key}/chunk_index"), one_integer(film.file.chunk as usize)));
+        columns.push((format!("videos/{key}/file_index"), one_integer(film.file.file as usize)));
+        columns.push((format!("videos/{key}/from_timestamp"), secs(film.from_secs)));
+        columns.push((format!("videos/{key}/to_timestamp"), secs(film.to_secs)));
+    }
     for (feature, stats) in stats {
         for (name, values) in stats.named() {
             let numbers: ArrayRef = Arc::new(Float64Array::from(values.clone()));
@@ -105,7 +123,7 @@ fn strings(array: &ArrayRef, what: &str, path: &Path) -> Result<Vec<String>> {
 ///
 /// # Errors
 /// A file is torn, a column is missing, or the episodes do not follow one another.
-pub(crate) fn read_episodes(layout: &Layout) -> Result<Vec<EpisodeEntry>> {
+pub(crate) fn read_episodes(layout: &Layout, info: &Info) -> Result<Vec<EpisodeEntry>> {
     const COUNTED: [&str; 6] = [
         "episode_index",
         "length",
@@ -146,6 +164,7 @@ pub(crate) fn read_episodes(layout: &Layout) -> Result<Vec<EpisodeEntry>> {
                 first_index: number(4)?,
                 data_file: FileId { chunk: numbers[2][row], file: numbers[3][row] },
                 meta_file,
+                films: BTreeMap::new(),
             };
             if Some(number(5)?) != entry.first_index.checked_add(entry.length) {
                 return Err(refuse(path, format!("row {row}: length and dataset indices do not agree")));
@@ -153,6 +172,7 @@ pub(crate) fn read_episodes(layout: &Layout) -> Result<Vec<EpisodeEntry>> {
             entries.push(entry);
         }
     }
+    read_films(layout, info, &mut entries)?;
     for (k, entry) in entries.iter().enumerate() {
         let expected = if k == 0 { 0 } else { entries[k - 1].first_index + entries[k - 1].length };
         if entry.index != k || entry.first_index != expected {
@@ -166,6 +186,31 @@ pub(crate) fn read_episodes(layout: &Layout) -> Result<Vec<EpisodeEntry>> {
         }
     }
     Ok(entries)
+}
+
+/// Where the episodes are in the video files.
+fn read_films(layout: &Layout, info: &Info, entries: &mut [EpisodeEntry]) -> Result<()> {
+    for key in info.videos() {
+        let mut rest = &mut *entries;
+        for meta_file in layout.episode_files() {
+            let path = &layout.episodes(meta_file);
+            let names = ["chunk_index", "file_index", "from_timestamp", "to_timestamp"]
+                .map(|name| format!("videos/{key}/{name}"));
+            let batch = table::read(path, &names.each_ref().map(String::as_str), None)?;
+            let whole = |k: usize| table::integers(&batch, &names[k], path);
+            let real = |k: usize| table::flatten(table::column(&batch, &names[k], path)?, &names[k], path);
+            let (chunks, files, from, to) = (whole(0)?, whole(1)?, real(2)?, real(3)?);
+            let count = batch.num_rows().min(rest.len());
+            let (these, after) = std::mem::take(&mut rest).split_at_mut(count);
+            for (row, entry) in these.iter_mut().enumerate() {
+                let file = FileId { chunk: chunks[row], file: files[row] };
+                let film = FilmPlace { file, from_secs: from[row], to_secs: to[row] };
+                entry.films.insert(key.to_owned(), film);
+            }
+            rest = after;
+        }
+    }
+    Ok(())
 }
 
 /// The statistics of one feature over all episodes of a dataset that vela wrote.

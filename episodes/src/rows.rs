@@ -1,6 +1,7 @@
 //! The frames of one episode as they are read back.
 
 use crate::picture::decode;
+use crate::video::Movie;
 use std::sync::Arc;
 use vela_embodiment::{Camera, Error, Frame, Observation, Result, Stamp};
 
@@ -30,8 +31,40 @@ pub struct Recording {
     pub frames: Vec<Recorded>,
 }
 
-/// One episode, its pictures still PNG or JPEG bytes: a tenth of the memory, decoded frame by frame.
-#[derive(Clone, Debug, PartialEq)]
+/// The pictures of one camera in one episode.
+#[derive(Clone, Debug)]
+pub(crate) enum Pictures {
+    /// PNG or JPEG bytes, one per frame.
+    Bytes(Vec<Vec<u8>>),
+    /// A part of a video file: from where on, s, and pictures per second.
+    Film { movie: Arc<Movie>, from_secs: f64, fps: f64 },
+}
+
+impl Pictures {
+    /// RGB bytes, `[height, width, 3]`; `what` names the picture in errors.
+    pub(crate) fn rgb(&self, frame: usize, camera: &Camera, what: &str) -> Result<Vec<u8>> {
+        let missing = || Error::Parse { what: what.to_owned(), why: "there is no such picture".into() };
+        match self {
+            Pictures::Bytes(list) => decode(list.get(frame).ok_or_else(missing)?, camera, what),
+            Pictures::Film { movie, from_secs, fps } => {
+                // LeRobot takes a picture that is less than its tolerance away; the next one is a whole period away.
+                let rgb = movie.frame(from_secs + frame as f64 / fps, 0.4 / fps)?;
+                let bytes = camera.width as usize * camera.height as usize * 3;
+                if rgb.len() != bytes {
+                    return Err(Error::Shape {
+                        what: what.to_owned(),
+                        expected: format!("{}x{} RGB", camera.width, camera.height),
+                        got: format!("{} bytes", rgb.len()),
+                    });
+                }
+                Ok(rgb)
+            }
+        }
+    }
+}
+
+/// One episode, its pictures still encoded: a tenth of the memory, decoded frame by frame.
+#[derive(Clone, Debug)]
 pub struct EncodedEpisode {
     /// Its number in the dataset.
     pub index: usize,
@@ -49,8 +82,8 @@ pub struct EncodedEpisode {
     pub timestamps_secs: Vec<f64>,
     /// The cameras, in the order of `pictures`.
     pub cameras: Vec<Camera>,
-    /// `[cameras][frames]` of PNG or JPEG bytes.
-    pub pictures: Vec<Vec<Vec<u8>>>,
+    /// One per camera.
+    pub(crate) pictures: Vec<Pictures>,
 }
 
 impl EncodedEpisode {
@@ -69,10 +102,10 @@ impl EncodedEpisode {
     /// # Errors
     /// There is no such picture, it cannot be decoded, or it is not of the camera's size.
     pub fn rgb(&self, camera: usize, frame: usize) -> Result<Vec<u8>> {
-        let what = || format!("episode {}, frame {frame}, camera {camera}", self.index);
-        match (self.cameras.get(camera), self.pictures.get(camera).and_then(|list| list.get(frame))) {
-            (Some(camera), Some(bytes)) => decode(bytes, camera, &what()),
-            _ => Err(Error::Parse { what: what(), why: "there is no such picture".into() }),
+        let what = format!("episode {}, frame {frame}, camera {camera}", self.index);
+        match (self.cameras.get(camera), self.pictures.get(camera)) {
+            (Some(camera), Some(pictures)) => pictures.rgb(frame, camera, &what),
+            _ => Err(Error::Parse { what, why: "there is no such camera".into() }),
         }
     }
 

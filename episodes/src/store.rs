@@ -5,6 +5,7 @@
 
 use crate::info::{Feature, Info};
 use crate::layout::{FileId, Layout, Version, io, read_json, refuse, write_json};
+use crate::meta::FilmPlace;
 use crate::stats::FeatureStats;
 use crate::{EpisodeEntry, meta, table};
 use arrow::array::RecordBatch;
@@ -41,6 +42,15 @@ pub(crate) struct Place {
     pub(crate) episode: usize,
     pub(crate) first_index: usize,
     pub(crate) tasks: Vec<usize>,
+}
+
+/// What the episodes' table says of an episode besides its numbers.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Said {
+    pub(crate) tasks: Vec<String>,
+    pub(crate) extra: serde_json::Value,
+    /// Where it is in the video files, by the columns' names.
+    pub(crate) films: BTreeMap<String, FilmPlace>,
 }
 
 impl Store {
@@ -80,7 +90,7 @@ impl Store {
         let mut store = Self::empty(layout, info)?;
         let path = store.layout.meta("embodiment.json");
         store.embodiment = if path.exists() { Some(read_json(&path)?) } else { None };
-        let entries = meta::read_episodes(&store.layout)?;
+        let entries = meta::read_episodes(&store.layout, &store.info)?;
         if let Some(last) = entries.last() {
             store.tasks = meta::read_tasks(&store.layout)?.iter().map(|task| task.to_string()).collect();
             store.episodes = entries.len();
@@ -170,9 +180,8 @@ impl Store {
     pub(crate) fn commit(
         &mut self,
         rows: &RecordBatch,
-        tasks: Vec<String>,
+        Said { tasks, extra, films }: Said,
         stats: Vec<(String, FeatureStats)>,
-        extra: serde_json::Value,
     ) -> Result<usize> {
         if rows.num_rows() == 0 {
             return Err(Error::Shape {
@@ -195,6 +204,7 @@ impl Store {
             first_index: self.frames,
             data_file,
             meta_file,
+            films,
         };
         let meta_path = self.layout.episodes(meta_file);
         let groups = table::groups_of_rows(&meta_path, kept_entries)?;

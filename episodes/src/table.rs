@@ -1,6 +1,6 @@
 //! Parquet files as lists of row groups: appended whole, cut back, read by rows.
 
-use crate::layout::{io, refuse, write_whole};
+use crate::layout::{guarded, io, refuse, write_whole};
 use arrow::array::AsArray;
 use arrow::array::{Array, ArrayRef, FixedSizeListArray, LargeListArray, ListArray, RecordBatch};
 use arrow::datatypes::{DataType, Float64Type, Int64Type};
@@ -119,9 +119,11 @@ fn row_group<W: std::io::Write + Send>(
 }
 
 fn open(path: &Path) -> Result<(File, ParquetMetaData)> {
-    let file = File::open(path).map_err(io(path))?;
-    let metadata = ParquetMetaDataReader::new().parse_and_finish(&file);
-    Ok((file, metadata.map_err(|e| torn(path, &e))?))
+    guarded(path, || {
+        let file = File::open(path).map_err(io(path))?;
+        let metadata = ParquetMetaDataReader::new().parse_and_finish(&file);
+        Ok((file, metadata.map_err(|e| torn(path, &e))?))
+    })
 }
 
 fn torn(path: &Path, cause: &dyn std::fmt::Display) -> Error {
@@ -156,6 +158,10 @@ pub(crate) fn rows(path: &Path) -> Result<usize> {
 /// Reads `rows` (all when `None`) of the named columns, touching only the row groups that hold them. Columns that
 /// are not there are refused.
 pub(crate) fn read(path: &Path, columns: &[&str], rows: Option<Range<usize>>) -> Result<RecordBatch> {
+    guarded(path, || read_rows(path, columns, rows))
+}
+
+fn read_rows(path: &Path, columns: &[&str], rows: Option<Range<usize>>) -> Result<RecordBatch> {
     let file = File::open(path).map_err(io(path))?;
     // The Arrow schema that writers leave beside parquet's own is not needed, and a broken one makes the crate panic.
     let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);

@@ -9,7 +9,7 @@ use crate::journal::{self, Ending, Entry, Journal, Leftover};
 use crate::layout::{Layout, refuse};
 use crate::picture::{PictureFormat, decode};
 use crate::stats::{FeatureStats, PictureCounts};
-use crate::store::{Place, Store};
+use crate::store::{Place, Said, Store};
 use arrow::array::{ArrayRef, BooleanArray, Float32Array, Int64Array, RecordBatch};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -218,7 +218,7 @@ impl DatasetWriter {
         let pictures: BTreeMap<String, FeatureStats> =
             pictures.map(|(camera, counts)| (format!("{IMAGES}{}", camera.name), counts.stats())).collect();
         let stats = stats_of(&rows, self.store.info(), &pictures, Path::new("frames to commit"))?;
-        let committed = self.store.commit(&rows, tasks, stats, extra);
+        let committed = self.store.commit(&rows, Said { tasks, extra, ..Said::default() }, stats);
         if self.store.episodes() > place.episode {
             // Even if the totals could not be written: to try again would commit the frames twice.
             self.discard_episode()?;

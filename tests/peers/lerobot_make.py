@@ -1,8 +1,8 @@
 """A small dataset made by LeRobot itself, with whatever version of it is installed: what tests/golden/lerobot_* are.
 
 Usage: python tests/peers/lerobot_make.py FOLDER [image|av1|h264]     (needs lerobot; not part of CI)
-lerobot 0.3.3 writes v2.1, 0.6.1 writes v3.0. In the two video modes `decoded.rgb` holds the frames as LeRobot reads them
-back, `[frames, height, width, 3]` bytes.
+lerobot 0.3.3 writes v2.1, 0.6.1 writes v3.0. In the two video modes `decoded.rgb` holds every fifth frame as pyav, one
+of LeRobot's decoders, reads it back, `[frames, height, width, 3]` bytes.
 """
 
 import os
@@ -44,7 +44,8 @@ if mode != "image":
 def picture(episode, k):
     """Image mode: every byte tells its place. Video mode: a smooth ground and a bright square that moves."""
     if mode == "image":
-        return ((np.arange(height * width * 3).reshape(height, width, 3) * 3 + 40 * episode + 11 * k) % 256).astype(np.uint8)
+        place = np.arange(height * width * 3).reshape(height, width, 3)
+        return ((place * 3 + 40 * episode + 11 * k) % 256).astype(np.uint8)
     y, x = np.mgrid[0:height, 0:width]
     ground = np.stack([x * 2, y * 3, np.full_like(x, 40 + 60 * episode)], axis=-1).astype(np.uint8)
     ground[8:20, 4 + 6 * k : 16 + 6 * k] = [230, 200, 20]
@@ -72,7 +73,13 @@ for episode, task in enumerate(["push the cube", "lift the ball", "push the cube
 if hasattr(dataset, "finalize"):
     dataset.finalize()
 if mode != "image":
-    read = LeRobotDataset("local/tiny", root=root, video_backend="pyav")
-    frames = [read[k]["observation.images.front"].permute(1, 2, 0).numpy() for k in range(len(read))]
-    (root / "decoded.rgb").write_bytes((np.stack(frames) * 255).round().astype(np.uint8).tobytes())
+    import av
+
+    # One file per camera in v3.0, one per episode in v2.1: in order of their names, the frames are in order.
+    frames = []
+    for film in sorted(root.glob("videos/**/*.mp4")):
+        with av.open(str(film)) as container:
+            frames += [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert len(frames) == len(dataset)
+    (root / "decoded.rgb").write_bytes(np.stack(frames[::5]).tobytes())
 print(len(dataset), "frames")
