@@ -223,7 +223,7 @@ async fn many_at_once_get_what_each_gets_alone() -> Outcome {
     let served = served().await?;
     let question = |k: usize| -> Outcome<Json> {
         let url = png((k % 3) as u8)?;
-        let message = if k % 2 == 0 {
+        let message = if k.is_multiple_of(2) {
             about(&[&url], &format!("what {k}?"))
         } else {
             json!({"role": "user", "content": format!("say {k}")})

@@ -53,7 +53,8 @@ async fn who_comes_when_all_is_full_is_told_to_come_again() -> Outcome {
     several["n"] = 2.into();
     first.await??;
     assert_eq!(chat(at, &several).await?.status, 429, "two do not fit where one does");
-    still_serves(&served).await?;
+    // The one of the two that was let in is gone in a moment.
+    until(async || Ok(chat(at, &words("still there?", 3)).await?.status == 200)).await?;
     // Connections have an end too.
     let served = serve(small(), ServerConfig { connections: 1, ..ServerConfig::default() }).await?;
     let mut quiet = TcpStream::connect(served.at).await?;
@@ -203,6 +204,30 @@ async fn wrong_requests_are_one_clear_sentence() -> Outcome {
         let got = raw(at, bytes.as_bytes()).await?;
         assert!(got.starts_with(start.as_bytes()), "{}", String::from_utf8_lossy(&got));
     }
+    still_serves(&served).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_are_bounded_one_by_one_and_together() -> Outcome {
+    let limits = ServerConfig { body_bytes: 300_000, bodies_bytes: 200_000, ..ServerConfig::default() };
+    let served = serve(small(), limits).await?;
+    let got = send(served.at, "POST", "/v1/chat/completions", JSON, &vec![b' '; 250_000]).await?;
+    assert_eq!((got.status, got.head.contains("retry-after: 5")), (503, true), "{}", got.text());
+    // In chunks nobody knows the length before.
+    let chunked = |body: &str| {
+        let head = format!("{JSON}connection: close\r\ntransfer-encoding: chunked");
+        let length = body.len();
+        format!(
+            "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n{head}\r\n\r\n{length:x}\r\n{body}\r\n0\r\n\r\n"
+        )
+    };
+    let answered = raw(served.at, chunked(&words("in chunks", 3).to_string()).as_bytes()).await?;
+    assert_eq!(Got::parse(&answered)?.status, 200);
+    let refused = raw(served.at, chunked(&" ".repeat(250_000)).as_bytes()).await?;
+    assert_eq!(Got::parse(&refused)?.status, 503);
+    let served = serve(small(), ServerConfig { body_bytes: 300_000, ..ServerConfig::default() }).await?;
+    let refused = raw(served.at, chunked(&" ".repeat(400_000)).as_bytes()).await?;
+    assert_eq!(Got::parse(&refused)?.status, 413);
     still_serves(&served).await
 }
 

@@ -93,7 +93,7 @@ pub async fn receive(mut body: Incoming, app: &App) -> Result<Received, Fault> {
     };
     let read = tokio::time::timeout(Duration::from_secs(secs), reading).await;
     match read {
-        Ok(Err(fault)) if fault.status == 413 => {
+        Ok(Err(fault)) if fault.status != 400 => {
             discard(body, most).await;
             Err(fault)
         }
@@ -106,7 +106,7 @@ pub async fn receive(mut body: Incoming, app: &App) -> Result<Received, Fault> {
 }
 
 /// Reads on for a moment and forgets it: a client that is still sending would not see the answer otherwise.
-async fn discard(mut body: Incoming, most: usize) {
+pub async fn discard(mut body: Incoming, most: usize) {
     let reading = async {
         let mut left = most.saturating_mul(4);
         while let Some(Ok(frame)) = next(&mut body).await {

@@ -4,8 +4,9 @@ use super::body::{self, Body};
 use super::{App, answer};
 use crate::openai::{self, Wanted};
 use crate::{Fault, Reply, Service, metrics};
-use hyper::body::{Bytes, Incoming};
+use hyper::body::{Body as _, Bytes, Incoming};
 use hyper::header::{self, HeaderValue};
+use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
 use serde_json::{Value as Json, json};
 use std::sync::Arc;
@@ -72,18 +73,29 @@ impl Place {
 /// Answers one request.
 pub async fn handle(request: Request<Incoming>, app: Arc<App>) -> Response<Body> {
     let place = Place::of(request.uri().path());
+    let (head, body) = request.into_parts();
+    let mut body = Some(body);
     let made = match place {
-        Some(place) => serve(request, place, &app).await,
+        Some(place) => serve(&head, &mut body, place, &app).await,
         None => Err(Fault::refused(404, "not_found", "there is nothing at this path")),
     };
+    // Whoever is refused before the body was read is still sending it.
+    if let Some(body) = body.filter(|body| !body.is_end_stream()) {
+        body::discard(body, app.config.body_bytes).await;
+    }
     let response = made.unwrap_or_else(|fault| refusal(&fault, place));
     let label = place.map_or("other", Place::label);
     app.service.tallies().response(label, response.status().as_u16());
     response
 }
 
-async fn serve(request: Request<Incoming>, place: Place, app: &Arc<App>) -> Result<Response<Body>, Fault> {
-    let method = request.method();
+async fn serve(
+    head: &Parts,
+    body: &mut Option<Incoming>,
+    place: Place,
+    app: &Arc<App>,
+) -> Result<Response<Body>, Fault> {
+    let method = &head.method;
     let fits = match place.is_asked() {
         true => method == Method::POST,
         false => method == Method::GET || method == Method::HEAD,
@@ -92,7 +104,7 @@ async fn serve(request: Request<Incoming>, place: Place, app: &Arc<App>) -> Resu
         let expected = if place.is_asked() { "POST" } else { "GET" };
         return Err(Fault::refused(405, "method_not_allowed", format!("expected {expected}, got {method}")));
     }
-    let authorization = request.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
+    let authorization = head.headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
     if !place.is_open() && !app.config.keys.admit(authorization) {
         return Err(Fault::unauthorised());
     }
@@ -112,13 +124,13 @@ async fn serve(request: Request<Incoming>, place: Place, app: &Arc<App>) -> Resu
             let list = json!({"object": "list", "data": [model(service)]});
             Ok(whole(StatusCode::OK, JSON, list.to_string()))
         }
-        Place::Model => match request.uri().path().strip_prefix("/v1/models/") {
+        Place::Model => match head.uri.path().strip_prefix("/v1/models/") {
             Some(name) if name == service.name() => {
                 Ok(whole(StatusCode::OK, JSON, model(service).to_string()))
             }
             _ => Err(Fault::refused(404, "model_not_found", format!("this server has '{}'", service.name()))),
         },
-        Place::Chat | Place::Completions => ask(request, place, app).await,
+        Place::Chat | Place::Completions => ask(head, body, place, app).await,
     }
 }
 
@@ -129,9 +141,13 @@ fn model(service: &Service) -> Json {
         "tools": service.model().takes_tools()})
 }
 
-async fn ask(request: Request<Incoming>, place: Place, app: &Arc<App>) -> Result<Response<Body>, Fault> {
-    let kind =
-        request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+async fn ask(
+    head: &Parts,
+    body: &mut Option<Incoming>,
+    place: Place,
+    app: &Arc<App>,
+) -> Result<Response<Body>, Fault> {
+    let kind = head.headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
     let kind = kind.split(';').next().unwrap_or_default().trim();
     if !kind.eq_ignore_ascii_case(JSON) {
         let kind: String = kind.chars().take(60).collect();
@@ -140,7 +156,8 @@ async fn ask(request: Request<Incoming>, place: Place, app: &Arc<App>) -> Result
     }
     let slot = app.slots.clone().try_acquire_owned();
     let slot = slot.map_err(|_| Fault::busy("as many questions as may wait do already"))?;
-    let received = body::receive(request.into_body(), app).await?;
+    let received =
+        body::receive(body.take().ok_or_else(|| Fault::internal("the body is gone"))?, app).await?;
     let service = app.service.clone();
     let secs = app.config.answer_secs;
     // The slot is taken for as long as somebody works, even if nobody waits any more.
