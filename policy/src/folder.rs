@@ -6,7 +6,9 @@ use crate::storage::Storage;
 use crate::vla::{StatePlace, Vla, VlaConfig, VlaInputs, signed_planes};
 use candle_core::{DType, Device, Tensor};
 use std::path::Path;
-use vela_embodiment::{ActionChunk, ActionSpace, Embodiment, InferOptions, Observation, Policy, PolicySpec};
+use vela_embodiment::{
+    ActionChunk, ActionSpace, Embodiment, Frame, InferOptions, Observation, Policy, PolicySpec,
+};
 use vela_llm::Tokenizer;
 use vela_nn::{Error, Result, Weights, hash_of, random};
 use vela_vision::{PadSide, Planes};
@@ -23,6 +25,16 @@ pub struct VlaPolicy {
     spec: PolicySpec,
     reading: Reading,
     guide: Option<Guide>,
+    /// What the tower made of each camera's last picture.
+    sights: Vec<Option<Sight>>,
+    encoded: usize,
+}
+
+/// A picture and its patch tokens `[1, patches, vision_width]`.
+#[derive(Clone, Debug)]
+struct Sight {
+    frame: Frame,
+    tokens: Tensor,
 }
 
 /// Real-time chunking: a new chunk starts as the rest of the last one goes on.
@@ -142,7 +154,16 @@ impl VlaPolicy {
             history: 1,
             checkpoint: checkpoint.to_owned(),
         };
-        Ok(Self { vla, config: config.clone(), tokenizer, spec, reading, guide: None })
+        Ok(Self {
+            vla,
+            config: config.clone(),
+            tokenizer,
+            spec,
+            reading,
+            guide: None,
+            sights: Vec::new(),
+            encoded: 0,
+        })
     }
 
     /// Turns real-time chunking on or off (it is off at first): whether [`InferOptions::unexecuted`] is heeded.
@@ -196,8 +217,48 @@ impl VlaPolicy {
         })
     }
 
-    fn chunk(&self, observation: &Observation, options: &InferOptions) -> Result<Vec<Vec<f64>>> {
-        let prefix = self.vla.prefix(&self.inputs(observation)?)?;
+    /// Pictures that the tower has read so far: one that has not changed is not read again.
+    pub fn encoded(&self) -> usize {
+        self.encoded
+    }
+
+    /// Patch tokens `[cameras, patches, vision_width]`. Pictures that are new are one batch.
+    fn see(&mut self, observation: &Observation, frames: &Tensor) -> Result<Tensor> {
+        let names = &self.config.cameras;
+        self.sights.resize(names.len(), None);
+        let same = |old: &Frame, new: &Frame| {
+            (old.width, old.height) == (new.width, new.height) && old.rgb == new.rgb
+        };
+        let mut changed = Vec::new();
+        for (i, name) in names.iter().enumerate() {
+            let frame = observation.frame(name);
+            if !self.sights[i].as_ref().zip(frame).is_some_and(|(old, new)| same(&old.frame, new)) {
+                changed.push((i, frame.cloned()));
+            }
+        }
+        if !changed.is_empty() {
+            let new: Vec<Tensor> =
+                changed.iter().map(|(i, _)| frames.narrow(1, *i, 1)).collect::<candle_core::Result<_>>()?;
+            let tokens = self.vla.see(&Tensor::cat(&new, 1)?)?;
+            // Weights in training change under what they made.
+            if tokens.track_op() {
+                self.sights.clear();
+                return Ok(tokens);
+            }
+            self.encoded += changed.len();
+            for (k, (i, frame)) in changed.into_iter().enumerate() {
+                let frame = frame.ok_or_else(|| Error::invalid("a camera without a picture"))?;
+                self.sights[i] = Some(Sight { frame, tokens: tokens.narrow(0, k, 1)?.contiguous()? });
+            }
+        }
+        let all: Vec<&Tensor> = self.sights.iter().flatten().map(|sight| &sight.tokens).collect();
+        Ok(Tensor::cat(&all, 0)?)
+    }
+
+    fn chunk(&mut self, observation: &Observation, options: &InferOptions) -> Result<Vec<Vec<f64>>> {
+        let inputs = self.inputs(observation)?;
+        let seen = self.see(observation, &inputs.frames)?;
+        let prefix = self.vla.prefix_on(&seen, &inputs)?;
         let dims = self.config.expert.action_dims;
         let mut rng = random::stream(options.seed, "flow noise");
         let noise = self.config.flow.draw_noise(self.config.horizon * dims, &mut rng);

@@ -37,6 +37,7 @@ pub mod storage;
 pub mod tokens;
 pub mod torch_file;
 pub mod trace;
+pub mod two_ways;
 pub mod unet;
 pub mod verify;
 pub mod vla;

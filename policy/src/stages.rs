@@ -7,6 +7,7 @@ use crate::expert::Prefix;
 use crate::head::draw_normal;
 use crate::lerobot::Folder;
 use crate::openvla::{OpenVla, Sizes};
+use crate::openvla_oft::is_oft;
 use crate::storage::Storage;
 use crate::vla::{StatePlace, Vla, VlaConfig, VlaInputs};
 use crate::{Act, DiffusionPolicy, Pi0, SmolVla, VlaPolicy, act};
@@ -107,6 +108,11 @@ pub fn of_folder(dir: &Path, setting: &Setting) -> Result<Box<dyn Stages>> {
             let (folder, _, network) = DiffusionPolicy::open(dir, storage)?;
             let (count, size) = seen(&folder)?;
             Box::new(DiffusionRun::new(network, count, size, setting)?)
+        }
+        "openvla" if is_oft(dir) => {
+            return Err(Error::invalid(
+                "the stages of openvla-oft are not told apart: it cannot be measured",
+            ));
         }
         "openvla" => {
             let model = OpenVla::load(dir, storage)?;

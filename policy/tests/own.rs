@@ -335,3 +335,28 @@ fn training_behind_a_fixed_start_ignores_its_noise_and_answers_keep_it() -> Resu
     }
     Ok(())
 }
+
+#[test]
+fn a_picture_that_has_not_changed_is_not_read_again_and_the_chunk_is_the_same() -> Result<()> {
+    let dir = tempfile::tempdir().map_err(Error::invalid)?;
+    written(dir.path(), &Weights::fresh(9))?;
+    let mut policy = VlaPolicy::load(dir.path())?;
+    let first = seen(&policy.spec().embodiment.clone(), "touch the red cube");
+    let cameras = first.frames.len();
+    let mut later = first.clone();
+    let mut pixels = later.frames[1].rgb.to_vec();
+    pixels[17] ^= 0x40;
+    later.frames[1].rgb = pixels.into();
+    later.joint_positions[0] += 0.1;
+    let ask = |policy: &mut VlaPolicy, observation: &Observation| {
+        policy.infer(std::slice::from_ref(observation), &InferOptions::default()).map_err(Error::invalid)
+    };
+    ask(&mut policy, &first)?;
+    ask(&mut policy, &first)?;
+    assert_eq!(policy.encoded(), cameras);
+    let remembered = ask(&mut policy, &later)?;
+    assert_eq!(policy.encoded(), cameras + 1);
+    assert_eq!(remembered, ask(&mut VlaPolicy::load(dir.path())?, &later)?);
+    assert_ne!(remembered.actions, ask(&mut policy, &first)?.actions);
+    Ok(())
+}
