@@ -201,3 +201,38 @@ impl Watch {
         (if calls.is_empty() { rest.to_owned() } else { String::new() }, calls)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::openai::ToolStyle;
+    use crate::openai::tools::Call;
+
+    /// What is shown piece by piece, and the calls at the end.
+    fn watched(style: ToolStyle, pieces: &[&str]) -> (Vec<String>, Vec<Call>) {
+        let mut watch = Watch::new(Arc::new(Some(Tools::free(style))));
+        let mut shown: Vec<String> = pieces.iter().map(|piece| watch.push((*piece).to_owned())).collect();
+        let (rest, calls) = watch.end(String::new());
+        shown.push(rest);
+        (shown, calls)
+    }
+
+    #[test]
+    fn a_call_is_never_shown_and_what_is_none_is_shown_in_the_end() {
+        let call = Call { name: "look".into(), arguments: "{}".into() };
+        let (shown, calls) = watched(
+            ToolStyle::Tagged,
+            &["I lo", "ok <to", "ol_call>{\"name\": \"look\", ", "\"arguments\": {}}"],
+        );
+        assert_eq!(
+            (shown.concat().as_str(), shown[0].as_str(), calls),
+            ("I look ", "I lo", vec![call.clone()])
+        );
+        let (shown, calls) = watched(ToolStyle::Tagged, &["a <tool", "box", " <tool_call>{", "oops"]);
+        assert_eq!((shown.concat().as_str(), calls), ("a <toolbox <tool_call>{oops", vec![]));
+        let (shown, calls) = watched(ToolStyle::Bare, &["{\"name\": \"look\", ", "\"parameters\": {}}"]);
+        assert_eq!((shown.concat().as_str(), calls), ("", vec![call]));
+        let (shown, calls) = watched(ToolStyle::Bare, &["just ", "words"]);
+        assert_eq!((shown, calls), (vec![String::new(), String::new(), "just words".into()], vec![]));
+    }
+}

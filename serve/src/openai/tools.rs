@@ -89,6 +89,12 @@ impl Tools {
         Ok(Some(Self { list: Json::Array(list.to_vec()), style, required, parallel, functions }))
     }
 
+    /// Tools that may be called or not; for tests.
+    #[cfg(test)]
+    pub(crate) fn free(style: ToolStyle) -> Self {
+        Self { list: json!([]), style, required: false, parallel: true, functions: Vec::new() }
+    }
+
     /// What an answer that must be a call begins with.
     pub fn opening(&self) -> &'static str {
         match self.style {
