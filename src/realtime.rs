@@ -90,7 +90,7 @@ impl JointSide for SimArm {
         // Pictures and joints of one moment carry one stamp.
         let stamp = self.clock.now();
         self.show(stamp);
-        Ok(JointReading { positions: self.table.state().joint_positions, stamp })
+        Ok(JointReading { positions: self.table.state().joint_positions, stamp, ..JointReading::default() })
     }
 
     fn apply(&mut self, action: Checked<Action>) -> Result<Applied> {

@@ -69,6 +69,8 @@ pub trait Robot: Send {
 pub struct JointReading {
     /// Positions in the embodiment's order, rad or m.
     pub positions: Vec<f64>,
+    /// What they push with, N m or N, positive toward greater positions; empty when the robot does not measure it.
+    pub efforts: Vec<f64>,
     /// When they were read.
     pub stamp: Stamp,
 }

@@ -25,7 +25,11 @@ impl JointSide for Arm {
     }
 
     fn joints(&mut self) -> Result<JointReading> {
-        Ok(JointReading { positions: self.joints.clone(), stamp: self.clock.now() })
+        Ok(JointReading {
+            positions: self.joints.clone(),
+            stamp: self.clock.now(),
+            ..JointReading::default()
+        })
     }
 
     fn apply(&mut self, action: Checked<Action>) -> Result<Applied> {

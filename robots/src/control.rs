@@ -34,6 +34,8 @@ pub struct ControlOptions {
     pub gate: GateConfig,
     /// Frames older than this make the arm hold, s.
     pub max_frame_age_secs: f64,
+    /// Joints read longer ago than this make the arm hold, s.
+    pub max_joint_age_secs: f64,
     /// A hold that lasts this long becomes a stop, s; infinite waits for ever.
     pub stop_after_hold_secs: f64,
     /// The same for the hold before the first plan, s.
@@ -51,6 +53,7 @@ impl Default for ControlOptions {
             execute: None,
             gate: GateConfig::default(),
             max_frame_age_secs: 0.5,
+            max_joint_age_secs: 0.25,
             stop_after_hold_secs: 2.0,
             start_within_secs: 10.0,
             late_part: 0.25,

@@ -15,7 +15,10 @@ pub use control::{
     ControlEvent, ControlHandle, ControlOptions, ControlReport, Controller, Finished, Latest, State,
     TickReport,
 };
-pub use link::{RemotePolicy, ServeEvent, ServeReport, Side, loopback_pair, open_session, serve_policy};
+pub use link::{
+    RemotePolicy, ServeEvent, ServeReport, Side, StopListener, listen_for_stop, loopback_pair, open_session,
+    press_stop, release_stop, serve_policy,
+};
 pub use queue::{ChunkQueue, Merge};
 pub use resolve::{Plan, Resolver, chunk_seed, require_policy_fits};
 pub use rollout::{Hook, Rollout, RolloutEvent, RolloutOptions, rollout, rollout_expert};

@@ -4,14 +4,17 @@
 //! `BASE/policy/ID/chunk` answer queries with the messages of [`crate::wire`], and the token `BASE/policy/ID/alive` is
 //! there for as long as the policy is; ID is its session's. The robot asks the one that has been there longest, one
 //! question at a time, so that two policies never answer the same question.
+//! `BASE/stop` presses the arm's emergency stop.
 
 mod remote;
 mod serve;
 mod session;
+mod stop;
 
 pub use remote::RemotePolicy;
 pub use serve::{ServeEvent, ServeReport, serve_policy};
 pub use session::{Side, loopback_pair, open_session};
+pub use stop::{StopListener, listen_for_stop, press_stop, release_stop};
 
 use vela_embodiment::Error;
 

@@ -5,12 +5,14 @@
 //! the arm's own clock, as in simulation time: no wall clock leaves this machine.
 
 pub mod keys;
+mod lease;
 pub mod messages;
 mod trajectory;
 
 use crate::control::{ControlEvent, ControlHandle};
 use crate::link::failed;
-use keys::{EndpointKind, Entity, Topic};
+use keys::{Attachment, EndpointKind, Entity, Topic};
+use lease::Lease;
 use messages::{CompressedImage, Header, JointState, JointTrajectory, Text, Time};
 use serde::Serialize;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -44,8 +46,8 @@ pub struct Node {
     _tokens: Vec<LivelinessToken>,
 }
 
-/// What a message from outside does.
-type Act = Box<dyn Fn(&[u8]) -> Result<()> + Send + Sync>;
+/// What a message from outside, and from the endpoint with this identity, does.
+type Act = Box<dyn Fn(&[u8], [u8; 16]) -> Result<()> + Send + Sync>;
 
 #[derive(Default)]
 struct Refusals {
@@ -100,7 +102,9 @@ impl Node {
             let subscriber = session
                 .declare_subscriber(key.as_str())
                 .callback(move |sample: Sample| {
-                    if let Err(error) = act(&sample.payload().to_bytes()) {
+                    let sent = sample.attachment().map(|bytes| Attachment::decode(&bytes.to_bytes()));
+                    let who = sent.and_then(Result::ok).map_or([0; 16], |attachment| attachment.gid);
+                    if let Err(error) = act(&sample.payload().to_bytes(), who) {
                         let mut refusals = refusals.lock().unwrap_or_else(PoisonError::into_inner);
                         refusals.note(format!("{name}: {error}"));
                     }
@@ -110,10 +114,11 @@ impl Node {
             inlets.push(subscriber);
             Ok(())
         };
-        let (to_say, to_move, body) = (handle.clone(), handle.clone(), embodiment.clone());
+        let (to_say, to_move, body, lease) =
+            (handle.clone(), handle.clone(), embodiment.clone(), Lease::default());
         inlet(
             Topic::new("/instruction", &keys::STRING),
-            Box::new(move |bytes| {
+            Box::new(move |bytes, _| {
                 let sentence = messages::decode::<Text>(bytes)?.data;
                 if sentence.trim().is_empty() || sentence.len() > LONGEST_SENTENCE {
                     return Err(Error::Shape {
@@ -128,12 +133,14 @@ impl Node {
         )?;
         inlet(
             Topic::new("/arm_controller/joint_trajectory", &keys::JOINT_TRAJECTORY),
-            Box::new(move |bytes| {
+            Box::new(move |bytes, who| {
                 let trajectory: JointTrajectory = messages::decode(bytes)?;
                 let reading =
                     to_move.joints().ok_or_else(|| Error::Robot("the joints were not read yet".into()))?;
                 let now = to_move.clock().now();
-                to_move.follow(plan_of(&trajectory, &body, &reading.positions, now)?)
+                let plan = plan_of(&trajectory, &body, &reading.positions, now)?;
+                lease.take(who, now, plan.end())?;
+                to_move.follow(plan)
             }),
         )?;
         Ok(Self {
@@ -229,7 +236,7 @@ impl Outlet {
 
     fn put<T: Serialize>(&mut self, message: &T, stamp: Stamp) -> Result<()> {
         self.sequence += 1;
-        let attachment = keys::Attachment { sequence: self.sequence, stamp, gid: self.gid };
+        let attachment = Attachment { sequence: self.sequence, stamp, gid: self.gid };
         self.publisher
             .put(messages::encode(message)?)
             .attachment(attachment.encode().as_slice())

@@ -2,6 +2,8 @@
 
 use super::report::ControlEvent;
 use super::shared::{EventSink, Shared};
+use std::collections::BTreeMap;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use vela_embodiment::{Embodiment, Error, Frame, FrameSource, Observation, Result, Stamp};
 
@@ -11,8 +13,13 @@ pub(super) fn run<C: FrameSource>(
     shared: &Shared,
     sink: &EventSink,
 ) -> C {
+    let mut eyes = Eyes::default();
     while !shared.stopping() {
-        match cameras.frames().and_then(|frames| pair(frames, embodiment, shared)) {
+        let looked = cameras.frames().and_then(|frames| pair(frames, embodiment, shared));
+        let looked = looked.and_then(|seen| {
+            seen.as_ref().map_or(Ok(()), |(observation, _)| eyes.trust(observation)).map(|()| seen)
+        });
+        match looked {
             Ok(Some((observation, oldest))) => {
                 let observation = Arc::new(observation);
                 shared.observed(observation.clone(), oldest);
@@ -31,6 +38,47 @@ pub(super) fn run<C: FrameSource>(
 
 fn pause(shared: &Shared) {
     shared.clock.sleep_until(shared.clock.now().plus_secs(0.01));
+}
+
+/// No camera that works gives a picture whose brightest byte is below this.
+const BLACK: u8 = 8;
+/// An arm that moved by this much looks different, rad or m.
+const MOVED: f64 = 0.1;
+
+/// Remembers each camera's last picture, by its hash, and where the joints were when it was new.
+#[derive(Default)]
+struct Eyes {
+    seen: BTreeMap<String, (u64, Vec<f64>)>,
+}
+
+impl Eyes {
+    /// Refuses black pictures, and a picture that stays the same, byte for byte, while the arm moves: such a camera
+    /// has died with its driver alive.
+    fn trust(&mut self, observation: &Observation) -> Result<()> {
+        for frame in &observation.frames {
+            if frame.rgb.iter().all(|byte| *byte < BLACK) {
+                return Err(Error::Robot(format!("camera '{}' is black", frame.camera)));
+            }
+            let mut hasher = std::hash::DefaultHasher::new();
+            frame.rgb.hash(&mut hasher);
+            let (hash, joints) = (hasher.finish(), &observation.joint_positions);
+            match self.seen.get(&frame.camera) {
+                Some((last, then)) if *last == hash => {
+                    if then.iter().zip(joints).any(|(a, b)| (a - b).abs() > MOVED) {
+                        let why = format!(
+                            "camera '{}' is frozen: the arm moved, its picture did not",
+                            frame.camera
+                        );
+                        return Err(Error::Robot(why));
+                    }
+                }
+                _ => {
+                    self.seen.insert(frame.camera.clone(), (hash, joints.clone()));
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 /// One observation and the stamp of its oldest frame: a frozen camera beside a live one is seen too.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use vela_embodiment::{Clock, Error, JointReading, Observation, Result, Stamp};
+use vela_embodiment::{Clock, EmergencyStop, Error, JointReading, Observation, Result, Stamp};
 
 /// A thread that panicked left whole values behind: every write below is one assignment.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -71,6 +71,7 @@ pub(super) struct Shared {
     stopping: AtomicBool,
     ended: AtomicBool,
     pub(super) events_dropped: AtomicU64,
+    pub(super) emergency: EmergencyStop,
 }
 
 impl Shared {
@@ -87,6 +88,7 @@ impl Shared {
             stopping: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             events_dropped: AtomicU64::new(0),
+            emergency: EmergencyStop::default(),
         }
     }
 
@@ -219,6 +221,11 @@ impl ControlHandle {
     pub fn stop(&self, reason: &str) {
         lock(&self.shared.stop_reason).get_or_insert_with(|| reason.to_owned());
         self.shared.stopping.store(true, Ordering::Release);
+    }
+
+    /// The arm's emergency stop: whoever presses it makes the arm brake and stand until it is released.
+    pub fn emergency_stop(&self) -> EmergencyStop {
+        self.shared.emergency.clone()
     }
 
     /// The sentence that the next observations carry.

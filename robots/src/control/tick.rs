@@ -32,7 +32,8 @@ pub(super) fn run<A: JointSide>(
     options: &ControlOptions,
 ) -> (A, ControlReport) {
     let first = arm.joints().and_then(|reading| {
-        let gate = SafetyGate::new(arm.embodiment(), options.gate.clone(), &reading.positions)?;
+        let mut gate = SafetyGate::new(arm.embodiment(), options.gate.clone(), &reading.positions)?;
+        gate.listen_to(&shared.emergency);
         Ok((gate, reading))
     });
     let (gate, reading) = match first {
@@ -61,6 +62,7 @@ pub(super) fn run<A: JointSide>(
         lead_ticks: FIRST_LEAD_TICKS,
         held_since: None,
         had_plan: false,
+        pressed: None,
         braking: 0,
     };
     let clock = shared.clock.clone();
@@ -99,6 +101,8 @@ struct Loop<'a> {
     lead_ticks: usize,
     held_since: Option<Stamp>,
     had_plan: bool,
+    /// When the emergency stop was last seen pressed: plans for observations before that are not taken.
+    pressed: Option<Stamp>,
     braking: u32,
 }
 
@@ -113,16 +117,26 @@ impl Loop<'_> {
         let mut trouble = match read {
             Ok(reading) => {
                 self.shared.offer_reading(&reading);
+                self.gate.feel(&reading.efforts);
                 self.reading = reading;
-                None
+                let age = now.secs_since(self.reading.stamp);
+                (age > self.options.max_joint_age_secs)
+                    .then(|| format!("joints: the newest reading is {age:.2} s old"))
             }
             Err(why) => Some(why),
         };
         self.take_plans(now);
+        if self.shared.emergency.pressed() {
+            self.queue.clear();
+            self.pressed = Some(now);
+        }
         let frame_age_secs = self.shared.frame_age_secs(now);
         let blind = frame_age_secs.is_none_or(|age| age > self.options.max_frame_age_secs);
         if !blind {
             self.ask(now);
+        }
+        if self.shared.emergency.pressed() {
+            trouble = Some(format!("emergency stop: {}", self.shared.emergency.reason()));
         }
         trouble = trouble.or_else(|| self.missing(now, blind, frame_age_secs));
         let planned =
@@ -166,6 +180,7 @@ impl Loop<'_> {
         while let Ok(answer) = self.channels.answers.try_recv() {
             self.in_flight = false;
             match answer {
+                Ok(thought) if self.pressed.is_some_and(|at| thought.plan.observation_stamp <= at) => {}
                 Ok(thought) => {
                     let latency_secs = now.secs_since(thought.plan.observation_stamp);
                     self.queue.set_execute(self.options.execute.unwrap_or(thought.execute));
@@ -237,7 +252,12 @@ impl Loop<'_> {
             let state = if self.shared.stopping() {
                 State::Stopped { reason: self.shared.stop_reason() }
             } else if let Some(reason) = trouble {
-                let since = *self.held_since.get_or_insert(now);
+                self.held_since.get_or_insert(now);
+                if self.shared.emergency.pressed() {
+                    // Whoever pressed it decides when it is over.
+                    self.held_since = None;
+                }
+                let since = self.held_since.unwrap_or(now);
                 let (first, later) = (self.options.start_within_secs, self.options.stop_after_hold_secs);
                 let patience = if self.had_plan { later } else { first.max(later) };
                 if now.secs_since(since) > patience {

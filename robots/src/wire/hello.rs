@@ -85,7 +85,9 @@ mod tests {
     fn a_robot_that_fits_is_welcomed_and_another_is_told_why_not() -> Result<()> {
         let spec = super::super::fuzz::sample_spec()?;
         let mut hello = Hello { embodiment: spec.embodiment.clone() };
+        // Neither the URDF nor the robot's own safety rules cross the wire.
         hello.embodiment.urdf = String::new();
+        hello.embodiment.safety = vela_embodiment::Safety::default();
         assert_eq!(decode_hello(&encode_hello(&hello)?)?, hello);
         let welcome = decode_welcome(&encode_welcome(&Welcome::to(&hello, &spec))?)?;
         assert_eq!(welcome.into_spec()?.checkpoint, spec.checkpoint);

@@ -37,6 +37,9 @@ pub struct FakeArm {
     pub joints: Vec<f64>,
     pub goal: f64,
     pub fastest: f64,
+    pub efforts: Vec<f64>,
+    /// Joint readings are this old.
+    pub late_ms: Arc<AtomicU64>,
     ticks: u64,
     clock: Arc<dyn Clock>,
     virtual_clock: Option<Arc<VirtualClock>>,
@@ -55,7 +58,17 @@ impl FakeArm {
     fn new(clock: Arc<dyn Clock>, virtual_clock: Option<Arc<VirtualClock>>) -> Result<Self> {
         let embodiment = Embodiment::so101()?;
         let joints = vec![0.0; embodiment.joints.len()];
-        Ok(Self { embodiment, joints, goal: 0.499, fastest: 0.0, ticks: 0, clock, virtual_clock })
+        Ok(Self {
+            embodiment,
+            joints,
+            goal: 0.499,
+            fastest: 0.0,
+            efforts: Vec::new(),
+            late_ms: Arc::default(),
+            ticks: 0,
+            clock,
+            virtual_clock,
+        })
     }
 }
 
@@ -110,7 +123,11 @@ impl JointSide for FakeArm {
     }
 
     fn joints(&mut self) -> Result<JointReading> {
-        Ok(JointReading { positions: self.joints.clone(), stamp: self.clock.now() })
+        Ok(JointReading {
+            positions: self.joints.clone(),
+            efforts: self.efforts.clone(),
+            stamp: self.clock.now().plus_secs(-1e-3 * self.late_ms.load(Ordering::SeqCst) as f64),
+        })
     }
 
     fn apply(&mut self, action: Checked<Action>) -> Result<Applied> {
@@ -122,16 +139,26 @@ impl JointSide for FakeArm {
     }
 }
 
-/// Grey pictures at about 50 Hz, until `dark`.
+/// Grey pictures at about 50 Hz, each a little different, until `dark`, `black` or `frozen`.
 pub struct FakeCameras {
     pub embodiment: Embodiment,
     pub clock: Arc<dyn Clock>,
     pub dark: Arc<AtomicBool>,
+    pub black: Arc<AtomicBool>,
+    pub frozen: Arc<AtomicBool>,
+    taken: u8,
 }
 
 impl FakeCameras {
     pub fn of(arm: &FakeArm) -> Self {
-        Self { embodiment: arm.embodiment.clone(), clock: arm.clock.clone(), dark: Arc::default() }
+        Self {
+            embodiment: arm.embodiment.clone(),
+            clock: arm.clock.clone(),
+            dark: Arc::default(),
+            black: Arc::default(),
+            frozen: Arc::default(),
+            taken: 0,
+        }
     }
 }
 
@@ -141,7 +168,19 @@ impl FrameSource for FakeCameras {
         if self.dark.load(Ordering::SeqCst) {
             return Err(Error::Robot("the cable is out".into()));
         }
-        Ok(frames(&self.embodiment, self.clock.now()))
+        if !self.frozen.load(Ordering::SeqCst) {
+            self.taken = self.taken.wrapping_add(1);
+        }
+        let mut frames = frames(&self.embodiment, self.clock.now());
+        for frame in &mut frames {
+            let mut rgb = frame.rgb.to_vec();
+            match self.black.load(Ordering::SeqCst) {
+                true => rgb.fill(2),
+                false => rgb[0] = self.taken,
+            }
+            frame.rgb = rgb.into();
+        }
+        Ok(frames)
     }
 }
 

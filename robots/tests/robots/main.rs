@@ -3,6 +3,7 @@
 
 mod arm;
 mod control;
+mod faults;
 mod link;
 mod rollout;
 mod ros2;

@@ -1,0 +1,229 @@
+//! What goes wrong beside an arm, one test each: in every one the arm ends inside its limits.
+
+use crate::arm::{FakeArm, FakeCameras, FakePolicy, Switches, eventually};
+use rand::Rng;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::Receiver;
+use vela_embodiment::{
+    ActionChunk, Embodiment, Error, InferOptions, Observation, Policy, PolicySpec, Result,
+};
+use vela_robots::ros2::keys::{self, Attachment, Topic};
+use vela_robots::ros2::messages::{JointTrajectory, Time, TrajectoryPoint, encode};
+use vela_robots::ros2::{DOMAIN, Node};
+use vela_robots::{
+    ControlEvent, ControlHandle, ControlOptions, Controller, State, listen_for_stop, loopback_pair,
+    press_stop, release_stop,
+};
+use zenoh::Wait;
+
+struct Bench<P: Policy + 'static> {
+    controller: Controller<FakeArm, FakeCameras, P>,
+    handle: ControlHandle,
+    events: Receiver<ControlEvent>,
+    black: Arc<AtomicBool>,
+    frozen: Arc<AtomicBool>,
+    late_ms: Arc<AtomicU64>,
+}
+
+fn bench<P: Policy + 'static>(policy: P, stop_after_hold_secs: f64) -> Result<Bench<P>> {
+    let arm = FakeArm::real_time()?;
+    let cameras = FakeCameras::of(&arm);
+    let (black, frozen, late_ms) = (cameras.black.clone(), cameras.frozen.clone(), arm.late_ms.clone());
+    let options = ControlOptions {
+        stop_after_hold_secs,
+        start_within_secs: 20.0,
+        max_frame_age_secs: 0.4,
+        events: 1 << 14,
+        ..ControlOptions::default()
+    };
+    let (controller, events) = Controller::start(arm, cameras, policy, "go on", &options)?;
+    let handle = controller.handle();
+    Ok(Bench { controller, handle, events, black, frozen, late_ms })
+}
+
+fn moving(step: f64) -> Result<(FakePolicy, Switches)> {
+    let mut policy = FakePolicy::new()?;
+    policy.step = step;
+    let switches = policy.switches.clone();
+    Ok((policy, switches))
+}
+
+fn running(handle: &ControlHandle) -> bool {
+    handle.state() == State::Running
+}
+
+fn holding(handle: &ControlHandle, what: &str) -> bool {
+    matches!(handle.state(), State::Holding { reason } if reason.contains(what))
+}
+
+impl<P: Policy + 'static> Bench<P> {
+    /// Ends the loop and looks at every tick: position, speed and acceleration of what was sent.
+    fn within_limits(self) -> Result<u64> {
+        let robot = Embodiment::so101()?;
+        let dt = robot.period_secs();
+        let done = self.controller.finish();
+        assert_eq!(done.report.events_dropped, 0);
+        let (mut q, mut v) = (vec![0.0; 6], vec![0.0; 6]);
+        let mut ticks = 0;
+        for event in self.events.try_iter() {
+            let ControlEvent::Tick(tick) = event else { continue };
+            assert!(!tick.held || !tick.trips.is_empty(), "a hold without a reason");
+            for (k, joint) in robot.joints.iter().enumerate() {
+                let (l, next) = (&joint.limits, tick.targets[k]);
+                let speed = (next - q[k]) / dt;
+                assert!(next >= l.lower && next <= l.upper && speed.abs() <= l.velocity + 1e-6);
+                assert!((speed - v[k]).abs() <= l.acceleration * dt + 1e-6);
+                (q[k], v[k]) = (next, speed);
+            }
+            ticks += 1;
+        }
+        assert!(v.iter().all(|speed| speed.abs() < 1e-6), "it ends standing: {v:?}");
+        Ok(ticks)
+    }
+}
+
+#[test]
+fn a_black_camera_means_hold_and_light_goes_on() -> Result<()> {
+    let run = bench(moving(0.0005)?.0, 30.0)?;
+    assert!(eventually(|| running(&run.handle)));
+    run.black.store(true, Ordering::SeqCst);
+    assert!(eventually(|| holding(&run.handle, "is black")), "{:?}", run.handle.state());
+    run.black.store(false, Ordering::SeqCst);
+    assert!(eventually(|| running(&run.handle)));
+    assert!(run.within_limits()? > 10);
+    Ok(())
+}
+
+/// Its stamps are fresh and its picture is old: only the arm's own motion tells.
+#[test]
+fn a_camera_that_shows_the_same_picture_while_the_arm_moves_means_hold() -> Result<()> {
+    let run = bench(moving(0.01)?.0, 30.0)?;
+    assert!(eventually(|| running(&run.handle)));
+    run.frozen.store(true, Ordering::SeqCst);
+    assert!(eventually(|| holding(&run.handle, "is frozen")), "{:?}", run.handle.state());
+    run.frozen.store(false, Ordering::SeqCst);
+    assert!(eventually(|| running(&run.handle)));
+    run.within_limits()?;
+    Ok(())
+}
+
+#[test]
+fn late_joint_states_mean_hold_and_fresh_ones_go_on() -> Result<()> {
+    let run = bench(moving(0.0005)?.0, 30.0)?;
+    assert!(eventually(|| running(&run.handle)));
+    run.late_ms.store(400, Ordering::SeqCst);
+    assert!(
+        eventually(|| holding(&run.handle, "joints: the newest reading is 0.4")),
+        "{:?}",
+        run.handle.state()
+    );
+    run.late_ms.store(0, Ordering::SeqCst);
+    assert!(eventually(|| running(&run.handle)));
+    run.within_limits()?;
+    Ok(())
+}
+
+/// Answers with what the network may make of chunks: the same again, an older one, a torn one, noise.
+struct Scrambled {
+    inner: FakePolicy,
+    said: Vec<ActionChunk>,
+    rng: rand_chacha::ChaCha8Rng,
+}
+
+impl Policy for Scrambled {
+    fn spec(&self) -> &PolicySpec {
+        self.inner.spec()
+    }
+
+    fn infer(&mut self, history: &[Observation], options: &InferOptions) -> Result<ActionChunk> {
+        let mut chunk = self.inner.infer(history, options)?;
+        let kind = self.rng.random_range(0..6);
+        self.said.push(chunk.clone());
+        let before = self.said.len().saturating_sub(1 + self.rng.random_range(0..3));
+        match kind {
+            0 => chunk = self.said[before].clone(),
+            1 => chunk.actions.truncate(self.rng.random_range(0..3)),
+            2 => chunk.actions.iter_mut().flatten().for_each(|x| *x = self.rng.random_range(-3.0..3.0)),
+            3 => chunk.actions[2][1] = f64::from_bits(self.rng.random()),
+            4 => chunk.period_secs = self.rng.random_range(-0.1..0.1),
+            _ => {}
+        }
+        Ok(chunk)
+    }
+}
+
+#[test]
+fn repeated_reordered_torn_and_random_chunks_never_leave_the_limits() -> Result<()> {
+    let inner = moving(0.002)?.0;
+    let calls = inner.switches.calls.clone();
+    let rng = vela_embodiment::stream(3, "scrambled");
+    let run = bench(Scrambled { inner, said: Vec::new(), rng }, 1e9)?;
+    assert!(eventually(|| calls.load(Ordering::SeqCst) > 25), "{}", calls.load(Ordering::SeqCst));
+    assert!(run.within_limits()? > 25);
+    Ok(())
+}
+
+#[test]
+fn an_operator_anywhere_on_zenoh_stops_the_arm_and_releases_it() -> Result<()> {
+    let (robot, operator) = loopback_pair()?;
+    let run = bench(moving(0.002)?.0, 0.3)?;
+    let stop = run.handle.emergency_stop();
+    let _listener = listen_for_stop(&robot, "vela/test", &stop)?;
+    assert!(eventually(|| running(&run.handle)));
+    press_stop(&operator, "vela/test", "smoke")?;
+    let nobody = press_stop(&operator, "vela/other", "smoke");
+    assert!(nobody.is_err_and(|e| e.to_string().contains("no arm listens at vela/other/stop")));
+    assert!(eventually(|| holding(&run.handle, "emergency stop: smoke")), "{:?}", run.handle.state());
+    let at = |handle: &ControlHandle| handle.joints().map(|reading| reading.positions).unwrap_or_default();
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    let stood = at(&run.handle);
+    // Longer than a hold may last otherwise; nothing moves and a wrong word releases nothing.
+    operator.put("vela/test/stop/release", "please").wait().map_err(|e| Error::Link(e.to_string()))?;
+    std::thread::sleep(std::time::Duration::from_millis(600));
+    assert!(holding(&run.handle, "emergency stop"), "{:?}", run.handle.state());
+    assert_eq!(at(&run.handle), stood);
+    release_stop(&operator, "vela/test")?;
+    assert!(eventually(|| running(&run.handle)), "{:?}", run.handle.state());
+    assert!(eventually(|| at(&run.handle)[0] > stood[0] + 0.01));
+    run.within_limits()?;
+    Ok(())
+}
+
+#[test]
+fn of_two_nodes_that_command_one_arm_the_second_is_refused() -> Result<()> {
+    let (robot, commander) = loopback_pair()?;
+    let run = bench(moving(0.0)?.0, 1e9)?;
+    let embodiment = Embodiment::so101()?;
+    let node = Node::start(&robot, &embodiment, &run.handle)?;
+    assert!(eventually(|| running(&run.handle)));
+    let command = |who: u8, joint: &str, secs: i32, to: f64| -> Result<()> {
+        let trajectory = JointTrajectory {
+            joint_names: vec![joint.into()],
+            points: vec![TrajectoryPoint {
+                positions: vec![to],
+                time_from_start: Time { sec: secs, nanosec: 0 },
+                ..TrajectoryPoint::default()
+            }],
+            ..JointTrajectory::default()
+        };
+        let attachment = Attachment { sequence: 1, stamp: run.handle.clock().now(), gid: [who; 16] };
+        let topic = Topic::new("/arm_controller/joint_trajectory", &keys::JOINT_TRAJECTORY);
+        let put = commander.put(topic.key(DOMAIN), encode(&trajectory)?);
+        put.attachment(attachment.encode().as_slice()).wait().map_err(|e| Error::Link(e.to_string()))
+    };
+    let at = |k: usize| run.handle.joints().map_or(0.0, |reading| reading.positions[k]);
+    assert!(eventually(|| {
+        let sent = command(1, "shoulder_pan", 3, 0.3).is_ok();
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        sent && at(0) > 0.005
+    }));
+    command(2, "wrist_roll", 1, 1.0)?;
+    assert!(eventually(|| node.refusals().0 == 1), "{:?}", node.refusals());
+    assert!(node.refusals().1.is_some_and(|why| why.contains("another node commands the arm")));
+    assert!(eventually(|| at(0) > 0.28));
+    assert!(at(4).abs() < 1e-6, "the second moved nothing: {}", at(4));
+    drop(node);
+    run.within_limits()?;
+    Ok(())
+}
