@@ -12,9 +12,12 @@ use vela_sim::expert::ScriptedExpert;
 use vela_sim::tabletop::Tabletop;
 use vela_sim::tasks::{Split, TaskKind};
 
-/// Play a suite of episodes in lockstep and count the successes.
+/// Play a suite of episodes in lockstep and count the successes; `vqa` and `pope` score a VLM.
 #[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
+    #[command(subcommand)]
+    other: Option<Other>,
     /// Which suite.
     #[arg(long, default_value = "tabletop")]
     suite: String,
@@ -44,8 +47,22 @@ pub struct Args {
     json: bool,
 }
 
+/// What else can be scored.
+#[derive(clap::Subcommand)]
+enum Other {
+    /// Questions about pictures that training never saw, by kind.
+    Vqa(crate::eval_vlm::Args),
+    /// Whether the model says that things are there which are not.
+    Pope(crate::eval_vlm::Args),
+}
+
 /// Runs the verb.
 pub fn run(args: &Args) -> Result<()> {
+    match &args.other {
+        Some(Other::Vqa(args)) => return crate::eval_vlm::vqa(args),
+        Some(Other::Pope(args)) => return crate::eval_vlm::pope(args),
+        None => {}
+    }
     if args.suite != "tabletop" {
         bail!("unknown suite '{}'; known: tabletop", args.suite);
     }

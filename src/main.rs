@@ -3,6 +3,8 @@
 //! Exit status: 0 done, 1 failed (one sentence on stderr), 2 wrong usage.
 
 mod act;
+mod album;
+mod answerer;
 mod ask;
 mod bench;
 mod builtin;
@@ -11,6 +13,7 @@ mod chooser;
 mod demo;
 mod episodes;
 mod eval;
+mod eval_vlm;
 mod inspect;
 mod realtime;
 mod record;
@@ -21,6 +24,7 @@ mod sim;
 mod stats;
 mod teacher;
 mod train;
+mod train_vlm;
 mod verify;
 
 use clap::{Parser, Subcommand};

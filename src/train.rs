@@ -19,7 +19,10 @@ use vela_vision::{Pooling, VisionConfig};
 
 /// Train the tabletop policy. Stop it at any time; the same command takes it up again.
 #[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
+    #[command(subcommand)]
+    other: Option<Other>,
     /// The run: a TOML file.
     #[arg(long, default_value = "configs/train/tabletop.toml")]
     config: PathBuf,
@@ -43,6 +46,12 @@ pub struct Args {
     threads: usize,
 }
 
+/// What else can be trained.
+#[derive(clap::Subcommand)]
+enum Other {
+    Vlm(crate::train_vlm::Args),
+}
+
 /// Seeds of the glances: far from those of the episodes.
 const GLANCES_FROM: u64 = 100_000;
 /// Ticks per chunk and ticks carried out of it.
@@ -51,6 +60,9 @@ const EXECUTE: usize = 8;
 
 /// Runs the verb.
 pub fn run(args: &Args) -> Result<()> {
+    if let Some(Other::Vlm(args)) = &args.other {
+        return crate::train_vlm::run(args);
+    }
     threads::set(args.threads);
     let config = TrainConfig::load(&args.config)?;
     let embodiment = Embodiment::so101()?;

@@ -221,6 +221,9 @@ fn every_configuration_parses() -> Outcome {
             ("zenoh", "json5") => {
                 zenoh::Config::from_file(&path).map_err(|e| e.to_string())?;
             }
+            ("train", "toml") if path.file_stem().is_some_and(|name| name == "vlm") => {
+                vela_train::vlm::VlmTrainConfig::load(&path)?;
+            }
             ("train", "toml") => {
                 vela_train::TrainConfig::load(&path)?;
             }
