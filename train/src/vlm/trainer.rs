@@ -224,7 +224,7 @@ impl VlmTrainer {
         let loss = cross_entropy(&logits, &targets, None)?;
         let likeliest = logits.argmax(D::Minus1)?.to_vec1::<u32>()?;
         let mut hits = likeliest.iter().zip(&sequence.targets).map(|(a, b)| a == b);
-        let whole = |count: &usize| hits.by_ref().take(*count).fold(true, |all, hit| all && hit);
+        let whole = |count: &usize| hits.by_ref().take(*count).filter(|hit| !hit).count() == 0;
         Ok((loss, sequence.lengths.iter().map(whole).collect()))
     }
 
