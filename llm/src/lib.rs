@@ -16,6 +16,7 @@ pub mod load;
 pub mod lora;
 pub mod model;
 pub mod paged;
+pub mod quantise;
 pub mod sampling;
 pub mod speculative;
 pub mod template;

@@ -1,16 +1,21 @@
 //! From a model folder to a decoder.
 
 use crate::config::{DecoderConfig, Names};
-use crate::{Decoder, trace::config_json};
+use crate::{Decoder, quantise, trace::config_json};
 use std::path::Path;
 use vela_nn::{Error, Result, Weights};
 
-/// Reads a Hugging Face folder's decoder (`config.json`, one or more `*.safetensors`; F32, F16 or BF16).
+/// Reads a Hugging Face folder's decoder (`config.json`, one or more `*.safetensors`; F32, F16 or BF16), or one that
+/// [`crate::quantise`] wrote.
 ///
 /// # Errors
 /// What the config's or the weights' readers refuse; every missing, unused or mis-shaped tensor, in one error.
 pub fn load(dir: &Path) -> Result<Decoder> {
     let config = DecoderConfig::from_hf(&config_json(dir)?)?;
+    if quantise::is_quantised(dir) {
+        let (weights, config) = quantise::open(dir, config)?;
+        return from_weights(&weights, &config);
+    }
     from_weights(&Weights::load_dir(dir)?, &config)
 }
 

@@ -56,10 +56,15 @@ fn from_dir(dir: &Path) -> Result<TextModel> {
     let tokenizer = Tokenizer::load(&dir.join("tokenizer.json"))?;
     let template = ChatTemplate::from_dir(dir)?;
     let decoder = Arc::new(crate::load::load(dir)?);
-    let lengths = ["max_position_embeddings", "n_positions", "n_ctx"];
-    let context = lengths.iter().find_map(|name| config[*name].as_u64()).map_or(CONTEXT, |n| n as usize);
+    let context = context_of(&config);
     let stop = folder_stop(dir, &config, template.as_ref(), &tokenizer)?;
     Ok(TextModel { decoder, tokenizer, template, stop, context })
+}
+
+/// Positions that the model of a `config.json` was made for.
+pub(crate) fn context_of(config: &Json) -> usize {
+    let lengths = ["max_position_embeddings", "n_positions", "n_ctx"];
+    lengths.iter().find_map(|name| config[*name].as_u64()).map_or(CONTEXT, |n| n as usize)
 }
 
 fn from_gguf(path: &Path) -> Result<TextModel> {

@@ -1,4 +1,5 @@
-//! Adapters: beside the weights, merged into them, and worked out by hand, they give the same; what cannot be is refused.
+//! Adapters: beside the weights, merged into them, and worked out by hand, they give the same; what cannot be is
+//! refused.
 
 use candle_core::{DType, Device, Tensor};
 use rand::Rng;

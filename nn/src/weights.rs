@@ -302,7 +302,7 @@ impl Weights {
             let misshaped =
                 Misshaped { name: name.clone(), expected: shape.dims().to_vec(), got: made.dims().to_vec() };
             state.misshaped.insert(name, misshaped);
-            return Ok(Tensor::zeros(shape, candle_core::DType::F32, &Device::Cpu)?);
+            return absent(&shape);
         }
         let tensor = if let Mode::Fresh(seed) = self.source.mode {
             Tensor::from_vec(init.values(seed, &name, &shape), shape, &Device::Cpu)?
@@ -320,11 +320,11 @@ impl Weights {
                 Some(stored) => {
                     let (expected, got) = (shape.dims().to_vec(), stored.shape().to_vec());
                     state.misshaped.insert(name.clone(), Misshaped { name, expected, got });
-                    return Ok(Tensor::zeros(shape, candle_core::DType::F32, &Device::Cpu)?);
+                    return absent(&shape);
                 }
                 None => {
                     state.missing.insert(name);
-                    return Ok(Tensor::zeros(shape, candle_core::DType::F32, &Device::Cpu)?);
+                    return absent(&shape);
                 }
             }
         };
@@ -469,6 +469,11 @@ impl Weights {
     pub fn trainable(&self) -> Vec<(String, Var)> {
         self.source.state().vars.iter().map(|(name, var)| (name.clone(), var.clone())).collect()
     }
+}
+
+/// Zeros of any shape at the cost of one: a config may ask for far more than there is, and is refused in the end.
+fn absent(shape: &Shape) -> Result<Tensor> {
+    Ok(Tensor::zeros(1, candle_core::DType::F32, &Device::Cpu)?.broadcast_as(shape)?)
 }
 
 /// Writes a safetensors file whole or not at all (a temporary file beside it, then a rename): F16 tensors as they are,

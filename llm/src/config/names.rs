@@ -12,6 +12,8 @@ pub enum Naming {
     /// Llama's, with the norms of a sandwich.
     Gemma2,
     Gpt2,
+    /// GPT-2's, with matrices stored `[output, input]` as everybody's.
+    Gpt2Rows,
     Mixtral,
     Opt,
     Phi,
@@ -178,12 +180,18 @@ const T5_DECODER: Names = Names {
 };
 
 impl Naming {
+    /// The same names for matrices stored `[output, input]`.
+    pub fn by_rows(self) -> Self {
+        if self == Self::Gpt2 { Self::Gpt2Rows } else { self }
+    }
+
     /// The names.
     pub fn table(self) -> Names {
         match self {
             Self::Llama => LLAMA,
             Self::Gemma2 => GEMMA2,
             Self::Gpt2 => GPT2,
+            Self::Gpt2Rows => Names { transposed: false, ..GPT2 },
             Self::Mixtral => MIXTRAL,
             Self::Opt => OPT,
             Self::Phi => PHI,

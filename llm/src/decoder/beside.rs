@@ -17,7 +17,8 @@ pub struct Site<'a> {
 
 /// Something beside the matrices of a pass.
 pub trait Beside {
-    /// The matrix at `site` read `x [.., input]` and gave `y [.., output]`: what the pass goes on with, of the same shape.
+    /// The matrix at `site` read `x [.., input]` and gave `y [.., output]`: what the pass goes on with, of the same
+    /// shape.
     fn at(&self, site: Site, x: &Tensor, y: Tensor) -> Result<Tensor>;
 }
 

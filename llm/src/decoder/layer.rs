@@ -192,8 +192,8 @@ impl Layer {
         Ok(norms[which].forward(&heads)?.reshape(x.shape())?)
     }
 
-    /// The residual stream `x [b, t, width]` after what attention found (`[b, t, heads * head_dim]`), what `recall` finds
-    /// in a memory for its queries, and the feed-forward network have been added.
+    /// The residual stream `x [b, t, width]` after what attention found (`[b, t, heads * head_dim]`), what `recall`
+    /// finds in a memory for its queries, and the feed-forward network have been added.
     pub(super) fn add(
         &self,
         x: &Tensor,

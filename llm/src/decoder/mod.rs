@@ -141,8 +141,9 @@ impl Decoder {
         }
     }
 
-    /// Keys and values of what an encoder read, `[b, s, memory_width]`, for every layer's cross-attention. Give it to the
-    /// store that goes with a sequence. `mask` is over the `s` positions: `None`, or blocks that leave padding out.
+    /// Keys and values of what an encoder read, `[b, s, memory_width]`, for every layer's cross-attention. Give it to
+    /// the store that goes with a sequence. `mask` is over the `s` positions: `None`, or blocks that leave padding
+    /// out.
     pub fn remember(&self, memory: &Tensor, mask: Mask) -> Result<Memory> {
         let layer = |layer: &Layer| match layer.cross() {
             Some(cross) => cross.remember(memory),
@@ -152,8 +153,8 @@ impl Decoder {
     }
 
     /// `embeds [b, t, width]` at `positions [t]`, `[b, t]` or `[3, b, t]` (u32) to the residual stream after the last
-    /// layer, before the final norm. `mask` is over all cached and new positions. Differentiable in weights and input. A
-    /// store of several sequences takes them side by side: `[1, tokens, width]` at `[tokens]`.
+    /// layer, before the final norm. `mask` is over all cached and new positions. Differentiable in weights and
+    /// input. A store of several sequences takes them side by side: `[1, tokens, width]` at `[tokens]`.
     pub fn forward(
         &self,
         embeds: &Tensor,

@@ -1,4 +1,5 @@
-//! `adapter_config.json`: which matrices an adapter is for and how strong it is there; what we cannot do is refused by name.
+//! `adapter_config.json`: which matrices an adapter is for and how strong it is there; what we cannot do is refused
+//! by name.
 
 use fancy_regex::Regex;
 use serde::Deserialize;

@@ -1,7 +1,9 @@
-//! Low-rank adapters (LoRA; Hu et al., arXiv:2106.09685) as PEFT saves them, beside a decoder's matrices or merged into them.
+//! Low-rank adapters (LoRA; Hu et al., arXiv:2106.09685) as PEFT saves them, beside a decoder's matrices or merged
+//! into them.
 //!
-//! [`Lora::load`] reads a folder; [`Decoder::with_adapter`](crate::Decoder::with_adapter) puts it beside a decoder, whose
-//! own weights may be quantised; the engine takes one per request. [`Lora::merge`] adds it to float weights instead.
+//! [`Lora::load`] reads a folder; [`Decoder::with_adapter`](crate::Decoder::with_adapter) puts it beside a decoder,
+//! whose own weights may be quantised; the engine takes one per request. [`Lora::merge`] adds it to float weights
+//! instead.
 
 mod config;
 mod rows;
@@ -55,8 +57,8 @@ impl LowRank {
 }
 
 impl Lora {
-    /// Reads a PEFT folder (`adapter_config.json`, `adapter_model.safetensors`) for a decoder of `config`, also of one whose
-    /// weights come from a GGUF file.
+    /// Reads a PEFT folder (`adapter_config.json`, `adapter_model.safetensors`) for a decoder of `config`, also of
+    /// one whose weights come from a GGUF file.
     ///
     /// # Errors
     /// A kind of adapter that is not supported, by name; every missing, surplus and mis-shaped tensor, in one error.
@@ -177,8 +179,8 @@ fn scope(weights: &Weights, config: &DecoderConfig) -> String {
     if !has(&whole) && has(&bare) { bare } else { whole }
 }
 
-/// Whether a matrix has its rows in another order than the folder that the adapter was trained on: the converter to GGUF lets
-/// neighbours turn together where Hugging Face turns halves of a head.
+/// Whether a matrix has its rows in another order than the folder that the adapter was trained on: the converter to
+/// GGUF lets neighbours turn together where Hugging Face turns halves of a head.
 fn is_turned(config: &DecoderConfig, name: &str) -> bool {
     let names = config.names.table();
     config.rope.style == RopeStyle::Interleaved && (name == names.q || name == names.k)

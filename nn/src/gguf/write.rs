@@ -10,8 +10,8 @@ use std::path::Path;
 /// Where tensors begin, and what `general.alignment` says.
 const ALIGNMENT: usize = 32;
 
-/// Writes metadata and tensors, both in the order of their names: equal content gives equal bytes. The file appears under
-/// its name only when all of it is written.
+/// Writes metadata and tensors, both in the order of their names: equal content gives equal bytes. The file appears
+/// under its name only when all of it is written.
 ///
 /// # Errors
 /// The system refuses; a tensor with more than four dimensions.
