@@ -11,13 +11,17 @@ mod builtin;
 mod chat;
 mod chooser;
 mod demo;
+mod doctor;
 mod episodes;
 mod eval;
 mod eval_vlm;
 mod inspect;
+mod operator;
+mod quantize;
 mod realtime;
 mod record;
 mod replay;
+mod robot;
 mod serve;
 mod showing;
 mod sim;
@@ -44,6 +48,8 @@ enum Verb {
     Eval(eval::Args),
     Sim(sim::Args),
     Act(act::Args),
+    Robot(robot::Args),
+    Doctor(doctor::Args),
     Record(record::Args),
     Replay(replay::Args),
     Episodes(episodes::Args),
@@ -53,6 +59,7 @@ enum Verb {
     Serve(serve::Args),
     Chat(chat::Args),
     Inspect(inspect::Args),
+    Quantize(quantize::Args),
     Bench(bench::Args),
 }
 
@@ -64,6 +71,8 @@ fn main() -> ExitCode {
         Verb::Eval(args) => eval::run(&args),
         Verb::Sim(args) => sim::run(&args),
         Verb::Act(args) => act::run(&args),
+        Verb::Robot(args) => robot::run(&args),
+        Verb::Doctor(args) => doctor::run(&args),
         Verb::Record(args) => record::run(&args),
         Verb::Replay(args) => replay::run(&args),
         Verb::Episodes(args) => episodes::run(&args),
@@ -73,6 +82,7 @@ fn main() -> ExitCode {
         Verb::Serve(args) => serve::run(&args),
         Verb::Chat(args) => chat::run(&args),
         Verb::Inspect(args) => inspect::run(&args),
+        Verb::Quantize(args) => quantize::run(&args),
         Verb::Bench(args) => bench::run(&args),
     };
     match done {

@@ -1,6 +1,7 @@
 //! `vela sim`: the simulated arm as a robot on zenoh, or one picture of its table with the truth beside it.
 
 use crate::demo::{BASE_KEY, LINK_TIMEOUT_SECS};
+use crate::operator;
 use crate::realtime::{self, Stage};
 use anyhow::{Context, Result, bail};
 use serde_json::json;
@@ -8,7 +9,9 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use vela_embodiment::{Embodiment, Environment, Episode};
-use vela_robots::{ControlEvent, ControlOptions, Controller, RemotePolicy, Side, open_session, ros2};
+use vela_robots::{
+    ControlEvent, ControlOptions, Controller, RemotePolicy, Side, listen_for_stop, open_session, ros2,
+};
 use vela_sim::tabletop::Tabletop;
 use vela_sim::tasks::Split;
 
@@ -86,6 +89,9 @@ fn serve(args: &Args, embodiment: &Embodiment, table: Tabletop) -> Result<()> {
     let options = ControlOptions { start_within_secs: args.wait_secs, ..ControlOptions::default() };
     let (controller, events) = Controller::start(arm, cameras, remote, &instruction, &options)?;
     let handle = controller.handle();
+    let stop = handle.emergency_stop();
+    let _listener = listen_for_stop(&session, BASE_KEY, &stop)?;
+    operator::watch(&stop);
     let mut begun = false;
     let mut node = ros2::Node::start(&session, embodiment, &handle)?;
     loop {

@@ -3,14 +3,18 @@
 //! Knows no tensors and no simulator: arms, environments, policies and experts come in as the traits of
 //! `vela_embodiment`. Frames and stamps are the arm's; nothing here reads another clock.
 
+pub mod arm_file;
 pub mod control;
+pub mod feetech;
 pub mod link;
 pub mod queue;
 pub mod resolve;
 pub mod rollout;
 pub mod ros2;
+pub mod survey;
 pub mod wire;
 
+pub use arm_file::{ArmFile, RealArm};
 pub use control::{
     ControlEvent, ControlHandle, ControlOptions, ControlReport, Controller, Finished, Latest, State,
     TickReport,

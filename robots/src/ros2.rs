@@ -4,6 +4,7 @@
 //! (a sentence) and `/arm_controller/joint_trajectory`, which goes through the gate like everything else. Stamps are
 //! the arm's own clock, as in simulation time: no wall clock leaves this machine.
 
+pub mod driver;
 pub mod keys;
 mod lease;
 pub mod messages;
@@ -80,7 +81,7 @@ impl Node {
         let mut outlet = |topic: Topic| -> Result<Outlet> {
             number += 1;
             token(node.endpoint_token(number, EndpointKind::Publisher, &topic))?;
-            Outlet::open(session, &topic, number)
+            Outlet::open(session, &topic, DOMAIN, number)
         };
         let joints = outlet(Topic::new("/joint_states", &keys::JOINT_STATE))?;
         let description = outlet(Topic::new("/robot_description", &keys::STRING))?;
@@ -219,8 +220,8 @@ struct Outlet {
 }
 
 impl Outlet {
-    fn open(session: &Session, topic: &Topic, number: u32) -> Result<Self> {
-        let key = topic.key(DOMAIN);
+    fn open(session: &Session, topic: &Topic, domain: u32, number: u32) -> Result<Self> {
+        let key = topic.key(domain);
         let publisher = session
             .declare_publisher(key.clone())
             .congestion_control(CongestionControl::Drop)

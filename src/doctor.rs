@@ -1,0 +1,89 @@
+//! `vela doctor`: what is on the zenoh network, how fast it comes, and what is missing for a policy.
+
+use crate::chooser;
+use anyhow::{Result, bail};
+use serde_json::json;
+use std::path::PathBuf;
+use vela_embodiment::Embodiment;
+use vela_robots::survey::{SeenTopic, survey};
+use vela_robots::{Side, open_session};
+
+/// A clock that runs this much faster or slower than ours is off, s per s.
+const CLOCK_IS_OFF: f64 = 0.05;
+
+/// List robots, policies and cameras on the zenoh network with their rates, and what a policy misses there.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Name what is missing for this policy: builtin, or a policy folder. Exit status 1 if anything is.
+    #[arg(long)]
+    policy: Option<String>,
+    /// What the robot is: a file as in configs/robots (the built-in SO-101 by default).
+    #[arg(long)]
+    robot: Option<PathBuf>,
+    /// The ROS domain to listen to.
+    #[arg(long, default_value_t = 0)]
+    domain: u32,
+    /// How long to listen, s.
+    #[arg(long, default_value_t = 3.0)]
+    secs: f64,
+    /// A zenoh config file (JSON5) instead of the built-in one, which connects to loopback.
+    #[arg(long)]
+    zenoh: Option<PathBuf>,
+    /// Print what was found as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the verb.
+pub fn run(args: &Args) -> Result<()> {
+    let spec = match &args.policy {
+        Some(policy) => {
+            let robot = match &args.robot {
+                Some(file) => Embodiment::load(file)?,
+                None => Embodiment::so101()?,
+            };
+            Some(chooser::policy(policy, &robot)?.spec().clone())
+        }
+        None => None,
+    };
+    let session = open_session(Side::Policy, args.zenoh.as_deref())?;
+    let seen = survey(&session, args.domain, args.secs)?;
+    let missing = spec.as_ref().map(|spec| seen.missing(spec));
+    if args.json {
+        println!("{}", json!({"seen": seen, "missing": missing}));
+    } else {
+        list("policies", &seen.policies, "none: run `vela act`");
+        list("ROS 2 nodes", &seen.nodes, "none: run `vela robot` or `vela sim`");
+        println!("topics, listened to for {:.1} s:", seen.listened_secs);
+        seen.topics.iter().for_each(|topic| println!("  {}", line(topic)));
+        if let Some(missing) = &missing {
+            list("missing for the policy", missing, "nothing");
+        }
+    }
+    match missing {
+        Some(missing) if !missing.is_empty() => bail!("{} things are missing for the policy", missing.len()),
+        _ => Ok(()),
+    }
+}
+
+fn list(what: &str, items: &[String], none: &str) {
+    println!("{what}: {}", if items.is_empty() { none } else { "" });
+    items.iter().for_each(|item| println!("  {item}"));
+}
+
+fn line(topic: &SeenTopic) -> String {
+    let mut text = format!("{:<40} {:6.1} Hz", topic.name, topic.hz);
+    if let Some((width, height)) = topic.size {
+        text += &format!("  {width}x{height}");
+    }
+    if topic.lost > 0 {
+        text += &format!("  {} lost", topic.lost);
+    }
+    if topic.torn > 0 {
+        text += &format!("  {} torn", topic.torn);
+    }
+    if let Some(drift) = topic.clock_drift.filter(|drift| drift.abs() > CLOCK_IS_OFF) {
+        text += &format!("  its clock runs {:+.0} % off", drift * 100.0);
+    }
+    text
+}

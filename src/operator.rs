@@ -1,0 +1,46 @@
+//! A person at the terminal: Enter is the emergency stop, the word `go` releases it.
+
+use std::io::{BufRead, IsTerminal};
+use vela_embodiment::EmergencyStop;
+
+/// Watches the terminal, if there is one, on a thread of its own that ends with the program.
+pub fn watch(stop: &EmergencyStop) {
+    if !std::io::stdin().is_terminal() {
+        return;
+    }
+    eprintln!("Enter stops the arm at once; 'go' and Enter lets it move again");
+    let stop = stop.clone();
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lock().lines() {
+            let Ok(line) = line else { return };
+            obey(&stop, line.trim());
+        }
+    });
+}
+
+/// Whatever is typed that is not the one word that releases is a stop: a hand that slips must not set an arm free.
+fn obey(stop: &EmergencyStop, line: &str) {
+    if line == "go" {
+        stop.release();
+        eprintln!("released: the arm may move");
+    } else {
+        stop.press("pressed at the terminal");
+        eprintln!("EMERGENCY STOP: the arm brakes and holds; 'go' and Enter releases it");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_but_the_one_word_stops() {
+        let stop = EmergencyStop::default();
+        for line in ["", " ", "help", "gO"] {
+            obey(&stop, line);
+            assert!(stop.pressed(), "'{line}'");
+            obey(&stop, "go");
+            assert!(!stop.pressed());
+        }
+    }
+}

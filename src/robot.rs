@@ -1,0 +1,170 @@
+//! `vela robot`: a real arm, on USB or speaking ROS 2 over zenoh, behind the safety gate; a policy (`vela act`) moves it.
+
+use crate::demo::LINK_TIMEOUT_SECS;
+use crate::operator;
+use anyhow::{Context, Result, bail};
+use serde_json::json;
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::Duration;
+use vela_embodiment::JointSide;
+use vela_robots::ros2::driver::TopicCameras;
+use vela_robots::{
+    ArmFile, ControlEvent, ControlOptions, Controller, RealArm, RemotePolicy, Side, State, TickReport,
+    listen_for_stop, open_session, press_stop, release_stop, ros2,
+};
+
+/// Run a real arm as a robot on zenoh and let a policy (`vela act`) move it through the safety gate.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The arm's file: which robot, how it is reached (servos on USB, or ROS 2 over zenoh), its cameras.
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["stop", "release"])]
+    config: Option<PathBuf>,
+    /// What it is asked to do.
+    #[arg(long, default_value = "pick up the red cube")]
+    task: String,
+    /// Show the joints once and do nothing else.
+    #[arg(long)]
+    look: bool,
+    /// Take the torque off the servos, so that the arm can be moved by hand. It falls if nobody holds it.
+    #[arg(long)]
+    relax: bool,
+    /// Press the emergency stop of the arm with this base key, from anywhere on zenoh, and do nothing else.
+    #[arg(long, value_name = "KEY")]
+    stop: Option<String>,
+    /// Release the emergency stop of the arm with this base key and do nothing else.
+    #[arg(long, value_name = "KEY")]
+    release: Option<String>,
+    /// Write every verdict of the gate that is not a plain pass, with its reason, to this file, one JSON object a line.
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
+    /// A zenoh config file (JSON5) instead of the built-in one, which listens on loopback only.
+    #[arg(long)]
+    zenoh: Option<PathBuf>,
+    /// Seconds to wait for the arm and then for a policy.
+    #[arg(long, default_value_t = 60.0)]
+    wait_secs: f64,
+    /// Print how it went as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the verb.
+pub fn run(args: &Args) -> Result<()> {
+    if args.stop.is_some() || args.release.is_some() {
+        let session = open_session(Side::Policy, args.zenoh.as_deref())?;
+        if let Some(key) = &args.stop {
+            press_stop(&session, key, "pressed by an operator")?;
+        }
+        if let Some(key) = &args.release {
+            release_stop(&session, key)?;
+        }
+        return Ok(());
+    }
+    let path = args.config.as_ref().context("--config FILE is needed")?;
+    let (file, embodiment) = ArmFile::load(path)?;
+    let session = open_session(Side::Robot, args.zenoh.as_deref())?;
+    let mut arm = file.connect(&session, &embodiment, args.wait_secs)?;
+    if args.relax {
+        let RealArm::Servos(servos) = &mut arm else { bail!("only servos on USB can be relaxed from here") };
+        return Ok(servos.relax()?);
+    }
+    if args.look {
+        return look(args, &mut arm);
+    }
+    let cameras = TopicCameras::listen(&session, &embodiment, file.domain(), &file.cameras, &arm.clock())?;
+    let remote = RemotePolicy::new(&session, &file.key, &embodiment, LINK_TIMEOUT_SECS)?;
+    let options = ControlOptions {
+        gate: file.gate.clone(),
+        start_within_secs: args.wait_secs,
+        ..ControlOptions::default()
+    };
+    // An arm that is a ROS 2 robot already needs no second voice.
+    let speaks = matches!(arm, RealArm::Servos(_));
+    let (controller, events) = Controller::start(arm, cameras, remote, &args.task, &options)?;
+    let handle = controller.handle();
+    let stop = handle.emergency_stop();
+    let _listener = listen_for_stop(&session, &file.key, &stop)?;
+    operator::watch(&stop);
+    eprintln!(
+        "the arm '{}' is on zenoh as '{}'; now run `vela act --key {}`",
+        embodiment.name, file.key, file.key
+    );
+    let mut node = speaks.then(|| ros2::Node::start(&session, &embodiment, &handle)).transpose()?;
+    let mut log = match &args.log {
+        Some(path) => {
+            Some(std::fs::File::create(path).with_context(|| format!("writing {}", path.display()))?)
+        }
+        None => None,
+    };
+    loop {
+        match events.recv_timeout(Duration::from_millis(100)) {
+            Ok(event) => {
+                if let Some(node) = &mut node {
+                    node.publish(&event)?;
+                }
+                match (&event, &mut log) {
+                    (ControlEvent::Tick(tick), Some(log)) if tick.held || !tick.trips.is_empty() => {
+                        writeln!(log, "{}", verdict(tick)).context("writing the log of verdicts")?;
+                    }
+                    (ControlEvent::State { state, .. }, _) => eprintln!("{}", words(state)),
+                    _ => {}
+                }
+            }
+            Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {}
+            Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => break,
+        }
+    }
+    let report = controller.wait().report;
+    if args.json {
+        let answer = json!({"state": words(&report.state), "ticks": report.ticks, "ticks_late": report.late_ticks,
+            "ticks_held": report.held_ticks, "chunks": report.chunks, "trips": report.trips});
+        println!("{answer}");
+    } else {
+        println!("{} after {} ticks, {} chunks", words(&report.state), report.ticks, report.chunks);
+    }
+    if report.chunks == 0 {
+        bail!("no policy moved the arm: {}", words(&report.state));
+    }
+    Ok(())
+}
+
+fn look(args: &Args, arm: &mut RealArm) -> Result<()> {
+    let reading = arm.joints()?;
+    let names = arm.embodiment().joint_names().into_iter().map(str::to_owned).collect::<Vec<_>>();
+    let servos = match arm {
+        RealArm::Servos(servos) => servos.servos()?,
+        RealArm::Ros2(_) => Vec::new(),
+    };
+    let mut rows = Vec::new();
+    for (k, name) in names.iter().enumerate() {
+        let servo = servos.get(k);
+        rows.push(json!({"joint": name, "position": reading.positions[k], "servo": servo.map(|s| s.id),
+            "temperature_c": servo.map(|s| s.temperature_c), "voltage_v": servo.map(|s| s.voltage_v),
+            "load": servo.map(|s| s.load)}));
+    }
+    if args.json {
+        println!("{}", json!({ "joints": rows }));
+    } else {
+        for (k, name) in names.iter().enumerate() {
+            let of = servos
+                .get(k)
+                .map_or(String::new(), |s| format!("  {:.0} °C  {:.1} V", s.temperature_c, s.voltage_v));
+            println!("{name:>16} {:8.4}{of}", reading.positions[k]);
+        }
+    }
+    Ok(())
+}
+
+fn verdict(tick: &TickReport) -> serde_json::Value {
+    json!({"tick": tick.tick, "stamp_secs": tick.stamp.secs(), "held": tick.held, "asked": tick.asked,
+        "sent": tick.targets, "trips": tick.trips})
+}
+
+fn words(state: &State) -> String {
+    match state {
+        State::Running => "running".into(),
+        State::Holding { reason } => format!("holding: {reason}"),
+        State::Stopped { reason } => format!("stopped: {reason}"),
+    }
+}
