@@ -11,8 +11,8 @@ fn bench(args: &[&str]) -> std::io::Result<Output> {
 fn a_published_shape_is_measured_stage_by_stage() -> Result<(), Box<dyn std::error::Error>> {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/smolvla");
     for args in [
-        ["--arch", "act", "--views", "1", "--chunks", "1", "--dtype", "int8", "--json"],
-        ["--model", folder, "--steps", "3", "--chunks", "2", "--threads", "1", "--json"],
+        vec!["--arch", "act", "--views", "1", "--chunks", "1", "--dtype", "int8", "--json"],
+        vec!["--model", folder, "--steps", "3", "--chunks", "2", "--dtype", "bf16", "--error", "--json"],
     ] {
         let output = bench(&args)?;
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -21,6 +21,8 @@ fn a_published_shape_is_measured_stage_by_stage() -> Result<(), Box<dyn std::err
         for name in ["/vision_ms", "/prefix_ms", "/denoise_ms", "/chunk_ms/p50", "/chunk_ms/p99", "/rss_mb"] {
             assert!(number(name) > 0.0, "{name} in {measured}");
         }
+        let moved = number("/action_error/rms");
+        assert_eq!(args.contains(&"--error"), moved > 0.0 && moved < 0.02, "{measured}");
         assert!(number("/chunk_ms/p50") <= number("/chunk_ms/p99"));
         for name in ["/peak_share", "/stage_shares/vision", "/stage_shares/prefix", "/stage_shares/denoise"] {
             assert!((0.0..1.5).contains(&number(name)), "{name} in {measured}");

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use vela_embodiment::{Clock, MonotonicClock};
 use vela_nn::peaks;
 use vela_policy::cost::Cost;
+use vela_policy::quantised::ActionError;
 use vela_policy::stages::{Setting, Stages, of_arch, of_folder};
 use vela_policy::{Storage, arch};
 
@@ -31,6 +32,9 @@ pub struct Args {
     /// Chunks to measure, after one that does not count.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     chunks: u32,
+    /// Measure too how far the actions are from those with matrices in float32, on the same inputs.
+    #[arg(long)]
+    error: bool,
     /// Threads of the kernels; 0: as many as the machine has.
     #[arg(long, default_value_t = 0)]
     threads: usize,
@@ -57,6 +61,9 @@ struct Measured {
     threads: usize,
     chunks: u32,
     load_ms: f64,
+    /// Over the spread of the actions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    action_error: Option<ActionError>,
 }
 
 #[derive(Serialize)]
@@ -92,6 +99,9 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(ms) = measured.chunk_cpu_ms {
         println!("{ms:.0} ms of processor time a chunk");
     }
+    if let Some(ActionError { rms, worst }) = measured.action_error {
+        println!("actions move by {:.3} % of their spread, {:.3} % at worst", rms * 100.0, worst * 100.0);
+    }
     println!(
         "{:.1} billion multiply-adds a chunk, matrices in {}, {} thread(s), {:.0} MB resident, ready in {:.0} ms",
         measured.giga_macs, measured.dtype, measured.threads, measured.rss_mb, measured.load_ms
@@ -105,11 +115,12 @@ fn measure(args: &Args) -> Result<Measured> {
     let setting =
         Setting { views: args.views.map(|n| n as usize), steps: args.steps.map(|n| n as usize), storage };
     let start = clock.now();
-    let mut network = match (&args.model, &args.arch) {
-        (Some(dir), _) => of_folder(dir, &setting)?,
-        (None, Some(name)) => of_arch(name, &setting)?,
+    let make = |setting: &Setting| match (&args.model, &args.arch) {
+        (Some(dir), _) => Ok(of_folder(dir, setting)?),
+        (None, Some(name)) => Ok(of_arch(name, setting)?),
         (None, None) => bail!("expected --model or --arch"),
     };
+    let mut network = make(&setting)?;
     let load_ms = clock.now().secs_since(start) * 1e3;
     let peaks = peaks::measure();
     let threads = vela_nn::threads::current();
@@ -128,6 +139,18 @@ fn measure(args: &Args) -> Result<Measured> {
     let chunk_ms = Quantiles { p50: quantile(&whole, 0.5), p99: quantile(&whole, 0.99) };
     let share = |macs: f64, ms: f64| if macs > 0.0 { macs / (ms / 1e3) / peak } else { 0.0 };
     let cost: Cost = network.cost();
+    let rss_mb = resident_mb().context("the resident memory is not to be had on this system")?;
+    let action_error = match args.error {
+        true => {
+            let got = network.answer()?;
+            // One at a time: a network in float32 is large.
+            drop(network);
+            let mut exact = make(&Setting { storage: Storage::Float32, ..setting })?;
+            chunk(&clock, exact.as_mut())?;
+            Some(ActionError::between(&exact.answer()?, &got)?)
+        }
+        false => None,
+    };
     Ok(Measured {
         peak_share: share(cost.total(), chunk_ms.p50),
         stage_shares: Shares {
@@ -140,12 +163,13 @@ fn measure(args: &Args) -> Result<Measured> {
         denoise_ms,
         chunk_ms,
         chunk_cpu_ms: busy,
-        rss_mb: resident_mb().context("the resident memory is not to be had on this system")?,
+        rss_mb,
         giga_macs: cost.total() / 1e9,
         dtype: storage.name(),
         threads,
         chunks: args.chunks,
         load_ms,
+        action_error,
     })
 }
 
