@@ -3,7 +3,9 @@
 
 mod arm;
 mod control;
+mod driver;
 mod faults;
 mod link;
 mod rollout;
 mod ros2;
+mod servos;

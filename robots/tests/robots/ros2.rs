@@ -76,6 +76,29 @@ fn a_ros_2_listener_hears_joints_pictures_and_the_description_and_may_command() 
     let description: Text = decode(&has("0/robot_description").unwrap_or_default().0)?;
     assert!(description.data.contains("<robot"));
 
+    // What `vela doctor` sees of it.
+    let seen = std::thread::scope(|scope| {
+        let survey = scope.spawn(|| vela_robots::survey::survey(&listener, DOMAIN, 1.0));
+        assert!(pump(&|| survey.is_finished()));
+        survey.join().unwrap_or_else(|_| Err(Error::Link("the survey died".into())))
+    })?;
+    let topic = |name: &str| seen.topics.iter().find(|topic| topic.name == name).cloned().unwrap_or_default();
+    assert!(topic("/joint_states").hz > 3.0 && topic("/joint_states").joints.len() == 6, "{seen:?}");
+    assert_eq!(topic("/front/image_raw/compressed").size, Some((96, 96)));
+    assert!(topic("/joint_states").clock_drift.is_some_and(|drift| drift.abs() < 0.2), "{seen:?}");
+    assert_eq!(seen.nodes, ["vela_so101"]);
+    let mut spec = FakePolicy::new()?.spec;
+    // Pictures per second depend on how busy the machine is: this asks for few.
+    spec.execute = 1000;
+    assert_eq!(seen.missing(&spec), Vec::<String>::new());
+    spec.embodiment.cameras[0].width = 64;
+    spec.embodiment.cameras[1].name = "overhead".into();
+    let missing = seen.missing(&spec).join("; ");
+    assert!(
+        missing.contains("has 96x96, expected 64x96") && missing.contains("camera 'overhead'"),
+        "{missing}"
+    );
+
     // Every endpoint and the node itself can be discovered.
     let tokens = listener.liveliness().get("@ros2_lv/**").wait().map_err(link)?;
     let tokens: Vec<String> = tokens
