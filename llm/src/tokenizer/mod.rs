@@ -32,9 +32,12 @@ impl Tokenizer {
 
     /// The same from bytes, such as those inside the binary.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
-        let inner =
-            tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| Error::parse("tokenizer.json", e))?;
-        Self::new(inner)
+        const FILE: &str = "tokenizer.json";
+        let _: serde::de::IgnoredAny = serde_json::from_slice(bytes).map_err(|e| Error::parse(FILE, e))?;
+        // The library panics on some parts of the wrong kind.
+        let read = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(bytes))
+            .map_err(|_| Error::parse(FILE, "it has a part that the tokenizer library cannot read"))?;
+        Self::new(read.map_err(|e| Error::parse(FILE, e))?)
     }
 
     fn new(inner: tokenizers::Tokenizer) -> Result<Self> {
