@@ -164,6 +164,17 @@ fn tokens(tokenizer: &Tokenizer, stop: &[u32]) -> Tokens {
     Tokens { count: tokenizer.vocab_size(), stop: stop.iter().map(name).collect() }
 }
 
+impl Summary {
+    /// Adds the parameters of a file, by type.
+    fn count(&mut self, file: &Gguf) {
+        for blocks in file.tensors().values() {
+            let count = blocks.shape().iter().product::<usize>() as u64;
+            self.parameters += count;
+            *self.stored.entry(blocks.format().name().to_owned()).or_default() += count;
+        }
+    }
+}
+
 fn of_gguf(path: &Path) -> Result<Summary> {
     let file = Gguf::open(path)?;
     let text = |key: &str| file.text(key).map(str::to_owned);
@@ -179,11 +190,7 @@ fn of_gguf(path: &Path) -> Result<Summary> {
         bytes: std::fs::metadata(path)?.len(),
         ..Summary::default()
     };
-    for blocks in file.tensors().values() {
-        let count = blocks.shape().iter().product::<usize>() as u64;
-        out.parameters += count;
-        *out.stored.entry(blocks.format().name().to_owned()).or_default() += count;
-    }
+    out.count(&file);
     out.sizes = noted(gguf::config(&file), &mut out.remarks).as_ref().map(Sizes::from);
     let context = file.metadata().get(&format!("{architecture}.context_length"));
     out.context = context.and_then(vela_nn::gguf::Value::as_count);
@@ -223,6 +230,12 @@ fn of_folder(dir: &Path) -> Result<Summary> {
                 *out.stored.entry(kind).or_default() += count;
             }
         }
+    }
+    let quantised = dir.join(vela_llm::quantise::FILE);
+    if quantised.is_file() {
+        out.format = "folder written by vela quantize".to_owned();
+        out.bytes += std::fs::metadata(&quantised)?.len();
+        out.count(&Gguf::open(&quantised)?);
     }
     if known {
         out.sizes = noted(DecoderConfig::from_hf(&config), &mut out.remarks).as_ref().map(Sizes::from);
