@@ -1,0 +1,118 @@
+//! `vela robot`, `vela doctor` and the emergency stop over the built binary; every session on a port of its own.
+
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+fn vela(args: &[&str]) -> Result<Output, Box<dyn std::error::Error>> {
+    Ok(Command::new(env!("CARGO_BIN_EXE_vela")).args(args).stdin(Stdio::null()).output()?)
+}
+
+/// A zenoh config for the robot's side and one for everyone else, on a free port.
+fn sessions(dir: &Path) -> Result<(PathBuf, PathBuf), Box<dyn std::error::Error>> {
+    let port = std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
+    let config = |listen: &str, connect: &str| {
+        format!(
+            "{{mode: 'peer', listen: {{endpoints: [{listen}]}}, connect: {{endpoints: [{connect}]}}, \
+             scouting: {{multicast: {{enabled: false}}, gossip: {{enabled: false}}}}}}"
+        )
+    };
+    let (robot, other) = (dir.join("robot.json5"), dir.join("other.json5"));
+    let endpoint = format!("'tcp/127.0.0.1:{port}'");
+    std::fs::write(&robot, config(&endpoint, ""))?;
+    std::fs::write(&other, config("", &endpoint))?;
+    Ok((robot, other))
+}
+
+fn text(path: &Path) -> String {
+    path.display().to_string()
+}
+
+/// Killed when the test is over, also when it fails.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn the_doctor_sees_the_arm_and_says_what_a_policy_misses() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (robot, other) = sessions(dir.path())?;
+    let arm = Command::new(env!("CARGO_BIN_EXE_vela"))
+        .args(["sim", "--task", "reach", "--wait-secs", "60", "--zenoh", &text(&robot)])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let _arm = Running(arm);
+    let other = text(&other);
+    let mut last = String::new();
+    for _ in 0..20 {
+        let output = vela(&["doctor", "--policy", "builtin", "--secs", "1.5", "--json", "--zenoh", &other])?;
+        last = format!("{output:?}");
+        let Ok(found) = serde_json::from_slice::<Value>(&output.stdout) else { continue };
+        if found["missing"].as_array().is_some_and(Vec::is_empty) {
+            assert!(output.status.success());
+            let topics = found["seen"]["topics"].as_array().ok_or("no topics")?;
+            assert!(topics.iter().any(|t| t["name"] == "/joint_states" && t["hz"].as_f64() > Some(5.0)));
+            assert_eq!(found["seen"]["nodes"][0], "vela_so101");
+            // And from the same place anyone can stop it and let it go.
+            assert!(vela(&["robot", "--stop", "vela/arm", "--zenoh", &other])?.status.success());
+            assert!(vela(&["robot", "--release", "vela/arm", "--zenoh", &other])?.status.success());
+            let nobody = vela(&["robot", "--stop", "vela/elsewhere", "--zenoh", &other])?;
+            assert_eq!(nobody.status.code(), Some(1));
+            assert!(
+                String::from_utf8_lossy(&nobody.stderr).contains("no arm listens at vela/elsewhere/stop")
+            );
+            return Ok(());
+        }
+    }
+    Err(last.into())
+}
+
+#[test]
+fn an_arm_that_cannot_be_reached_is_one_clear_sentence() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (robot, _) = sessions(dir.path())?;
+    let so101 = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/robots/so101.toml");
+    let calibration = dir.path().join("calibration.json");
+    let motors: Vec<String> = [
+        "shoulder_pan",
+        "shoulder_lift",
+        "elbow_flex",
+        "wrist_flex",
+        "wrist_roll",
+        "gripper",
+    ]
+    .iter()
+    .enumerate()
+    .map(|(k, joint)| {
+        let id = k + 1;
+        format!(
+            "\"{joint}\": {{\"id\": {id}, \"drive_mode\": 0, \"homing_offset\": 0, \"range_min\": 900, \
+                 \"range_max\": 3100}}"
+        )
+    })
+    .collect();
+    std::fs::write(&calibration, format!("{{{}}}", motors.join(",")))?;
+    let arm = dir.path().join("arm.toml");
+    let complaint = |rest: &str| -> Result<String, Box<dyn std::error::Error>> {
+        std::fs::write(&arm, format!("robot = '{}'\n{rest}", text(&so101)))?;
+        let args = ["robot", "--config", &text(&arm), "--wait-secs", "0.2", "--zenoh", &text(&robot)];
+        let output = vela(&args)?;
+        assert_eq!(output.status.code(), Some(1));
+        Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let usb = "calibration = 'calibration.json'\n[servos]\nport = '/dev/ttyNONE'";
+    assert!(complaint(usb)?.contains("serial port /dev/ttyNONE"));
+    assert!(complaint("[ros2]")?.contains("no joint states came from the arm"));
+    assert!(complaint("")?.contains("expected either [servos]"));
+    assert_eq!(vela(&["robot"])?.status.code(), Some(2));
+    Ok(())
+}
