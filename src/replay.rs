@@ -14,7 +14,7 @@ use on_sim::{Followed, play};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use vela_embodiment::{Embodiment, Policy, PolicySpec};
+use vela_embodiment::{Embodiment, PolicySpec};
 use vela_episodes::{Dataset, EncodedEpisode};
 use vela_robots::require_policy_fits;
 use vela_sim::tabletop::Tabletop;

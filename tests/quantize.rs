@@ -110,12 +110,11 @@ fn chat_takes_an_adapter_also_beside_quantised_weights() -> Outcome {
     for layer in 0..2 {
         let name = format!("base_model.model.model.layers.{layer}.self_attn.v_proj");
         let ramp = |n: usize| (0..n).map(|i| (i as f32 * 0.7).sin()).collect::<Vec<f32>>();
-        tensors.insert(
-            format!("{name}.lora_A.weight"),
-            Tensor::from_vec(ramp(width), (1, width), &Device::Cpu)?,
-        );
-        tensors
-            .insert(format!("{name}.lora_B.weight"), Tensor::from_vec(ramp(keys), (keys, 1), &Device::Cpu)?);
+        // A: `[rank, width]`; B: `[keys and values, rank]`, two heads of sixteen.
+        for (part, shape) in [("lora_A", (1, 64)), ("lora_B", (32, 1))] {
+            let values = Tensor::from_vec(ramp(shape.0 * shape.1), shape, &Device::Cpu)?;
+            tensors.push((format!("{name}.{part}.weight"), values));
+        }
     }
     vela_nn::save(&adapter.path().join("adapter_model.safetensors"), &tensors)?;
     let lora = adapter.path().display().to_string();

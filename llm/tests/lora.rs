@@ -159,7 +159,8 @@ fn only_what_is_named_is_adapted() -> Outcome {
     let is =
         |names: &'static [&str]| move |module: &Module| names.iter().any(|name| module.name.ends_with(name));
     let first = |module: &Module| module.layer == 0 && module.name.ends_with("q_proj");
-    let some: [(Value, Box<dyn Fn(&Module) -> bool>); 5] = [
+    type Named = Box<dyn Fn(&Module) -> bool>;
+    let some: [(Value, Named); 5] = [
         (json!({"target_modules": ["q_proj", "mlp.down_proj"]}), Box::new(is(&["q_proj", "down_proj"]))),
         (json!({"target_modules": r".*\.(?!mlp)[^.]+\.[vo]_proj"}), Box::new(is(&["v_proj", "o_proj"]))),
         (json!({"target_modules": ["q_proj"], "layers_to_transform": [0]}), Box::new(first)),

@@ -4,7 +4,6 @@ use anyhow::{Context, Result};
 use vela_embodiment::{Action, Embodiment, Environment, Episode, GateConfig, Robot, SafetyGate};
 use vela_episodes::{ActionError, EncodedEpisode};
 use vela_sim::tabletop::Tabletop;
-use vela_sim::tasks::Split;
 
 /// Ticks that the arm may take to where the episode begins.
 const TO_START_TICKS: usize = 150;

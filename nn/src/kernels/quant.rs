@@ -373,9 +373,8 @@ unsafe fn quantised_tile<S: Simd, const FORMAT: u32, const T: usize>(
             }
             let w = numbers::<S, FORMAT>(from);
             let scales = factors::<S, FORMAT>(scales, block, layout.scale_bytes);
-            for t in 0..T {
-                let cell = cells.add(block * T + t);
-                sums[t] = add::<S, FORMAT>(sums[t], &w, &scales, cell);
+            for (t, sum) in sums.iter_mut().enumerate() {
+                *sum = add::<S, FORMAT>(*sum, &w, &scales, cells.add(block * T + t));
             }
         }
         sums
@@ -410,23 +409,22 @@ unsafe fn float_tile<S: Simd, const FORMAT: u32, const T: usize>(
                 _ => S::brains(at),
             }
         };
-        let mut sums = [[S::splat(0.0); T]; 2];
+        let (mut even, mut odd) = ([S::splat(0.0); T], [S::splat(0.0); T]);
         for c in (0..columns / 2 * 2).step_by(2) {
             let w = [column(c), column(c + 1)];
-            for t in 0..T {
-                sums[0][t] = S::fma(w[0], S::splat(*x.add(c * T + t)), sums[0][t]);
-                sums[1][t] = S::fma(w[1], S::splat(*x.add((c + 1) * T + t)), sums[1][t]);
+            for (t, (even, odd)) in even.iter_mut().zip(&mut odd).enumerate() {
+                *even = S::fma(w[0], S::splat(*x.add(c * T + t)), *even);
+                *odd = S::fma(w[1], S::splat(*x.add((c + 1) * T + t)), *odd);
             }
         }
-        let [mut even, odd] = sums;
         if columns % 2 == 1 {
             let w = column(columns - 1);
-            for t in 0..T {
-                even[t] = S::fma(w, S::splat(*x.add((columns - 1) * T + t)), even[t]);
+            for (t, even) in even.iter_mut().enumerate() {
+                *even = S::fma(w, S::splat(*x.add((columns - 1) * T + t)), *even);
             }
         }
-        for t in 0..T {
-            even[t] = S::add(even[t], odd[t]);
+        for (even, odd) in even.iter_mut().zip(odd) {
+            *even = S::add(*even, odd);
         }
         even
     }
@@ -481,8 +479,8 @@ unsafe fn numbers<S: Simd, const FORMAT: u32>(from: *const u8) -> [S::Bytes; 8] 
             S::high_nibbles(q[3]),
         ];
         if is(FORMAT, &FIVE) {
-            for step in 0..8 {
-                w[step] = S::with_fifth(w[step], from.add(256 + 8 * step));
+            for (step, w) in w.iter_mut().enumerate() {
+                *w = S::with_fifth(*w, from.add(256 + 8 * step));
             }
         }
         if is(FORMAT, &SIX) {

@@ -191,8 +191,8 @@ fn opening_moves_nothing_limits_the_torque_and_names_who_is_missing() -> Result<
     let mut arm = open(&emulator)?;
     let reading = arm.joints()?;
     assert!(reading.positions[..5].iter().all(|q| q.abs() < 1e-9), "{:?}", reading.positions);
-    // Half of the gripper's range.
-    assert!((reading.positions[5] - 0.7854).abs() < 1e-3);
+    // Half of the gripper's range, 45 degrees.
+    assert!((reading.positions[5] - 45f64.to_radians()).abs() < 1e-3);
     emulator.set(|table| {
         for servo in &table.registers {
             assert_eq!((servo[40], u16::from_le_bytes([servo[48], servo[49]])), (1, 400));
