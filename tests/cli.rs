@@ -98,9 +98,15 @@ fn a_recording_is_replayed_and_compared_with_a_policy() -> Outcome {
     let shown = json(&["replay", &data, "--rrd", &text(&rrd), "--json"])?;
     assert_eq!(shown["frames"], recorded["frames"]);
     assert!(std::fs::metadata(&rrd)?.len() > 10_000);
-    let compared = json(&["replay", &data, "--policy", "builtin", "--json"])?;
+    let compare = || -> Result<Value, Box<dyn std::error::Error>> {
+        let mut compared = json(&["replay", &data, "--policy", "builtin", "--json"])?;
+        let took = compared.as_object_mut().and_then(|all| all.remove("latency_ms"));
+        assert!(took.is_some_and(|ms| ms["p50"].as_f64().is_some_and(|p50| p50 > 0.0)));
+        Ok(compared)
+    };
+    let compared = compare()?;
     assert!(compared["mae_rad"].as_f64().ok_or("no error")? < 1.0);
-    assert_eq!(compared, json(&["replay", &data, "--policy", "builtin", "--json"])?);
+    assert_eq!(compared, compare()?);
     // Adding to it works; another robot's data would be refused by the dataset's own tests.
     let more = json(&["record", "--out", &data, "--episodes", "1", "--task", "reach", "--json"])?;
     assert_eq!(more["episodes"], 3);
