@@ -1,5 +1,6 @@
 //! A VLA as a policy: from a folder or from inside the binary, observations in, chunks in physical units out.
 
+use crate::answer::{answer, newest};
 use crate::pi0::state_prompt;
 use crate::rtc::{Guidance, Pull, Schedule};
 use crate::storage::Storage;
@@ -324,19 +325,8 @@ impl Policy for VlaPolicy {
         history: &[Observation],
         options: &InferOptions,
     ) -> vela_embodiment::Result<ActionChunk> {
-        let failed = |e: Error| vela_embodiment::Error::Policy(e.to_string());
-        let newest =
-            history.last().ok_or_else(|| failed(Error::invalid("expected one observation, got none")))?;
-        let chunk = ActionChunk {
-            space: self.spec.space.clone(),
-            actions: self.chunk(newest, options).map_err(failed)?,
-            period_secs: self.spec.embodiment.period_secs(),
-            observation_stamp: newest.stamp,
-            seed: options.seed,
-            checkpoint: self.spec.checkpoint.clone(),
-        };
-        chunk.check(self.spec.embodiment.joints.len())?;
-        Ok(chunk)
+        let actions = newest(history).and_then(|newest| self.chunk(newest, options));
+        answer(&self.spec, history, options, self.spec.embodiment.joints.len(), actions)
     }
 }
 

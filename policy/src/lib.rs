@@ -6,6 +6,7 @@
 //! [`verify`](verify::verify) (against a reference run).
 
 pub mod act;
+mod answer;
 pub mod arch;
 pub mod cost;
 pub mod describe;

@@ -1,5 +1,6 @@
 //! LeRobot folders as policies for a robot: what every network is given, and what becomes of what it gives.
 
+use crate::answer::answer;
 use crate::ensemble::TemporalEnsemble;
 use crate::lerobot::{CameraFeature, Folder};
 use crate::normalise::Normaliser;
@@ -155,18 +156,8 @@ impl Policy for FolderPolicy {
         history: &[Observation],
         options: &InferOptions,
     ) -> vela_embodiment::Result<ActionChunk> {
-        let failed = |e: Error| vela_embodiment::Error::Policy(e.to_string());
-        let actions = self.chunk(history, options.seed).map_err(failed)?;
-        let chunk = ActionChunk {
-            space: self.spec.space.clone(),
-            actions,
-            period_secs: self.spec.embodiment.period_secs(),
-            observation_stamp: history.last().map(|observation| observation.stamp).unwrap_or_default(),
-            seed: options.seed,
-            checkpoint: self.spec.checkpoint.clone(),
-        };
-        chunk.check(self.spec.embodiment.joints.len())?;
-        Ok(chunk)
+        let actions = self.chunk(history, options.seed);
+        answer(&self.spec, history, options, self.spec.embodiment.joints.len(), actions)
     }
 }
 

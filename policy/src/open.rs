@@ -1,5 +1,6 @@
 //! Any policy folder that we know as a policy for a robot.
 
+use crate::answer::{answer, newest};
 use crate::lerobot::hash_of_file;
 use crate::moment::FolderPolicy;
 use crate::openvla::{OpenVla, prompt};
@@ -130,19 +131,8 @@ impl Policy for OpenVlaPolicy {
         history: &[Observation],
         options: &InferOptions,
     ) -> vela_embodiment::Result<ActionChunk> {
-        let failed = |e: Error| vela_embodiment::Error::Policy(e.to_string());
-        let newest =
-            history.last().ok_or_else(|| failed(Error::invalid("expected one observation, got none")))?;
-        let chunk = ActionChunk {
-            space: self.spec.space.clone(),
-            actions: vec![self.action(newest).map_err(failed)?],
-            period_secs: self.spec.embodiment.period_secs(),
-            observation_stamp: newest.stamp,
-            seed: options.seed,
-            checkpoint: self.spec.checkpoint.clone(),
-        };
-        chunk.check(7)?;
-        Ok(chunk)
+        let actions = newest(history).and_then(|newest| Ok(vec![self.action(newest)?]));
+        answer(&self.spec, history, options, 7, actions)
     }
 }
 

@@ -2,6 +2,7 @@
 //! empty tokens, one per number of the chunk, everything sees everything, and a residual network makes actions of what
 //! the empty tokens become. Several pictures, and the robot's state as one token behind them.
 
+use crate::answer::{answer, newest};
 use crate::lerobot::hash_of_file;
 use crate::open::{Choices, chosen_dataset, displacement};
 use crate::openvla::{ActionRanges, OpenVla, prompt, ranges, spaced};
@@ -385,18 +386,7 @@ impl Policy for OpenVlaOftPolicy {
         history: &[Observation],
         options: &InferOptions,
     ) -> vela_embodiment::Result<ActionChunk> {
-        let failed = |e: Error| vela_embodiment::Error::Policy(e.to_string());
-        let newest =
-            history.last().ok_or_else(|| failed(Error::invalid("expected one observation, got none")))?;
-        let chunk = ActionChunk {
-            space: self.spec.space.clone(),
-            actions: self.actions(newest).map_err(failed)?,
-            period_secs: self.spec.embodiment.period_secs(),
-            observation_stamp: newest.stamp,
-            seed: options.seed,
-            checkpoint: self.spec.checkpoint.clone(),
-        };
-        chunk.check(self.model.dims)?;
-        Ok(chunk)
+        let actions = newest(history).and_then(|newest| self.actions(newest));
+        answer(&self.spec, history, options, self.model.dims, actions)
     }
 }
