@@ -5,6 +5,7 @@ mod engine_common;
 
 use engine_common::{Ask, Outcome, Said, alone, clock, golden, random_asks, tiny};
 use rand::Rng;
+use std::sync::mpsc;
 use vela_llm::engine::{
     BLOCK, Engine, EngineConfig, Event, Finish, Guide, PagedKind, PromptItem, Refusal, Request,
 };
@@ -101,6 +102,25 @@ fn any_interleaving_gives_what_each_gives_alone() -> Outcome {
     Ok(())
 }
 
+/// Lets every token pass, the first not before it is told to: the engine stays at work for as long as the test wants.
+struct Held(mpsc::Receiver<()>);
+
+impl Guide for Held {
+    fn restrict(&mut self, _: &mut [f32]) -> vela_nn::Result<()> {
+        // An error is the sender's end: go on.
+        let _ = self.0.recv();
+        Ok(())
+    }
+
+    fn advance(&mut self, _: u32) -> vela_nn::Result<()> {
+        Ok(())
+    }
+
+    fn is_complete(&self) -> bool {
+        false
+    }
+}
+
 #[test]
 fn a_small_cache_puts_back_and_reads_again() -> Outcome {
     let decoder = tiny(3)?;
@@ -108,7 +128,11 @@ fn a_small_cache_puts_back_and_reads_again() -> Outcome {
         Engine::start(decoder.clone(), EngineConfig { step_tokens: 32, ..config(&decoder, 8) }, clock())?;
     let asks: Vec<Ask> =
         (0..6).map(|k| Ask::of_tokens((0..20).map(|i| (i * (k + 3)) % 50).collect(), 60)).collect();
-    let open: Vec<_> = asks.iter().map(|ask| engine.submit(ask.request())).collect::<Result<_, _>>()?;
+    let (release, held) = mpsc::channel();
+    let mut guide: Option<Box<dyn Guide>> = Some(Box::new(Held(held)));
+    let mut submit = |ask: &Ask| engine.submit(Request { guide: guide.take(), ..ask.request() });
+    let open: Vec<_> = asks.iter().map(&mut submit).collect::<Result<_, _>>()?;
+    drop(release);
     for (ask, answer) in asks.iter().zip(open) {
         assert_eq!(answer.wait().tokens(), alone(&decoder, ask)?);
     }
@@ -146,10 +170,15 @@ fn a_full_queue_is_busy_and_what_cannot_be_answered_is_refused() -> Outcome {
     let decoder = tiny(5)?;
     let config = EngineConfig { max_running: 1, max_waiting: 2, ..config(&decoder, 8) };
     let engine = Engine::start(decoder.clone(), config, clock())?;
-    let open: Vec<_> =
-        (0..3).map(|_| engine.submit(Request::new(&[1, 2, 3], 100))).collect::<Result<_, _>>()?;
+    let (release, held) = mpsc::channel();
+    let first = Request { guide: Some(Box::new(Held(held))), ..Request::new(&[1, 2, 3], 100) };
+    let mut open = vec![engine.submit(first)?];
+    for _ in 0..2 {
+        open.push(engine.submit(Request::new(&[1, 2, 3], 100))?);
+    }
     let refused = engine.submit(Request::new(&[1], 1));
     assert!(matches!(refused, Err(Refusal::Busy { in_flight: 3 })), "{refused:?}");
+    drop(release);
     for answer in open {
         assert_eq!(answer.wait().usage.generated_tokens, 100);
     }
@@ -207,8 +236,9 @@ fn drains_and_stops() -> Outcome {
     for answer in open {
         assert_eq!(answer.wait().finish, Finish::Length);
     }
-    let engine = Engine::start(decoder.clone(), config(&decoder, 320), clock())?;
-    let mut answer = engine.submit(Request::new(&[1, 2], 5000))?;
+    let engine = Engine::start(decoder.clone(), config(&decoder, 3200), clock())?;
+    // Seconds of work: it cannot be done before the engine goes.
+    let mut answer = engine.submit(Request::new(&[1, 2], 50_000))?;
     assert!(matches!(answer.next_blocking(), Some(Event::Token(_))));
     drop(engine);
     assert_eq!(answer.wait().finish, Finish::Closed);

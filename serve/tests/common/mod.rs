@@ -29,7 +29,7 @@ pub fn model_dir() -> Outcome<tempfile::TempDir> {
         std::fs::copy(from.join(file), dir.path().join(file))?;
     }
     let mut config: Json = serde_json::from_slice(&std::fs::read(from.join("config.json"))?)?;
-    config["text_config"]["max_position_embeddings"] = 4096.into();
+    config["text_config"]["max_position_embeddings"] = 16_384.into();
     std::fs::write(dir.path().join("config.json"), config.to_string())?;
     let named = [(0, "<pad>"), (1, "<s>"), (2, "</s>"), (155, "<image>")];
     let name = |id: u32| match named.iter().find(|(of, _)| *of == id) {
@@ -56,7 +56,7 @@ pub fn model_dir() -> Outcome<tempfile::TempDir> {
 
 pub fn small() -> ServiceConfig {
     let mut config = ServiceConfig::default();
-    config.engine.cache_bytes = 16 << 20;
+    (config.engine.cache_bytes, config.engine.context) = (40 << 20, 16_384);
     config.picture.pixels = 1_000_000;
     config
 }
