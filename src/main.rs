@@ -1,6 +1,9 @@
 //! The `vela` command line: one file per verb. Only here is anything printed or a device picked.
 //!
-//! Exit status: 0 done, 1 failed (one sentence on stderr), 2 wrong usage.
+//! Exit status: 0 done, 1 failed (one sentence on stderr), 2 wrong usage, 141 nobody reads what is printed.
+
+#[macro_use]
+mod out;
 
 mod act;
 mod album;

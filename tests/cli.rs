@@ -44,6 +44,39 @@ fn every_verb_explains_itself_and_wrong_usage_is_status_2() -> Outcome {
     Ok(())
 }
 
+/// Seen once: `vela … | head` panicked.
+#[test]
+fn what_nobody_reads_ends_quietly_and_a_full_disk_is_an_error() -> Outcome {
+    let model = text(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tabletop"));
+    let dir = tempfile::tempdir()?;
+    let picture = text(&dir.path().join("a.png"));
+    let verbs: [&[&str]; 3] = [
+        &["inspect", &model],
+        &["sim", "--seed", "7", "--json", "--snapshot", &picture],
+        &["eval", "--policy", "expert", "--task", "reach", "--episodes", "1"],
+    ];
+    for args in verbs {
+        let (reader, writer) = std::io::pipe()?;
+        drop(reader);
+        let output = Command::new(env!("CARGO_BIN_EXE_vela")).args(args).stdout(writer).output()?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(141), "{args:?}: {said}");
+        assert!(!said.contains("panicked"), "{args:?}: {said}");
+    }
+    let full = std::fs::File::options().write(true).open("/dev/full")?;
+    let output = Command::new(env!("CARGO_BIN_EXE_vela")).args(verbs[0]).stdout(full).output()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.starts_with("vela: writing to standard output"), "{said}");
+    // Nobody hears the complaint either: still status 1 and no panic.
+    let (reader, writer) = std::io::pipe()?;
+    drop(reader);
+    let deaf =
+        Command::new(env!("CARGO_BIN_EXE_vela")).args(["replay", "nowhere"]).stderr(writer).status()?;
+    assert_eq!(deaf.code(), Some(1));
+    Ok(())
+}
+
 #[test]
 fn a_snapshot_is_a_picture_and_the_truth_and_repeats() -> Outcome {
     let dir = tempfile::tempdir()?;
