@@ -8,7 +8,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 use vela_embodiment::JointSide;
-use vela_robots::ros2::driver::TopicCameras;
+use vela_robots::ros2::cameras::TopicCameras;
 use vela_robots::{
     ArmFile, ControlEvent, ControlOptions, Controller, RealArm, RemotePolicy, Side, State, TickReport,
     listen_for_stop, open_session, press_stop, release_stop, ros2,
@@ -79,8 +79,6 @@ pub fn run(args: &Args) -> Result<()> {
         start_within_secs: args.wait_secs,
         ..ControlOptions::default()
     };
-    // An arm that is a ROS 2 robot already needs no second voice.
-    let speaks = matches!(arm, RealArm::Servos(_));
     let (controller, events) = Controller::start(arm, cameras, remote, &args.task, &options)?;
     let handle = controller.handle();
     let stop = handle.emergency_stop();
@@ -90,7 +88,15 @@ pub fn run(args: &Args) -> Result<()> {
         "the arm '{}' is on zenoh as '{}'; now run `vela act --key {}`",
         embodiment.name, file.key, file.key
     );
-    let mut node = speaks.then(|| ros2::Node::start(&session, &embodiment, &handle)).transpose()?;
+    // An arm that is a ROS 2 robot already needs no second voice, at most a description.
+    let (mut node, _topic) = match &file.ros2 {
+        None => (Some(ros2::Node::start(&session, &embodiment, &handle)?), None),
+        Some(own) => {
+            let describing = own.describe.then(|| ros2::Node::describe(&session, &embodiment, own.domain));
+            let topic = ros2::listen_for_stop(&session, own.domain, &own.emergency_stop, &stop)?;
+            (describing.transpose()?, Some(topic))
+        }
+    };
     let mut log = match &args.log {
         Some(path) => {
             Some(std::fs::File::create(path).with_context(|| format!("writing {}", path.display()))?)

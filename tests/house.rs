@@ -218,6 +218,9 @@ fn every_configuration_parses() -> Outcome {
             ("robots", "urdf") => {
                 vela_embodiment::RobotModel::from_urdf(&std::fs::read_to_string(&path)?)?;
             }
+            ("arms", "toml") => {
+                vela_robots::ArmFile::load(&path)?;
+            }
             ("zenoh", "json5") => {
                 zenoh::Config::from_file(&path).map_err(|e| e.to_string())?;
             }

@@ -76,6 +76,35 @@ fn the_doctor_sees_the_arm_and_says_what_a_policy_misses() -> Outcome {
     Err(last.into())
 }
 
+/// `vela sim` is a ROS 2 arm; the shipped file drives such a one.
+#[test]
+fn the_shipped_file_of_a_ros_2_arm_reaches_it() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (robot, other) = sessions(dir.path())?;
+    let arm = Command::new(env!("CARGO_BIN_EXE_vela"))
+        .args(["sim", "--task", "reach", "--wait-secs", "120", "--zenoh", &text(&robot)])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let _arm = Running(arm);
+    let file = text(&Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/arms/so101-ros2.toml"));
+    let look = ["robot", "--config", &file, "--look", "--json", "--wait-secs", "5", "--zenoh", &text(&other)];
+    let mut last = String::new();
+    for _ in 0..20 {
+        let output = vela(&look)?;
+        last = format!("{output:?}");
+        if output.status.success() {
+            let joints: Value = serde_json::from_slice(&output.stdout)?;
+            assert_eq!(joints["joints"].as_array().map(Vec::len), Some(6), "{joints}");
+            assert_eq!(joints["joints"][5]["joint"], "gripper");
+            assert!(joints["joints"][0]["position"].is_f64());
+            return Ok(());
+        }
+    }
+    Err(last.into())
+}
+
 #[test]
 fn an_arm_that_cannot_be_reached_is_one_clear_sentence() -> Outcome {
     let dir = tempfile::tempdir()?;

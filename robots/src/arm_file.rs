@@ -1,6 +1,7 @@
 //! The file of a real arm (`vela robot --config`): which robot it is, how it is reached, where its cameras are.
 
 use crate::feetech::{Calibration, ServoArm, ServoConfig};
+use crate::ros2::cameras::CameraTopic;
 use crate::ros2::driver::{RosArm, RosConfig};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -26,9 +27,9 @@ pub struct ArmFile {
     pub calibration: Option<PathBuf>,
     /// Or an arm that speaks ROS 2 over zenoh.
     pub ros2: Option<RosConfig>,
-    /// The ROS 2 topic (compressed images) of each camera.
+    /// The ROS 2 topic of each camera, by its name.
     #[serde(default)]
-    pub cameras: BTreeMap<String, String>,
+    pub cameras: BTreeMap<String, CameraTopic>,
     /// What this arm narrows.
     #[serde(default)]
     pub gate: GateConfig,
@@ -42,7 +43,8 @@ impl ArmFile {
     /// Reads a file and the robot that it names.
     ///
     /// # Errors
-    /// It cannot be read, it names neither servos nor ROS 2 or both, or its limits are wider than the robot's.
+    /// It cannot be read, it names neither servos nor ROS 2 or both, its controllers are not for the robot's joints, or
+    /// its limits are wider than the robot's.
     pub fn load(path: &Path) -> Result<(Self, Embodiment)> {
         let name = path.display().to_string();
         let text =
@@ -61,6 +63,9 @@ impl ArmFile {
         }
         let embodiment = Embodiment::load(&file.robot)?;
         file.gate.narrow(&embodiment)?;
+        if let Some(ros2) = &file.ros2 {
+            ros2.controllers(&embodiment)?;
+        }
         Ok((file, embodiment))
     }
 

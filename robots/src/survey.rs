@@ -2,7 +2,7 @@
 
 use crate::link::failed;
 use crate::ros2::keys::Attachment;
-use crate::ros2::messages::{self, CompressedImage, JointState};
+use crate::ros2::messages::{self, CompressedImage, Image, JointState};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Cursor;
@@ -117,6 +117,11 @@ fn listen(heard: &mut BTreeMap<String, Heard>, sample: &Sample, now: Stamp) {
     if message.contains("JointState_") {
         match messages::decode::<JointState>(&payload) {
             Ok(state) => entry.joints.extend(state.name),
+            Err(_) => entry.torn += 1,
+        }
+    } else if message.contains("::Image_") {
+        match messages::decode::<Image>(&payload) {
+            Ok(image) => entry.size = Some((image.width, image.height)),
             Err(_) => entry.torn += 1,
         }
     } else if message.contains("CompressedImage_") {

@@ -1,26 +1,59 @@
-//! An arm that speaks ROS 2 over zenoh, driven: joint states and compressed images in, joint trajectories out.
+//! An arm that speaks ROS 2 over zenoh, driven: joint states in; trajectories or forward commands out.
 //!
-//! The arm and its cameras are known by their topics; stamps are given here, on arrival, because no wall clock crosses
-//! machines. Every target that is sent has passed the gate like that of any other arm.
+//! The arm is known by its topics; stamps are given here, on arrival, because no wall clock crosses machines. Every
+//! target that is sent has passed the gate like that of any other arm.
 
-use super::messages::{self, CompressedImage, Header, JointState, JointTrajectory, Time, TrajectoryPoint};
-use super::{DOMAIN, Outlet, keys};
-use crate::control::Latest;
+use super::keys::{self, EndpointKind, MessageType, Topic};
+use super::messages::{
+    self, Float64MultiArray, Header, JointState, JointTrajectory, Layout, Time, TrajectoryPoint,
+};
+use super::node::Declaring;
+use super::{DOMAIN, EMERGENCY_STOP, Outlet, TRAJECTORY};
 use crate::link::failed;
-use keys::{EndpointKind, Entity, Topic};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::io::Cursor;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use vela_embodiment::{
-    Action, Applied, Camera, Checked, Clock, Embodiment, Error, Frame, FrameSource, JointReading, JointSide,
-    MonotonicClock, Result, Stamp,
+    Action, Applied, Checked, Clock, Embodiment, Error, JointReading, JointSide, MonotonicClock, Result,
+    Stamp,
 };
 use zenoh::liveliness::LivelinessToken;
 use zenoh::pubsub::Subscriber;
 use zenoh::sample::Sample;
 use zenoh::{Session, Wait};
+
+/// What a controller takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CommandKind {
+    /// `trajectory_msgs/msg/JointTrajectory`: a joint trajectory controller.
+    Trajectory,
+    /// `std_msgs/msg/Float64MultiArray`: a forward command controller.
+    Forward,
+}
+
+impl CommandKind {
+    fn message(self) -> &'static MessageType {
+        match self {
+            Self::Trajectory => &keys::JOINT_TRAJECTORY,
+            Self::Forward => &keys::FLOAT64_MULTI_ARRAY,
+        }
+    }
+}
+
+/// One controller of an arm.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Command {
+    /// What it takes.
+    pub kind: CommandKind,
+    /// Where.
+    pub topic: String,
+    /// Our names of its joints in its order; empty: ours.
+    #[serde(default)]
+    pub joints: Vec<String>,
+}
 
 /// The topics of an arm.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,10 +63,16 @@ pub struct RosConfig {
     pub domain: u32,
     /// `sensor_msgs/msg/JointState` from the arm.
     pub joint_states: String,
-    /// `trajectory_msgs/msg/JointTrajectory` to its controller.
-    pub trajectory: String,
+    /// Its controller: of all joints, or of all but the gripper's if that has its own.
+    pub command: Command,
+    /// The gripper's own controller, if it has one.
+    pub gripper: Option<Command>,
     /// The arm's own names of our joints, where they differ.
     pub joint_names: BTreeMap<String, String>,
+    /// `std_msgs/msg/Bool`: true presses the emergency stop.
+    pub emergency_stop: String,
+    /// Publish `/robot_description` and `/tf` for it: for an arm without a robot state publisher.
+    pub describe: bool,
 }
 
 impl Default for RosConfig {
@@ -41,22 +80,87 @@ impl Default for RosConfig {
         Self {
             domain: DOMAIN,
             joint_states: "/joint_states".into(),
-            trajectory: "/arm_controller/joint_trajectory".into(),
+            command: Command { kind: CommandKind::Trajectory, topic: TRAJECTORY.into(), joints: Vec::new() },
+            gripper: None,
             joint_names: BTreeMap::new(),
+            emergency_stop: EMERGENCY_STOP.into(),
+            describe: false,
         }
     }
+}
+
+impl RosConfig {
+    /// The arm's own names of all joints, in our order.
+    fn names(&self, embodiment: &Embodiment) -> Result<Vec<String>> {
+        for joint in self.joint_names.keys() {
+            embodiment.joint_index(joint)?;
+        }
+        let own = |joint: &&str| self.joint_names.get(*joint).cloned().unwrap_or((*joint).to_owned());
+        Ok(embodiment.joint_names().iter().map(own).collect())
+    }
+
+    /// Its controllers with the places of their joints: every joint has exactly one.
+    ///
+    /// # Errors
+    /// A joint is unknown, missing, or commanded twice; a gripper's controller for a robot without a gripper.
+    pub fn controllers(&self, embodiment: &Embodiment) -> Result<Vec<(&Command, Vec<usize>)>> {
+        let gripper = match (&self.gripper, &embodiment.gripper) {
+            (None, _) => None,
+            (Some(command), Some(gripper)) => Some((command, embodiment.joint_index(&gripper.joint)?)),
+            (Some(_), None) => {
+                let why = format!("the robot '{}' has no gripper", embodiment.name);
+                return Err(Error::Parse { what: "ros2.gripper".into(), why });
+            }
+        };
+        let alone = gripper.map(|(_, place)| place);
+        let rest: Vec<usize> = (0..embodiment.joints.len()).filter(|k| Some(*k) != alone).collect();
+        let mut controllers =
+            vec![(&self.command, ordered("ros2.command", &self.command, rest, embodiment)?)];
+        if let Some((command, place)) = gripper {
+            controllers.push((command, ordered("ros2.gripper", command, vec![place], embodiment)?));
+        }
+        Ok(controllers)
+    }
+}
+
+/// The joints of a controller in its order; they must be those at `places`.
+fn ordered(what: &str, command: &Command, places: Vec<usize>, embodiment: &Embodiment) -> Result<Vec<usize>> {
+    if command.joints.is_empty() {
+        return Ok(places);
+    }
+    let own: Vec<usize> =
+        command.joints.iter().map(|joint| embodiment.joint_index(joint)).collect::<Result<_>>()?;
+    let mut sorted = own.clone();
+    sorted.sort_unstable();
+    if sorted != places {
+        let names: Vec<&str> = places.iter().map(|place| embodiment.joints[*place].name.as_str()).collect();
+        return Err(Error::Shape {
+            what: format!("{what}.joints"),
+            expected: format!("each of {} once", names.join(", ")),
+            got: command.joints.join(", "),
+        });
+    }
+    Ok(own)
 }
 
 /// What came from the arm last.
 type Heard = Arc<Mutex<Option<std::result::Result<JointReading, String>>>>;
 
+/// One controller that we speak to.
+struct Way {
+    kind: CommandKind,
+    /// Places of its joints in ours, in its order.
+    places: Vec<usize>,
+    /// Its own names of them.
+    names: Vec<String>,
+    outlet: Outlet,
+}
+
 /// The joints of an arm that speaks ROS 2.
 pub struct RosArm {
     embodiment: Embodiment,
-    /// Its names, in our order.
-    names: Vec<String>,
     heard: Heard,
-    outlet: Outlet,
+    ways: Vec<Way>,
     clock: Arc<MonotonicClock>,
     _inlet: Subscriber<()>,
     _tokens: Vec<LivelinessToken>,
@@ -73,37 +177,28 @@ impl RosArm {
         config: &RosConfig,
         wait_secs: f64,
     ) -> Result<Self> {
-        for joint in config.joint_names.keys() {
-            embodiment.joint_index(joint)?;
+        let names = config.names(embodiment)?;
+        let controllers = config.controllers(embodiment)?;
+        let name = format!("vela_driver_{}", embodiment.name);
+        let mut declaring = Declaring::node(session, config.domain, &name)?;
+        let states = Topic::new(&config.joint_states, &keys::JOINT_STATE);
+        declaring.endpoint(EndpointKind::Subscription, &states)?;
+        let mut ways = Vec::new();
+        for (command, places) in controllers {
+            ways.push(Way {
+                kind: command.kind,
+                names: places.iter().map(|place| names[*place].clone()).collect(),
+                places,
+                outlet: declaring.outlet(&Topic::new(&command.topic, command.kind.message()))?,
+            });
         }
-        let own = |joint: &&str| config.joint_names.get(*joint).cloned().unwrap_or((*joint).to_owned());
-        let names: Vec<String> = embodiment.joint_names().iter().map(own).collect();
         let clock = Arc::new(MonotonicClock::new());
-        let node = Entity::node(
-            config.domain,
-            &session.zid().to_string(),
-            &format!("vela_driver_{}", embodiment.name),
-        );
-        let (states, moves) = (
-            Topic::new(&config.joint_states, &keys::JOINT_STATE),
-            Topic::new(&config.trajectory, &keys::JOINT_TRAJECTORY),
-        );
-        let mut tokens = Vec::new();
-        for key in [
-            node.token(),
-            node.endpoint_token(1, EndpointKind::Subscription, &states),
-            node.endpoint_token(2, EndpointKind::Publisher, &moves),
-        ] {
-            let token = session.liveliness().declare_token(key.as_str()).wait();
-            tokens.push(token.map_err(|e| failed(&key, e))?);
-        }
         let heard = Heard::default();
-        // Any type hash: distributions differ in it and not in the message.
-        let key = format!("{}/{}/**", config.domain, config.joint_states.trim_matches('/'));
+        let key = keys::any_type(config.domain, &config.joint_states);
         let inlet = session
             .declare_subscriber(key.as_str())
             .callback({
-                let (heard, names, clock) = (heard.clone(), names.clone(), clock.clone());
+                let (heard, clock) = (heard.clone(), clock.clone());
                 move |sample: Sample| {
                     let stamp = clock.now();
                     let reading = messages::decode::<JointState>(&sample.payload().to_bytes())
@@ -114,16 +209,8 @@ impl RosArm {
             })
             .wait()
             .map_err(|e| failed(&key, e))?;
-        let outlet = Outlet::open(session, &moves, config.domain, 2)?;
-        let mut arm = Self {
-            embodiment: embodiment.clone(),
-            names,
-            heard,
-            outlet,
-            clock,
-            _inlet: inlet,
-            _tokens: tokens,
-        };
+        let embodiment = embodiment.clone();
+        let mut arm = Self { embodiment, heard, ways, clock, _inlet: inlet, _tokens: declaring.done() };
         let deadline = arm.clock.now().plus_secs(wait_secs);
         loop {
             match arm.joints() {
@@ -154,15 +241,25 @@ impl JointSide for RosArm {
     fn apply(&mut self, action: Checked<Action>) -> Result<Applied> {
         let joint_targets = action.into_inner().joint_targets;
         let stamp = self.clock.now();
-        let point = TrajectoryPoint {
-            positions: joint_targets.clone(),
-            time_from_start: Time::from(Stamp::from_secs(self.embodiment.period_secs())),
-            ..TrajectoryPoint::default()
-        };
-        // A stamp of zero: begin now.
-        let header = Header::default();
-        let trajectory = JointTrajectory { header, joint_names: self.names.clone(), points: vec![point] };
-        self.outlet.put(&trajectory, stamp)?;
+        for way in &mut self.ways {
+            let positions: Vec<f64> = way.places.iter().map(|place| joint_targets[*place]).collect();
+            match way.kind {
+                CommandKind::Trajectory => {
+                    let point = TrajectoryPoint {
+                        positions,
+                        time_from_start: Time::from(Stamp::from_secs(self.embodiment.period_secs())),
+                        ..TrajectoryPoint::default()
+                    };
+                    // A stamp of zero: begin now.
+                    let (header, joint_names) = (Header::default(), way.names.clone());
+                    way.outlet.put(&JointTrajectory { header, joint_names, points: vec![point] }, stamp)?;
+                }
+                CommandKind::Forward => {
+                    let numbers = Float64MultiArray { layout: Layout::default(), data: positions };
+                    way.outlet.put(&numbers, stamp)?;
+                }
+            }
+        }
         Ok(Applied { joint_targets, stamp })
     }
 
@@ -194,86 +291,4 @@ fn reading_of(state: &JointState, names: &[String], stamp: Stamp) -> Result<Join
         reading.efforts.clear();
     }
     Ok(reading)
-}
-
-/// One camera's topic.
-struct Eye {
-    camera: Camera,
-    newest: Arc<Latest<(Stamp, Vec<u8>)>>,
-    seen: u64,
-    _inlet: Subscriber<()>,
-}
-
-/// Cameras that publish `sensor_msgs/msg/CompressedImage`.
-pub struct TopicCameras {
-    eyes: Vec<Eye>,
-}
-
-impl TopicCameras {
-    /// Listens to a topic per camera of the embodiment (`topics`: camera to topic); stamps are on `clock`, on arrival.
-    ///
-    /// # Errors
-    /// A camera has no topic; the session is closed.
-    pub fn listen(
-        session: &Session,
-        embodiment: &Embodiment,
-        domain: u32,
-        topics: &BTreeMap<String, String>,
-        clock: &Arc<dyn Clock>,
-    ) -> Result<Self> {
-        let mut eyes = Vec::with_capacity(embodiment.cameras.len());
-        for camera in &embodiment.cameras {
-            let topic = topics.get(&camera.name).ok_or_else(|| Error::Unknown {
-                kind: "topic of camera",
-                name: camera.name.clone(),
-                known: topics.keys().cloned().collect::<Vec<_>>().join(", "),
-            })?;
-            let newest = Arc::new(Latest::default());
-            let key = format!("{domain}/{}/**", topic.trim_matches('/'));
-            let inlet = session
-                .declare_subscriber(key.as_str())
-                .callback({
-                    let (newest, clock) = (newest.clone(), clock.clone());
-                    move |sample: Sample| {
-                        newest.offer((clock.now(), sample.payload().to_bytes().into_owned()));
-                    }
-                })
-                .wait()
-                .map_err(|e| failed(&key, e))?;
-            eyes.push(Eye { camera: camera.clone(), newest, seen: 0, _inlet: inlet });
-        }
-        Ok(Self { eyes })
-    }
-}
-
-impl FrameSource for TopicCameras {
-    fn frames(&mut self) -> Result<Vec<Frame>> {
-        let mut frames = Vec::with_capacity(self.eyes.len());
-        for eye in &mut self.eyes {
-            let name = &eye.camera.name;
-            let newer = eye.newest.wait_newer(eye.seen, Duration::from_millis(900));
-            let (number, (stamp, bytes)) =
-                newer.ok_or_else(|| Error::Robot(format!("camera '{name}' sent nothing for 0.9 s")))?;
-            eye.seen = number;
-            frames.push(frame_of(&eye.camera, stamp, &bytes)?);
-        }
-        Ok(frames)
-    }
-}
-
-/// The picture in a message; it must have the camera's size.
-fn frame_of(camera: &Camera, stamp: Stamp, bytes: &[u8]) -> Result<Frame> {
-    let name = &camera.name;
-    let refuse = |why: String| Error::Robot(format!("picture of camera '{name}': {why}"));
-    let message: CompressedImage = messages::decode(bytes)?;
-    let reader = || image::ImageReader::new(Cursor::new(&message.data)).with_guessed_format();
-    // Looked at before anything is decoded: a small file may claim a huge picture.
-    let size = reader().map_err(|e| refuse(e.to_string()))?.into_dimensions();
-    let (width, height) = size.map_err(|e| refuse(e.to_string()))?;
-    if (width, height) != (camera.width, camera.height) {
-        let (w, h) = (camera.width, camera.height);
-        return Err(refuse(format!("expected {w}x{h}, got {width}x{height}")));
-    }
-    let decoded = reader().map_err(|e| refuse(e.to_string()))?.decode().map_err(|e| refuse(e.to_string()))?;
-    Ok(Frame { camera: name.clone(), width, height, rgb: decoded.into_rgb8().into_raw().into(), stamp })
 }

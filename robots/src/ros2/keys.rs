@@ -36,6 +36,32 @@ pub const JOINT_TRAJECTORY: MessageType = MessageType {
     hash: "RIHS01_179b33eba59d676f6d967ac71fe35e7ca2f64b2f3928f4a018cec115e213796e",
 };
 
+/// `sensor_msgs/msg/Image`.
+pub const IMAGE: MessageType = MessageType {
+    dds: "sensor_msgs::msg::dds_::Image_",
+    hash: "RIHS01_d31d41a9a4c4bc8eae9be757b0beed306564f7526c88ea6a4588fb9582527d47",
+};
+/// `std_msgs/msg/Bool`.
+pub const BOOL: MessageType = MessageType {
+    dds: "std_msgs::msg::dds_::Bool_",
+    hash: "RIHS01_feb91e995ff9ebd09c0cb3d2aed18b11077585839fb5db80193b62d74528f6c9",
+};
+/// `std_msgs/msg/Float64MultiArray`.
+pub const FLOAT64_MULTI_ARRAY: MessageType = MessageType {
+    dds: "std_msgs::msg::dds_::Float64MultiArray_",
+    hash: "RIHS01_1025ddc6b9552d191f89ef1a8d2f60f3d373e28b283d8891ddcc974e8c55397f",
+};
+/// `tf2_msgs/msg/TFMessage`.
+pub const TF_MESSAGE: MessageType = MessageType {
+    dds: "tf2_msgs::msg::dds_::TFMessage_",
+    hash: "RIHS01_e369d0f05a23ae52508854b66f6aa0437f3449d652e8cbf22d5abe85d020f087",
+};
+
+/// The key expression of a topic with any type and any hash: distributions differ in the hash and not in the message.
+pub fn any_type(domain: u32, topic: &str) -> String {
+    format!("{domain}/{}/*/*", topic.trim_matches('/'))
+}
+
 /// A topic with its type and its quality of service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Topic {
@@ -171,8 +197,18 @@ mod tests {
     fn type_hashes_are_those_of_ros_2_jazzy() -> std::result::Result<(), serde_json::Error> {
         let hashes: std::collections::BTreeMap<String, String> =
             serde_json::from_str(include_str!("../../../tests/golden/ros2/type_hashes.json"))?;
-        assert_eq!(hashes.len(), 4);
-        for message in [JOINT_STATE, COMPRESSED_IMAGE, STRING, JOINT_TRAJECTORY] {
+        let known = [
+            JOINT_STATE,
+            COMPRESSED_IMAGE,
+            IMAGE,
+            STRING,
+            BOOL,
+            FLOAT64_MULTI_ARRAY,
+            JOINT_TRAJECTORY,
+            TF_MESSAGE,
+        ];
+        assert_eq!(hashes.len(), known.len());
+        for message in known {
             let name = message.dds.replace("::dds_::", "/").replace("::", "/");
             assert_eq!(
                 hashes.get(name.trim_end_matches('_')).map(String::as_str),
@@ -200,6 +236,7 @@ mod tests {
              RIHS01_df668c740482bbd48fb39d76a70dfd4bd59db1288021743503259e948f6b1a18/::,10:,:,:,,"
         );
         assert!(chatter.key(7).starts_with("7/arm/chatter/std_msgs::msg::dds_::String_/"));
+        assert_eq!(any_type(7, "/arm/chatter"), "7/arm/chatter/*/*");
     }
 
     #[test]

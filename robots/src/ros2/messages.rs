@@ -1,4 +1,4 @@
-//! The four ROS 2 messages of an arm, in CDR as ROS sends them: a four-byte header, then XCDR1, little endian.
+//! The ROS 2 messages of an arm, in CDR as ROS sends them: a four-byte header, then XCDR1, little endian.
 
 use hiroz_cdr::{BigEndian, LittleEndian};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -59,7 +59,84 @@ pub struct CompressedImage {
     /// `jpeg` or `png`.
     pub format: String,
     /// The file's bytes.
+    #[serde(with = "octets")]
     pub data: Vec<u8>,
+}
+
+/// `sensor_msgs/msg/Image`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Image {
+    /// When, and which camera.
+    pub header: Header,
+    /// Rows.
+    pub height: u32,
+    /// Pixels of a row.
+    pub width: u32,
+    /// `rgb8`, `bgr8`, `mono8`, ...
+    pub encoding: String,
+    /// Byte order of pixels wider than a byte.
+    pub is_bigendian: u8,
+    /// Bytes of a row, padding included.
+    pub step: u32,
+    /// `[height, step]` bytes.
+    #[serde(with = "octets")]
+    pub data: Vec<u8>,
+}
+
+/// `std_msgs/msg/Bool`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bool {
+    /// The value.
+    pub data: bool,
+}
+
+/// `std_msgs/msg/MultiArrayDimension`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dimension {
+    /// Its name.
+    pub label: String,
+    /// Its length.
+    pub size: u32,
+    /// Numbers from one of its elements to the next times its length.
+    pub stride: u32,
+}
+
+/// `std_msgs/msg/MultiArrayLayout`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layout {
+    /// From the outermost; empty for a plain row.
+    pub dim: Vec<Dimension>,
+    /// Numbers before the first.
+    pub data_offset: u32,
+}
+
+/// `std_msgs/msg/Float64MultiArray`: what a forward command controller takes, one number per joint.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Float64MultiArray {
+    /// Its shape; controllers ignore it.
+    pub layout: Layout,
+    /// The numbers.
+    pub data: Vec<f64>,
+}
+
+/// `geometry_msgs/msg/TransformStamped`: the child's frame in the parent's.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TransformStamped {
+    /// When, and the parent.
+    pub header: Header,
+    /// The child.
+    pub child_frame_id: String,
+    /// x, y, z of the child's origin, m.
+    pub translation: [f64; 3],
+    /// x, y, z, w of a unit quaternion.
+    pub rotation: [f64; 4],
+}
+
+/// `tf2_msgs/msg/TFMessage`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TfMessage {
+    /// One per link.
+    pub transforms: Vec<TransformStamped>,
 }
 
 /// `std_msgs/msg/String`.
@@ -93,6 +170,32 @@ pub struct TrajectoryPoint {
     pub effort: Vec<f64>,
     /// From the start of the trajectory.
     pub time_from_start: Time,
+}
+
+/// Bytes as one piece: number by number a raw picture takes milliseconds.
+mod octets {
+    use serde::de::{Error, Visitor};
+    use serde::{Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(bytes)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+        struct Octets;
+        impl Visitor<'_> for Octets {
+            type Value = Vec<u8>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+                f.write_str("bytes")
+            }
+
+            fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<Vec<u8>, E> {
+                Ok(bytes.to_vec())
+            }
+        }
+        deserializer.deserialize_bytes(Octets)
+    }
 }
 
 fn refuse(why: String) -> Error {
@@ -134,6 +237,11 @@ mod tests {
     const IMAGE: &[u8] = include_bytes!("../../../tests/golden/ros2/compressed_image.cdr");
     const TEXT: &[u8] = include_bytes!("../../../tests/golden/ros2/string.cdr");
     const TRAJECTORY: &[u8] = include_bytes!("../../../tests/golden/ros2/joint_trajectory.cdr");
+
+    const PICTURE: &[u8] = include_bytes!("../../../tests/golden/ros2/image.cdr");
+    const NUMBERS: &[u8] = include_bytes!("../../../tests/golden/ros2/float64_multi_array.cdr");
+    const YES: &[u8] = include_bytes!("../../../tests/golden/ros2/bool.cdr");
+    const FRAMES: &[u8] = include_bytes!("../../../tests/golden/ros2/tf_message.cdr");
 
     fn joints() -> JointState {
         JointState {
@@ -189,12 +297,53 @@ mod tests {
     }
 
     #[test]
+    fn pictures_numbers_and_frames_are_those_of_ros_2_too() -> Result<()> {
+        let header =
+            |sec, nanosec, frame: &str| Header { stamp: Time { sec, nanosec }, frame_id: frame.into() };
+        let picture = Image {
+            header: header(3, 4, "front"),
+            height: 2,
+            width: 3,
+            encoding: "bgr8".into(),
+            is_bigendian: 0,
+            step: 12,
+            data: (0..24).collect(),
+        };
+        let numbers = Float64MultiArray {
+            layout: Layout {
+                dim: vec![Dimension { label: "joints".into(), size: 2, stride: 2 }],
+                data_offset: 0,
+            },
+            data: vec![0.5, -1.25],
+        };
+        let frame = |sec, parent: &str, child: &str, x| TransformStamped {
+            header: header(sec, 7, parent),
+            child_frame_id: child.into(),
+            translation: [x, -0.25, 0.125],
+            rotation: [0.0, 0.0, 0.6, 0.8],
+        };
+        let frames = TfMessage {
+            transforms: vec![frame(1, "base", "arm", 0.5), frame(2, "arm", "gripper_frame", 1.5)],
+        };
+        assert_eq!(decode::<Image>(PICTURE)?, picture);
+        assert_eq!(decode::<Float64MultiArray>(NUMBERS)?, numbers);
+        assert_eq!(decode::<Bool>(YES)?, Bool { data: true });
+        assert_eq!(decode::<TfMessage>(FRAMES)?, frames);
+        same_but_gaps(&encode(&picture)?, PICTURE);
+        same_but_gaps(&encode(&numbers)?, NUMBERS);
+        same_but_gaps(&encode(&Bool { data: true })?, YES);
+        same_but_gaps(&encode(&frames)?, FRAMES);
+        Ok(())
+    }
+
+    #[test]
     fn torn_messages_are_refused_without_a_panic() {
         assert!(decode::<Text>(b"").is_err_and(|e| e.to_string().contains("header alone")));
         assert!(decode::<Text>(b"\x00\x07\x00\x00").is_err_and(|e| e.to_string().contains("00 07")));
         for seed in 0..10_000 {
             let mut rng = vela_embodiment::stream(seed, "torn cdr");
-            let mut bytes = [JOINTS, IMAGE, TEXT, TRAJECTORY][rng.random_range(0..4)].to_vec();
+            let all = [JOINTS, IMAGE, TEXT, TRAJECTORY, PICTURE, NUMBERS, YES, FRAMES];
+            let mut bytes = all[rng.random_range(0..all.len())].to_vec();
             for _ in 0..rng.random_range(1..5) {
                 let at = rng.random_range(0..bytes.len());
                 bytes[at] = if rng.random() { 0xff } else { rng.random() };
@@ -202,6 +351,8 @@ mod tests {
             bytes.truncate(rng.random_range(0..=bytes.len()));
             let _ = (decode::<JointState>(&bytes), decode::<CompressedImage>(&bytes));
             let _ = (decode::<Text>(&bytes), decode::<JointTrajectory>(&bytes));
+            let _ = (decode::<Image>(&bytes), decode::<Float64MultiArray>(&bytes));
+            let _ = (decode::<Bool>(&bytes), decode::<TfMessage>(&bytes));
         }
     }
 }

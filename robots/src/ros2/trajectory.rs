@@ -1,4 +1,4 @@
-//! A ROS 2 joint trajectory as a plan for the gate.
+//! What ROS 2 controllers are told, as plans for the gate: trajectories and plain setpoints.
 
 use super::messages::JointTrajectory;
 use crate::resolve::Plan;
@@ -6,6 +6,8 @@ use vela_embodiment::{Embodiment, Error, Result, Stamp};
 
 /// A trajectory may last this long, s.
 const LONGEST_SECS: f64 = 120.0;
+/// A setpoint that was reached stands for this long, s: the next may come at 5 Hz.
+const SETPOINT_SECS: f64 = 0.25;
 
 /// The plan that follows `trajectory` from `current` (rad or m, all joints) at `now`: linear between its points, one
 /// target per control tick; joints that it does not name stay where they are.
@@ -67,6 +69,42 @@ pub fn plan_of(
     Ok(Plan { targets, period_secs, observation_stamp: now, command: true })
 }
 
+/// The plan that goes to a setpoint for the joints at `places` (`targets`, rad or m, one each) and stays there: as long
+/// as the slowest joint needs at half of its speed, and long enough for the next setpoint to come. The others stay.
+///
+/// # Errors
+/// The wrong number of targets, or one that is not finite.
+pub fn setpoint_of(
+    targets: &[f64],
+    places: &[usize],
+    robot: &Embodiment,
+    current: &[f64],
+    now: Stamp,
+) -> Result<Plan> {
+    if targets.len() != places.len() {
+        let names: Vec<&str> = places.iter().map(|place| robot.joints[*place].name.as_str()).collect();
+        return Err(Error::Shape {
+            what: "joint commands".into(),
+            expected: format!("{} numbers ({})", places.len(), names.join(", ")),
+            got: targets.len().to_string(),
+        });
+    }
+    let (mut joints, mut secs) = (current.to_vec(), 0.0_f64);
+    for (place, target) in places.iter().zip(targets) {
+        let (name, limits) = (&robot.joints[*place].name, &robot.joints[*place].limits);
+        if !target.is_finite() {
+            return Err(Error::NotFinite(format!("command of joint '{name}'")));
+        }
+        let inside = target.clamp(limits.lower, limits.upper);
+        secs = secs.max((inside - joints[*place]).abs() / (0.5 * limits.velocity));
+        joints[*place] = *target;
+    }
+    let period_secs = robot.period_secs();
+    let ticks = ((secs + SETPOINT_SECS).min(LONGEST_SECS) / period_secs).ceil();
+    let targets = vec![joints; ticks as usize];
+    Ok(Plan { targets, period_secs, observation_stamp: now, command: true })
+}
+
 /// Joints at `secs`, linear between the points around it.
 fn at(way: &[(f64, Vec<f64>)], secs: f64) -> Vec<f64> {
     let after = way.partition_point(|(t, _)| *t < secs);
@@ -109,6 +147,27 @@ mod tests {
         assert!((plan.targets[29][5] - 1.0).abs() < 1e-9 && (plan.targets[59][5]).abs() < 1e-6);
         assert!((plan.targets[14][5] - 0.625).abs() < 1e-9);
         assert!(plan.targets.iter().all(|row| row[0] == 0.25));
+        Ok(())
+    }
+
+    #[test]
+    fn a_setpoint_lasts_as_long_as_the_way_and_a_little_more() -> Result<()> {
+        let robot = Embodiment::so101()?;
+        // 3 rad/s at most, so 1.5 rad take a second at half of it.
+        let plan = setpoint_of(&[0.25 + 1.5], &[1], &robot, &[0.25; 6], Stamp(7))?;
+        assert_eq!((plan.targets.len(), plan.observation_stamp, plan.command), (38, Stamp(7), true));
+        assert_eq!(plan.targets[0], [0.25, 1.75, 0.25, 0.25, 0.25, 0.25]);
+        assert_eq!(
+            setpoint_of(&[0.25; 6], &[0, 1, 2, 3, 4, 5], &robot, &[0.25; 6], Stamp(0))?.targets.len(),
+            8
+        );
+        let said = |targets: &[f64]| {
+            let plan = setpoint_of(targets, &[0, 5], &robot, &[0.0; 6], Stamp(0));
+            plan.map_or_else(|e| e.to_string(), |plan| plan.targets.len().to_string())
+        };
+        assert!(said(&[0.0]).contains("expected 2 numbers (shoulder_pan, gripper), got 1"));
+        assert!(said(&[0.0, f64::NAN]).contains("command of joint 'gripper' is not finite"));
+        assert!(said(&[1e300, -1e300]).parse::<usize>().is_ok_and(|ticks| ticks < 3600));
         Ok(())
     }
 

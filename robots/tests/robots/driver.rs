@@ -3,12 +3,16 @@
 
 use crate::arm::{FakeArm, FakeCameras, FakePolicy, eventually};
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use vela_embodiment::{Embodiment, JointSide, Result};
-use vela_robots::ros2::Node;
-use vela_robots::ros2::driver::{RosArm, RosConfig, TopicCameras};
+use std::sync::{Arc, Mutex, PoisonError};
+use vela_embodiment::{Action, Embodiment, Error, GateConfig, JointSide, Result, SafetyGate};
+use vela_robots::ros2::cameras::{CameraTopic, ImageKind, TopicCameras};
+use vela_robots::ros2::driver::{Command, CommandKind, RosArm, RosConfig};
+use vela_robots::ros2::keys::{self, Topic};
+use vela_robots::ros2::messages::{Float64MultiArray, JointState, JointTrajectory, decode, encode};
+use vela_robots::ros2::{FORWARD, GRIPPER, Node};
 use vela_robots::{ArmFile, ControlOptions, Controller, State, loopback_pair};
+use zenoh::Wait;
 
 fn patient() -> ControlOptions {
     ControlOptions {
@@ -21,7 +25,20 @@ fn patient() -> ControlOptions {
 }
 
 #[test]
-fn a_policy_drives_an_arm_that_speaks_ros_2_by_its_topics() -> Result<()> {
+fn a_policy_drives_an_arm_by_trajectories_and_compressed_pictures() -> Result<()> {
+    drives(&RosConfig::default(), ImageKind::Compressed)
+}
+
+#[test]
+fn a_policy_drives_an_arm_by_forward_commands_and_raw_pictures() -> Result<()> {
+    let forward =
+        |topic: &str| Command { kind: CommandKind::Forward, topic: topic.into(), joints: Vec::new() };
+    let config =
+        RosConfig { command: forward(FORWARD), gripper: Some(forward(GRIPPER)), ..RosConfig::default() };
+    drives(&config, ImageKind::Raw)
+}
+
+fn drives(config: &RosConfig, kind: ImageKind) -> Result<()> {
     let (far, near) = loopback_pair()?;
     let ended = Arc::new(AtomicBool::new(false));
     // The far arm.
@@ -43,9 +60,12 @@ fn a_policy_drives_an_arm_that_speaks_ros_2_by_its_topics() -> Result<()> {
         }
     });
 
-    let mut driver = RosArm::connect(&near, &robot, &RosConfig::default(), 20.0)?;
+    let mut driver = RosArm::connect(&near, &robot, config, 20.0)?;
     assert_eq!(driver.joints()?.positions.len(), 6);
-    let topic = |camera: &str| (camera.to_owned(), format!("/{camera}/image_raw/compressed"));
+    let ending = if kind == ImageKind::Raw { "" } else { "/compressed" };
+    let topic = |camera: &str| {
+        (camera.to_owned(), CameraTopic { topic: format!("/{camera}/image_raw{ending}"), kind })
+    };
     let topics: BTreeMap<_, _> = [topic("front"), topic("wrist")].into();
     let eyes = TopicCameras::listen(&near, &robot, 0, &topics, &driver.clock())?;
     let mut policy = FakePolicy::new()?;
@@ -59,6 +79,73 @@ fn a_policy_drives_an_arm_that_speaks_ros_2_by_its_topics() -> Result<()> {
     ended.store(true, Ordering::SeqCst);
     assert!(speaking.join().is_ok());
     arm.finish();
+    Ok(())
+}
+
+/// What goes out on the topics of the shipped example: the arm's own names and orders.
+#[test]
+fn a_controller_gets_its_joints_in_its_own_order() -> Result<()> {
+    let (far, near) = loopback_pair()?;
+    let path = std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../configs/arms/so101-ros2.toml");
+    let (file, robot) = ArmFile::load(&path)?;
+    let mut config = file.ros2.unwrap_or_default();
+    config.command.joints.swap(0, 4);
+    config.joint_names.insert("gripper".into(), "jaw".into());
+    config.gripper.iter_mut().for_each(|gripper| gripper.kind = CommandKind::Trajectory);
+    let heard: Arc<Mutex<BTreeMap<String, Vec<u8>>>> = Arc::default();
+    let link = |error: zenoh::Error| Error::Link(error.to_string());
+    let _ear = far
+        .declare_subscriber("0/*/commands/**")
+        .callback({
+            let heard = heard.clone();
+            move |sample| {
+                let key = sample.key_expr().as_str().split('/').nth(1).unwrap_or_default().to_owned();
+                let bytes = sample.payload().to_bytes().into_owned();
+                heard.lock().unwrap_or_else(PoisonError::into_inner).insert(key, bytes);
+            }
+        })
+        .wait()
+        .map_err(link)?;
+    let mut names: Vec<String> = robot.joint_names().iter().map(ToString::to_string).collect();
+    names[5] = "jaw".into();
+    let state = JointState { name: names, position: vec![0.0; 6], ..JointState::default() };
+    let states = Topic::new("/joint_states", &keys::JOINT_STATE).key(0);
+    let said = far.declare_publisher(states).wait().map_err(link)?;
+    let speaking = Arc::new(AtomicBool::new(true));
+    let arm = std::thread::spawn({
+        let speaking = speaking.clone();
+        move || {
+            while speaking.load(Ordering::SeqCst) {
+                let _ = said.put(encode(&state).unwrap_or_default()).wait();
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+        }
+    });
+    let mut driver = RosArm::connect(&near, &robot, &config, 20.0)?;
+    let mut gate = SafetyGate::new(&robot, GateConfig::default(), &[0.0; 6])?;
+    let wanted = Action { joint_targets: vec![0.3, 0.0, 0.0, 0.0, -0.3, 0.2] };
+    let get = |key: &str| heard.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned();
+    let mut sent = Vec::new();
+    assert!(eventually(|| {
+        let now = driver.clock().now();
+        let applied = driver.apply(gate.check(Some((&wanted, now)), now).action);
+        sent = applied.map(|applied| applied.joint_targets).unwrap_or_default();
+        get("forward_position_controller").is_some() && get("gripper_controller").is_some()
+    }));
+    // The arm stands by now where it was sent; once more, so that both messages are of one action.
+    assert!(eventually(|| {
+        let Ok(numbers) =
+            decode::<Float64MultiArray>(&get("forward_position_controller").unwrap_or_default())
+        else {
+            return false;
+        };
+        numbers.data == [sent[4], sent[1], sent[2], sent[3], sent[0]]
+    }));
+    let jaw: JointTrajectory = decode(&get("gripper_controller").unwrap_or_default())?;
+    assert_eq!((jaw.joint_names, jaw.points.len()), (vec!["jaw".to_owned()], 1));
+    assert_eq!(jaw.points[0].positions.len(), 1);
+    speaking.store(false, Ordering::SeqCst);
+    assert!(arm.join().is_ok());
     Ok(())
 }
 
@@ -89,6 +176,14 @@ fn the_file_of_an_arm_names_one_way_to_reach_it_and_never_widens() -> Result<()>
     };
     assert!(said("[ros2]")?.contains("/joint_states"));
     assert!(said("calibration = 'c.json'\n[servos]\nport = '/dev/ttyACM0'")?.contains("torque: 0.5"));
+    let forward = said("[ros2.command]\nkind = 'forward'\ntopic = '/c'\njoints = ['elbow_flex', 'gripper']")?;
+    assert!(
+        forward.contains("ros2.command.joints: expected each of shoulder_pan, shoulder_lift"),
+        "{forward}"
+    );
+    let odd = said("[ros2.command]\nkind = 'effort'\ntopic = '/c'")?;
+    assert!(odd.contains("`effort`") && odd.contains("`forward`"), "{odd}");
+    assert!(said("[ros2]\n[cameras.front]\ntopic = '/f'\nkind = 'raw'")?.contains("kind: Raw"));
     assert!(said("")?.contains("expected either [servos]"));
     assert!(said("[servos]\nport = '/dev/ttyACM0'")?.contains("with a calibration"));
     assert!(said("[ros2]\n[gate.joints.elbow_flex]\nvelocity = 9.0")?.contains("wider than the robot's"));

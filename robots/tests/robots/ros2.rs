@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex};
 use vela_embodiment::{Error, Result};
 use vela_robots::ros2::keys::{self, Attachment, Topic};
 use vela_robots::ros2::messages::{
-    CompressedImage, JointState, JointTrajectory, Text, Time, TrajectoryPoint, decode, encode,
+    Bool, CompressedImage, Float64MultiArray, Image, JointState, JointTrajectory, Layout, Text, TfMessage,
+    Time, TrajectoryPoint, decode, encode,
 };
-use vela_robots::ros2::{DOMAIN, Node};
+use vela_robots::ros2::{DOMAIN, EMERGENCY_STOP, FORWARD, GRIPPER, Node};
 use vela_robots::{ControlOptions, Controller, State, loopback_pair};
 use zenoh::Wait;
 use zenoh::sample::Sample;
@@ -30,10 +31,10 @@ fn a_ros_2_listener_hears_joints_pictures_and_the_description_and_may_command() 
             move |sample: Sample| {
                 let attachment = sample.attachment().map(|a| a.to_bytes().into_owned()).unwrap_or_default();
                 let entry = (sample.payload().to_bytes().into_owned(), attachment);
-                let topic =
-                    sample.key_expr().as_str().split("/sensor_msgs").next().unwrap_or_default().to_owned();
+                let topic = sample.key_expr().as_str().split("_msgs::").next().unwrap_or_default().to_owned();
+                let topic = topic.rsplit_once('/').map_or(String::new(), |(topic, _)| topic.to_owned());
                 if let Ok(mut heard) = heard.lock() {
-                    heard.insert(topic.split("/std_msgs").next().unwrap_or_default().to_owned(), entry);
+                    heard.insert(topic, entry);
                 }
             }
         })
@@ -82,6 +83,13 @@ fn a_ros_2_listener_hears_joints_pictures_and_the_description_and_may_command() 
         assert!(pump(&|| survey.is_finished()));
         survey.join().unwrap_or_else(|_| Err(Error::Link("the survey died".into())))
     })?;
+    let picture: Image = decode(&has("0/wrist/image_raw").unwrap_or_default().0)?;
+    assert_eq!(
+        (picture.width, picture.height, picture.step, picture.encoding.as_str()),
+        (96, 96, 288, "rgb8")
+    );
+    let frames: TfMessage = decode(&has("0/tf").unwrap_or_default().0)?;
+    assert!(frames.transforms.iter().any(|frame| frame.child_frame_id == "gripper"), "{frames:?}");
     let topic = |name: &str| seen.topics.iter().find(|topic| topic.name == name).cloned().unwrap_or_default();
     assert!(topic("/joint_states").hz > 3.0 && topic("/joint_states").joints.len() == 6, "{seen:?}");
     assert_eq!(topic("/front/image_raw/compressed").size, Some((96, 96)));
@@ -105,7 +113,7 @@ fn a_ros_2_listener_hears_joints_pictures_and_the_description_and_may_command() 
         .into_iter()
         .filter_map(|reply| reply.result().ok().map(|sample| sample.key_expr().to_string()))
         .collect();
-    assert_eq!(tokens.len(), 7, "{tokens:?}");
+    assert_eq!(tokens.len(), 13, "{tokens:?}");
     assert!(tokens.iter().any(|t| t.contains("/NN/%/%/vela_so101")));
     assert!(tokens.iter().any(|t| t.contains("/MS/%/%/vela_so101/%arm_controller%joint_trajectory/")));
 
@@ -131,6 +139,72 @@ fn a_ros_2_listener_hears_joints_pictures_and_the_description_and_may_command() 
     assert!(eventually(|| node.refusals().0 == 2), "{:?}", node.refusals());
     assert!(node.refusals().1.is_some_and(|why| why.contains("unknown joint 'tail'")));
     assert_ne!(handle.state(), State::Stopped { reason: String::new() });
+    controller.finish();
+    Ok(())
+}
+
+/// An arm that stands, its node, and somebody who commands it over ROS 2 topics.
+#[test]
+fn forward_commands_move_arm_and_gripper_side_by_side_and_a_true_stops_them() -> Result<()> {
+    let (robot, commander) = loopback_pair()?;
+    let arm = FakeArm::real_time()?;
+    let embodiment = arm.embodiment.clone();
+    let cameras = FakeCameras::of(&arm);
+    let mut policy = FakePolicy::new()?;
+    policy.step = 0.0;
+    let patient = f64::INFINITY;
+    let options = ControlOptions {
+        max_frame_age_secs: patient,
+        stop_after_hold_secs: patient,
+        start_within_secs: patient,
+        ..ControlOptions::default()
+    };
+    let (controller, _events) = Controller::start(arm, cameras, policy, "go on", &options)?;
+    let handle = controller.handle();
+    let node = Node::start(&robot, &embodiment, &handle)?;
+    assert!(eventually(|| handle.state() == State::Running));
+    let say = |who: u8, topic: &Topic, bytes: Vec<u8>| {
+        let attachment = Attachment { sequence: 1, stamp: handle.clock().now(), gid: [who; 16] };
+        commander
+            .put(topic.key(DOMAIN), bytes)
+            .attachment(attachment.encode().as_slice())
+            .wait()
+            .map_err(link)
+    };
+    let numbers =
+        |data: &[f64]| encode(&Float64MultiArray { layout: Layout::default(), data: data.to_vec() });
+    let forward = Topic::new(FORWARD, &keys::FLOAT64_MULTI_ARRAY);
+    let gripper = Topic::new(GRIPPER, &keys::FLOAT64_MULTI_ARRAY);
+    let at = |k: usize| handle.joints().map_or(0.0, |reading| reading.positions[k]);
+    // Two publishers of one node, as a driver has them. Said again until they are heard and followed.
+    let goal = [0.4, -0.3, 0.2, 0.1, -0.1];
+    assert!(eventually(|| {
+        let sent = say(1, &forward, numbers(&goal).unwrap_or_default()).is_ok()
+            && say(2, &gripper, numbers(&[0.8]).unwrap_or_default()).is_ok();
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        sent && (0..5).all(|k| (at(k) - goal[k]).abs() < 1e-3) && (at(5) - 0.8).abs() < 1e-3
+    }));
+    assert_eq!(node.refusals(), (0, None), "a command was refused");
+    say(1, &forward, numbers(&[0.0; 6])?)?;
+    assert!(eventually(|| node.refusals().1.is_some_and(|why| why.contains("expected 5 numbers"))));
+
+    let stop = Topic::new(EMERGENCY_STOP, &keys::BOOL);
+    say(9, &stop, encode(&Bool { data: false })?)?;
+    say(9, &stop, encode(&Bool { data: true })?)?;
+    let pressed = || {
+        matches!(handle.state(), State::Holding { reason }
+            if reason.contains("emergency stop: pressed on /emergency_stop"))
+    };
+    assert!(eventually(pressed), "{:?}", handle.state());
+    // Neither a false nor a command sets it free.
+    let stood = at(0);
+    say(9, &stop, encode(&Bool { data: false })?)?;
+    say(1, &forward, numbers(&[0.0; 5])?)?;
+    say(1, &forward, numbers(&[0.0; 6])?)?;
+    assert!(eventually(|| node.refusals().0 == 2), "the last message was heard: {:?}", node.refusals());
+    assert!(pressed() && (at(0) - stood).abs() < 0.05, "{:?} {} {stood}", handle.state(), at(0));
+    handle.emergency_stop().release();
+    assert!(eventually(|| handle.state() == State::Running));
     controller.finish();
     Ok(())
 }

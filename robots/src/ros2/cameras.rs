@@ -1,0 +1,245 @@
+//! Cameras that speak ROS 2 over zenoh: compressed or raw images in, frames out.
+
+use super::keys;
+use super::messages::{self, CompressedImage, Image};
+use crate::control::Latest;
+use crate::link::failed;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::io::Cursor;
+use std::sync::Arc;
+use std::time::Duration;
+use vela_embodiment::{Camera, Clock, Embodiment, Error, Frame, FrameSource, Result, Stamp};
+use zenoh::pubsub::Subscriber;
+use zenoh::sample::Sample;
+use zenoh::{Session, Wait};
+
+/// How a camera sends its pictures.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ImageKind {
+    /// `sensor_msgs/msg/CompressedImage`: JPEG or PNG.
+    #[default]
+    Compressed,
+    /// `sensor_msgs/msg/Image`: `rgb8`, `bgr8` or `mono8`.
+    Raw,
+}
+
+/// One camera's topic.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CameraTopic {
+    /// Its name.
+    pub topic: String,
+    /// What comes there.
+    #[serde(default)]
+    pub kind: ImageKind,
+}
+
+/// The ear of one camera.
+struct Eye {
+    camera: Camera,
+    kind: ImageKind,
+    newest: Arc<Latest<(Stamp, Vec<u8>)>>,
+    seen: u64,
+    _inlet: Subscriber<()>,
+}
+
+/// Cameras on topics.
+pub struct TopicCameras {
+    eyes: Vec<Eye>,
+}
+
+impl TopicCameras {
+    /// Listens to a topic per camera of the embodiment, by the camera's name; stamps are on `clock`, on arrival.
+    ///
+    /// # Errors
+    /// A camera has no topic or a topic no camera; the session is closed.
+    pub fn listen(
+        session: &Session,
+        embodiment: &Embodiment,
+        domain: u32,
+        topics: &BTreeMap<String, CameraTopic>,
+        clock: &Arc<dyn Clock>,
+    ) -> Result<Self> {
+        let join = |names: Vec<&str>| names.join(", ");
+        let known: Vec<&str> = embodiment.cameras.iter().map(|camera| camera.name.as_str()).collect();
+        if let Some(name) = topics.keys().find(|name| !known.contains(&name.as_str())) {
+            return Err(Error::Unknown { kind: "camera", name: name.clone(), known: join(known) });
+        }
+        let mut eyes = Vec::with_capacity(embodiment.cameras.len());
+        for camera in &embodiment.cameras {
+            let topic = topics.get(&camera.name).ok_or_else(|| Error::Unknown {
+                kind: "topic of camera",
+                name: camera.name.clone(),
+                known: join(topics.keys().map(String::as_str).collect()),
+            })?;
+            let newest = Arc::new(Latest::default());
+            let key = keys::any_type(domain, &topic.topic);
+            let inlet = session
+                .declare_subscriber(key.as_str())
+                .callback({
+                    let (newest, clock) = (newest.clone(), clock.clone());
+                    move |sample: Sample| {
+                        newest.offer((clock.now(), sample.payload().to_bytes().into_owned()));
+                    }
+                })
+                .wait()
+                .map_err(|e| failed(&key, e))?;
+            eyes.push(Eye { camera: camera.clone(), kind: topic.kind, newest, seen: 0, _inlet: inlet });
+        }
+        Ok(Self { eyes })
+    }
+}
+
+impl FrameSource for TopicCameras {
+    fn frames(&mut self) -> Result<Vec<Frame>> {
+        let mut frames = Vec::with_capacity(self.eyes.len());
+        for eye in &mut self.eyes {
+            let name = &eye.camera.name;
+            let newer = eye.newest.wait_newer(eye.seen, Duration::from_millis(900));
+            let (number, (stamp, bytes)) =
+                newer.ok_or_else(|| Error::Robot(format!("camera '{name}' sent nothing for 0.9 s")))?;
+            eye.seen = number;
+            frames.push(frame_of(&eye.camera, eye.kind, stamp, &bytes)?);
+        }
+        Ok(frames)
+    }
+}
+
+/// The picture in a message; it must have the camera's size.
+fn frame_of(camera: &Camera, kind: ImageKind, stamp: Stamp, bytes: &[u8]) -> Result<Frame> {
+    let pixels = match kind {
+        ImageKind::Compressed => {
+            messages::decode(bytes).map_err(|e| e.to_string()).and_then(|m| file(camera, &m))
+        }
+        ImageKind::Raw => messages::decode(bytes).map_err(|e| e.to_string()).and_then(|m| raw(camera, m)),
+    };
+    let name = camera.name.clone();
+    let rgb = pixels.map_err(|why| Error::Robot(format!("picture of camera '{name}': {why}")))?;
+    Ok(Frame { camera: name, width: camera.width, height: camera.height, rgb: rgb.into(), stamp })
+}
+
+fn right_size(camera: &Camera, width: u32, height: u32) -> std::result::Result<(), String> {
+    let (w, h) = (camera.width, camera.height);
+    if (width, height) != (w, h) {
+        return Err(format!("expected {w}x{h}, got {width}x{height}"));
+    }
+    Ok(())
+}
+
+/// RGB of a JPEG or PNG file, `[height, width, 3]`.
+fn file(camera: &Camera, message: &CompressedImage) -> std::result::Result<Vec<u8>, String> {
+    let reader = || image::ImageReader::new(Cursor::new(&message.data)).with_guessed_format();
+    // Looked at before anything is decoded: a small file may claim a huge picture.
+    let size = reader().map_err(|e| e.to_string())?.into_dimensions();
+    let (width, height) = size.map_err(|e| e.to_string())?;
+    right_size(camera, width, height)?;
+    let decoded = reader().map_err(|e| e.to_string())?.decode().map_err(|e| e.to_string())?;
+    Ok(decoded.into_rgb8().into_raw())
+}
+
+/// RGB of a plain picture, `[height, width, 3]`; its rows may be padded.
+fn raw(camera: &Camera, message: Image) -> std::result::Result<Vec<u8>, String> {
+    right_size(camera, message.width, message.height)?;
+    let channels = match message.encoding.as_str() {
+        "rgb8" | "bgr8" => 3,
+        "mono8" => 1,
+        other => {
+            let other: String = other.chars().take(20).collect();
+            return Err(format!("expected the encoding rgb8, bgr8 or mono8, got '{other}'"));
+        }
+    };
+    let (row, step) = (message.width as usize * channels, message.step as usize);
+    if step < row {
+        return Err(format!("expected rows of at least {row} bytes, got a step of {step}"));
+    }
+    let expected = step.checked_mul(message.height as usize);
+    if expected != Some(message.data.len()) {
+        let (height, bytes) = (message.height, message.data.len());
+        return Err(format!("expected {height} rows of {step} bytes, got {bytes} bytes"));
+    }
+    if message.encoding == "rgb8" && step == row {
+        return Ok(message.data);
+    }
+    let mut rgb = Vec::with_capacity(camera.width as usize * camera.height as usize * 3);
+    for padded in message.data.chunks_exact(step) {
+        match message.encoding.as_str() {
+            "rgb8" => rgb.extend_from_slice(&padded[..row]),
+            "bgr8" => padded[..row].chunks_exact(3).for_each(|bgr| rgb.extend([bgr[2], bgr[1], bgr[0]])),
+            _ => padded[..row].iter().for_each(|grey| rgb.extend([*grey; 3])),
+        }
+    }
+    Ok(rgb)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::Rng;
+
+    const GOLDEN: &[u8] = include_bytes!("../../../tests/golden/ros2/image.cdr");
+
+    fn camera(width: u32, height: u32) -> Camera {
+        Camera { name: "front".into(), width, height }
+    }
+
+    fn said(camera: &Camera, message: &Image) -> String {
+        let bytes = messages::encode(message).unwrap_or_default();
+        frame_of(camera, ImageKind::Raw, Stamp(0), &bytes).err().map(|e| e.to_string()).unwrap_or_default()
+    }
+
+    /// 3x2 pixels of bgr8, whose rows of nine bytes are padded to twelve, as ROS 2 wrote it.
+    #[test]
+    fn a_padded_bgr_picture_becomes_rgb() -> Result<()> {
+        let frame = frame_of(&camera(3, 2), ImageKind::Raw, Stamp(5), GOLDEN)?;
+        assert_eq!(frame.rgb[..], [2, 1, 0, 5, 4, 3, 8, 7, 6, 14, 13, 12, 17, 16, 15, 20, 19, 18]);
+        assert_eq!(
+            (frame.width, frame.height, frame.stamp, frame.camera.as_str()),
+            (3, 2, Stamp(5), "front")
+        );
+        let image: Image = messages::decode(GOLDEN)?;
+        let plain = Image { encoding: "rgb8".into(), ..image.clone() };
+        let frame = frame_of(&camera(3, 2), ImageKind::Raw, Stamp(5), &messages::encode(&plain)?)?;
+        assert_eq!(frame.rgb[..], [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 14, 15, 16, 17, 18, 19, 20]);
+        let grey = Image { encoding: "mono8".into(), ..image };
+        let frame = frame_of(&camera(3, 2), ImageKind::Raw, Stamp(5), &messages::encode(&grey)?)?;
+        assert_eq!(frame.rgb[..], [0, 0, 0, 1, 1, 1, 2, 2, 2, 12, 12, 12, 13, 13, 13, 14, 14, 14]);
+        Ok(())
+    }
+
+    #[test]
+    fn a_picture_that_does_not_fit_is_refused_in_a_sentence() -> Result<()> {
+        let (eye, image) = (camera(3, 2), messages::decode::<Image>(GOLDEN)?);
+        let of = |change: &dyn Fn(&mut Image)| {
+            let mut image = image.clone();
+            change(&mut image);
+            said(&eye, &image)
+        };
+        assert!(said(&camera(4, 2), &image).contains("picture of camera 'front': expected 4x2, got 3x2"));
+        assert!(of(&|m| m.encoding = "16UC1".into()).contains("got '16UC1'"));
+        assert!(of(&|m| m.step = 8).contains("expected rows of at least 9 bytes, got a step of 8"));
+        assert!(of(&|m| m.step = 10).contains("expected 2 rows of 10 bytes, got 24 bytes"));
+        assert!(of(&|m| m.data.truncate(23)).contains("expected 2 rows of 12 bytes, got 23 bytes"));
+        assert!(
+            of(&|m| (m.width, m.height, m.step) = (u32::MAX, u32::MAX, u32::MAX)).contains("expected 3x2")
+        );
+        // One kind where the other is expected.
+        let wrong = frame_of(&eye, ImageKind::Compressed, Stamp(0), GOLDEN);
+        assert!(wrong.is_err_and(|e| e.to_string().contains("picture of camera 'front'")));
+        for seed in 0..10_000 {
+            let mut rng = vela_embodiment::stream(seed, "torn pictures");
+            let mut bytes = GOLDEN.to_vec();
+            for _ in 0..rng.random_range(1..4) {
+                let at = rng.random_range(0..bytes.len());
+                bytes[at] = if rng.random() { 0xff } else { rng.random() };
+            }
+            bytes.truncate(rng.random_range(0..=bytes.len()));
+            let kind = if rng.random() { ImageKind::Raw } else { ImageKind::Compressed };
+            if let Ok(frame) = frame_of(&eye, kind, Stamp(0), &bytes) {
+                assert_eq!(frame.rgb.len(), 18);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,249 @@
+//! The voice of an arm of ours: what it publishes and what it takes, as one ROS 2 node.
+
+use super::inlets::Inlets;
+use super::keys::{self, EndpointKind, Entity, MessageType, Topic};
+use super::messages::{CompressedImage, Header, Image, JointState, Text, TfMessage, Time, TransformStamped};
+use super::{DOMAIN, Outlet};
+use crate::control::{ControlEvent, ControlHandle};
+use crate::link::failed;
+use vela_embodiment::{Embodiment, Error, Frame, Kinematics, Result, Stamp};
+use zenoh::liveliness::LivelinessToken;
+use zenoh::{Session, Wait};
+
+/// The description is said again this often, s: late listeners need no history then.
+const DESCRIBE_EVERY_SECS: f64 = 2.0;
+const JPEG_QUALITY: u8 = 90;
+
+/// The arm's ROS 2 node. It is there until it is dropped.
+///
+/// Published: `/joint_states`, `/CAMERA/image_raw` and its JPEG, `/robot_description`, `/tf`; pictures and frames only
+/// while somebody listens. Accepted: a sentence, trajectories, forward commands, the gripper's command (all through the
+/// gate like everything else) and the emergency stop, on the topics named in [`super`].
+pub struct Node {
+    joint_names: Vec<String>,
+    urdf: String,
+    kinematics: Kinematics,
+    joints: Option<Outlet>,
+    description: Outlet,
+    frames: Outlet,
+    cameras: Vec<Camera>,
+    described: Option<Stamp>,
+    inlets: Option<Inlets>,
+    _tokens: Vec<LivelinessToken>,
+}
+
+struct Camera {
+    name: String,
+    raw: Outlet,
+    jpeg: Outlet,
+}
+
+/// Declares the endpoints of one node, each with its token.
+pub(super) struct Declaring<'a> {
+    session: &'a Session,
+    domain: u32,
+    node: Entity,
+    number: u32,
+    tokens: Vec<LivelinessToken>,
+}
+
+impl<'a> Declaring<'a> {
+    pub(super) fn node(session: &'a Session, domain: u32, name: &str) -> Result<Self> {
+        let node = Entity::node(domain, &session.zid().to_string(), name);
+        let mut declaring = Self { session, domain, node, number: 0, tokens: Vec::new() };
+        declaring.token(declaring.node.token())?;
+        Ok(declaring)
+    }
+
+    fn token(&mut self, key: String) -> Result<()> {
+        let token = self.session.liveliness().declare_token(key.as_str()).wait();
+        self.tokens.push(token.map_err(|e| failed(&key, e))?);
+        Ok(())
+    }
+
+    pub(super) fn endpoint(&mut self, kind: EndpointKind, topic: &Topic) -> Result<u32> {
+        self.number += 1;
+        self.token(self.node.endpoint_token(self.number, kind, topic))?;
+        Ok(self.number)
+    }
+
+    pub(super) fn outlet(&mut self, topic: &Topic) -> Result<Outlet> {
+        let number = self.endpoint(EndpointKind::Publisher, topic)?;
+        Outlet::open(self.session, topic, self.domain, number)
+    }
+
+    pub(super) fn session(&self) -> &'a Session {
+        self.session
+    }
+
+    pub(super) fn domain(&self) -> u32 {
+        self.domain
+    }
+
+    pub(super) fn done(self) -> Vec<LivelinessToken> {
+        self.tokens
+    }
+}
+
+impl Node {
+    /// Declares the node of an arm of ours on `session`; commands that come in go to `handle`.
+    ///
+    /// # Errors
+    /// The session is closed, or the URDF has no chain to the tip.
+    pub fn start(session: &Session, embodiment: &Embodiment, handle: &ControlHandle) -> Result<Self> {
+        let mut declaring = Declaring::node(session, DOMAIN, &format!("vela_{}", embodiment.name))?;
+        let joints = declaring.outlet(&Topic::new("/joint_states", &keys::JOINT_STATE))?;
+        let mut cameras = Vec::new();
+        for camera in &embodiment.cameras {
+            let mut outlet = |ending: &str, message: &MessageType| {
+                let name = format!("/{}/image_raw{ending}", camera.name);
+                declaring.outlet(&Topic::new(&name, message).best_effort())
+            };
+            let (raw, jpeg) = (outlet("", &keys::IMAGE)?, outlet("/compressed", &keys::COMPRESSED_IMAGE)?);
+            cameras.push(Camera { name: camera.name.clone(), raw, jpeg });
+        }
+        let inlets = Inlets::open(&mut declaring, embodiment, handle)?;
+        let mut node = Self::describing(declaring, embodiment)?;
+        (node.joints, node.cameras, node.inlets) = (Some(joints), cameras, Some(inlets));
+        Ok(node)
+    }
+
+    /// Only `/robot_description` and `/tf`, for an arm that says its joints itself and nothing else.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn describe(session: &Session, embodiment: &Embodiment, domain: u32) -> Result<Self> {
+        let name = format!("vela_description_{}", embodiment.name);
+        Self::describing(Declaring::node(session, domain, &name)?, embodiment)
+    }
+
+    fn describing(mut declaring: Declaring, embodiment: &Embodiment) -> Result<Self> {
+        Ok(Self {
+            joint_names: embodiment.joint_names().iter().map(ToString::to_string).collect(),
+            urdf: embodiment.urdf.clone(),
+            kinematics: embodiment.kinematics()?,
+            joints: None,
+            description: declaring.outlet(&Topic::new("/robot_description", &keys::STRING))?,
+            frames: declaring.outlet(&Topic::new("/tf", &keys::TF_MESSAGE))?,
+            cameras: Vec::new(),
+            described: None,
+            inlets: None,
+            _tokens: declaring.done(),
+        })
+    }
+
+    /// Publishes what an event of the control loop says about joints and cameras.
+    ///
+    /// # Errors
+    /// The session is closed, or a frame cannot be encoded.
+    pub fn publish(&mut self, event: &ControlEvent) -> Result<()> {
+        match event {
+            ControlEvent::Tick(tick) => {
+                if self.described.is_none_or(|then| tick.stamp.secs_since(then) >= DESCRIBE_EVERY_SECS) {
+                    self.described = Some(tick.stamp);
+                    self.description.put(&Text { data: self.urdf.clone() }, tick.stamp)?;
+                }
+                self.publish_joints(&tick.joints, tick.stamp)
+            }
+            ControlEvent::Observed(seen) => {
+                seen.frames.iter().try_for_each(|frame| self.publish_frame(frame))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Publishes measured joints, rad or m, in the embodiment's order, and where they put the links.
+    pub fn publish_joints(&mut self, positions: &[f64], stamp: Stamp) -> Result<()> {
+        if self.frames.listened_to() {
+            self.frames.put(&links(&self.kinematics, positions, stamp), stamp)?;
+        }
+        let Some(joints) = &mut self.joints else { return Ok(()) };
+        let state = JointState {
+            header: Header { stamp: Time::from(stamp), frame_id: String::new() },
+            name: self.joint_names.clone(),
+            position: positions.to_vec(),
+            velocity: Vec::new(),
+            effort: Vec::new(),
+        };
+        joints.put(&state, stamp)
+    }
+
+    /// Publishes a frame as it is and as JPEG, each if anyone listens.
+    pub fn publish_frame(&mut self, frame: &Frame) -> Result<()> {
+        let Some(camera) = self.cameras.iter_mut().find(|camera| camera.name == frame.camera) else {
+            return Ok(());
+        };
+        let header = Header { stamp: Time::from(frame.stamp), frame_id: frame.camera.clone() };
+        let (width, height) = (frame.width, frame.height);
+        if camera.raw.listened_to() {
+            let image = Image {
+                header: header.clone(),
+                height,
+                width,
+                encoding: "rgb8".into(),
+                is_bigendian: 0,
+                step: width * 3,
+                data: frame.rgb.to_vec(),
+            };
+            camera.raw.put(&image, frame.stamp)?;
+        }
+        if !camera.jpeg.listened_to() {
+            return Ok(());
+        }
+        let mut data = Vec::new();
+        image::codecs::jpeg::JpegEncoder::new_with_quality(&mut data, JPEG_QUALITY)
+            .encode(&frame.rgb, width, height, image::ExtendedColorType::Rgb8)
+            .map_err(|e| Error::Robot(format!("frame of camera '{}': {e}", frame.camera)))?;
+        camera.jpeg.put(&CompressedImage { header, format: "jpeg".into(), data }, frame.stamp)
+    }
+
+    /// How many commands from outside were refused, and the last reason.
+    pub fn refusals(&self) -> (u64, Option<String>) {
+        self.inlets.as_ref().map(Inlets::refusals).unwrap_or_default()
+    }
+}
+
+/// Every link's frame in its parent's.
+fn links(kinematics: &Kinematics, positions: &[f64], stamp: Stamp) -> TfMessage {
+    let poses = kinematics.base_from_links(positions);
+    let model = kinematics.model();
+    let transforms = model.joints.iter().map(|joint| {
+        let pose = poses[joint.parent].inv_mul(&poses[joint.child]);
+        let turn = pose.rotation.coords;
+        TransformStamped {
+            header: Header { stamp: Time::from(stamp), frame_id: model.links[joint.parent].name.clone() },
+            child_frame_id: model.links[joint.child].name.clone(),
+            translation: pose.translation.vector.into(),
+            rotation: [turn.x, turn.y, turn.z, turn.w],
+        }
+    });
+    TfMessage { transforms: transforms.collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nalgebra::{Isometry3, Quaternion, Translation3, UnitQuaternion};
+
+    #[test]
+    fn the_frames_chained_are_the_tip_s_pose() -> Result<()> {
+        let kinematics = Embodiment::so101()?.kinematics()?;
+        let positions = [0.3, -0.4, 0.5, 0.6, -0.7, 0.2];
+        let message = links(&kinematics, &positions, Stamp::from_secs(1.5));
+        let links = kinematics.model().links.len();
+        assert_eq!(message.transforms.len(), links - 1, "every link but the root has a parent");
+        let mut link = "tool".to_owned();
+        let mut pose = Isometry3::identity();
+        while let Some(up) = message.transforms.iter().find(|frame| frame.child_frame_id == link) {
+            let ([x, y, z], [i, j, k, w]) = (up.translation, up.rotation);
+            let turn = UnitQuaternion::from_quaternion(Quaternion::new(w, i, j, k));
+            pose = Isometry3::from_parts(Translation3::new(x, y, z), turn) * pose;
+            assert_eq!(up.header.stamp, Time { sec: 1, nanosec: 500_000_000 });
+            link.clone_from(&up.header.frame_id);
+        }
+        let tip = kinematics.base_from_tip(&positions);
+        assert!((tip.translation.vector - pose.translation.vector).norm() < 1e-9);
+        assert!(tip.rotation.angle_to(&pose.rotation) < 1e-6);
+        Ok(())
+    }
+}
