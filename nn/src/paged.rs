@@ -6,6 +6,7 @@
 
 use crate::kernels::data::{Values, tensor};
 use crate::kernels::paged::{Order, Paged, Plane};
+use crate::kernels::pages::Pages;
 use crate::{Error, Heads, Result};
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
@@ -207,12 +208,6 @@ fn no_layer(layer: usize) -> Error {
     Error::invalid(format!("paged store: there is no layer {layer}"))
 }
 
-fn zeros<T: Clone + Default>(count: usize) -> Result<Vec<T>> {
-    // Asked for first, so that too much is an error; then as zero pages that cost nothing until they are used.
-    let mut asked: Vec<T> = Vec::new();
-    asked
-        .try_reserve_exact(count)
-        .map_err(|e| Error::invalid(format!("paged store: {count} values: {e}")))?;
-    drop(asked);
-    Ok(vec![T::default(); count])
+fn zeros<T: bytemuck::Pod>(count: usize) -> Result<Pages<T>> {
+    Pages::zeroed(count).map_err(|e| Error::invalid(format!("paged store: {count} values: {e}")))
 }

@@ -23,6 +23,7 @@ pub mod node;
 pub mod norm;
 pub mod paged;
 mod paged_tile;
+pub mod pages;
 pub mod peaks;
 pub mod pool;
 pub mod quant;

@@ -7,6 +7,8 @@
 use super::data::Shared;
 use super::matmul::{View, matmul_over, raw};
 use super::paged_tile::{gather_tile, score_tile, weigh, widen};
+use super::pages::Pages;
+use super::simd;
 use crate::paged::{BLOCK, Span};
 use crate::{Heads, threads};
 use half::f16;
@@ -19,11 +21,11 @@ const ROWS: usize = 64;
 
 /// The keys or the values of a layer: tiles of sixteen positions of one head.
 pub enum Plane {
-    F32(Vec<f32>),
+    F32(Pages<f32>),
     /// Bits of float16.
-    F16(Vec<u16>),
+    F16(Pages<u16>),
     /// Each position of each head divided by its own scale, `[tile][16]`.
-    Int8(Vec<i8>, Vec<f32>),
+    Int8(Pages<i8>, Pages<f32>),
 }
 
 /// Where the elements of a tile lie.
@@ -85,6 +87,16 @@ impl Plane {
             Self::Int8(values, _) => widen(&values[range], scratch),
         }
         scratch
+    }
+
+    /// Asks for a tile that will be read soon.
+    fn prefetch(&self, tile: usize, size: usize) {
+        let range = tile * size..(tile + 1) * size;
+        match self {
+            Self::F32(values) => simd::prefetch(&values[range]),
+            Self::F16(bits) => simd::prefetch(&bits[range]),
+            Self::Int8(values, _) => simd::prefetch(&values[range]),
+        }
     }
 
     /// The scales of a tile's positions, if it has any.
@@ -161,8 +173,11 @@ impl Paged<'_> {
         let s = blocks.len() * BLOCK;
         let mut scores = vec![0.0; n * s];
         let mut scratch = Vec::new();
-        for (k, block) in span.blocks[blocks.clone()].iter().enumerate() {
-            let tile = *block as usize * heads.key + key_head;
+        let tiles: Vec<usize> =
+            span.blocks[blocks.clone()].iter().map(|block| *block as usize * heads.key + key_head).collect();
+        for (k, &tile) in tiles.iter().enumerate() {
+            let ahead = tiles.get(k + 1).map_or((self.values, tiles[0], dv), |next| (self.keys, *next, d));
+            ahead.0.prefetch(ahead.1, ahead.2 * BLOCK);
             let keys = self.keys.tile(tile, d * BLOCK, &mut scratch);
             score_tile(&queries, d, keys, &mut scores[k * BLOCK..], s);
             if let Some(scales) = self.keys.scales(tile) {
@@ -181,8 +196,10 @@ impl Paged<'_> {
             ));
         }
         let mut sums = vec![0.0; n * dv];
-        for (k, block) in span.blocks[blocks].iter().enumerate() {
-            let tile = *block as usize * heads.key + key_head;
+        for (k, &tile) in tiles.iter().enumerate() {
+            if let Some(next) = tiles.get(k + 1) {
+                self.values.prefetch(*next, dv * BLOCK);
+            }
             if let Some(scales) = self.values.scales(tile) {
                 scale_columns(&mut scores[k * BLOCK..], s, scales);
             }

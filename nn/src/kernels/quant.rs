@@ -353,7 +353,7 @@ unsafe fn quantised_tile<S: Simd, const FORMAT: u32, const T: usize>(
     start: usize,
 ) -> [S::Floats; T] {
     /// Blocks ahead of the one in work whose memory is asked for, when each is used only once.
-    const AHEAD: usize = 6;
+    const AHEAD: usize = 14;
     let blocks = x.columns / BLOCK;
     let (quants, scales) = weight.group(group);
     let layout = weight.layout();
@@ -370,11 +370,15 @@ unsafe fn quantised_tile<S: Simd, const FORMAT: u32, const T: usize>(
                 for line in 0..layout.quant_bytes / 64 {
                     S::prefetch(from.wrapping_add(AHEAD * layout.quant_bytes + 64 * line));
                 }
+                S::prefetch(scales.wrapping_add(
+                    (block + AHEAD) * BLOCK / weight.format().block_len() * layout.scale_bytes,
+                ));
             }
-            let w = numbers::<S, FORMAT>(from);
+            let cells = cells.add(block * T);
+            let dots = dots::<S, FORMAT, T>(from, cells);
             let scales = factors::<S, FORMAT>(scales, block, layout.scale_bytes);
             for (t, sum) in sums.iter_mut().enumerate() {
-                *sum = add::<S, FORMAT>(*sum, &w, &scales, cells.add(block * T + t));
+                *sum = add::<S, FORMAT>(*sum, dots[t], &scales, cells.add(t));
             }
         }
         sums
@@ -447,49 +451,76 @@ const FIVE: [Format; 3] = [Format::Q5_0, Format::Q5_1, Format::Q5K];
 const SIX: [Format; 1] = [Format::Q6K];
 const WITH_MINIMUM: [Format; 4] = [Format::Q4_1, Format::Q5_1, Format::Q4K, Format::Q5K];
 
-/// The unsigned numbers of a block: eight vectors of four columns.
+/// Columns `4 line..` and `16 + 4 line..` of a block, four each, as unsigned numbers.
 ///
 /// # Safety
 /// A whole block of `FORMAT` lies at `from`, and the processor has the instruction set.
 #[inline(always)]
-unsafe fn numbers<S: Simd, const FORMAT: u32>(from: *const u8) -> [S::Bytes; 8] {
+unsafe fn numbers<S: Simd, const FORMAT: u32>(from: *const u8, line: usize) -> [S::Bytes; 2] {
     // SAFETY: the caller's promise: a whole block is there.
     unsafe {
         if is(FORMAT, &EIGHT) {
-            return [
-                S::bytes(from),
-                S::bytes(from.add(64)),
-                S::bytes(from.add(128)),
-                S::bytes(from.add(192)),
-                S::bytes(from.add(256)),
-                S::bytes(from.add(320)),
-                S::bytes(from.add(384)),
-                S::bytes(from.add(448)),
-            ];
+            return [S::bytes(from.add(64 * line)), S::bytes(from.add(64 * (line + 4)))];
         }
-        let q = [S::bytes(from), S::bytes(from.add(64)), S::bytes(from.add(128)), S::bytes(from.add(192))];
-        let mut w = [
-            S::low_nibbles(q[0]),
-            S::low_nibbles(q[1]),
-            S::low_nibbles(q[2]),
-            S::low_nibbles(q[3]),
-            S::high_nibbles(q[0]),
-            S::high_nibbles(q[1]),
-            S::high_nibbles(q[2]),
-            S::high_nibbles(q[3]),
-        ];
+        let q = S::bytes(from.add(64 * line));
+        let w = [S::low_nibbles(q), S::high_nibbles(q)];
         if is(FORMAT, &FIVE) {
-            for (step, w) in w.iter_mut().enumerate() {
-                *w = S::with_fifth(*w, from.add(256 + 8 * step));
-            }
+            let bits = from.add(256);
+            return [S::with_fifth(w[0], bits.add(8 * line)), S::with_fifth(w[1], bits.add(8 * (line + 4)))];
         }
         if is(FORMAT, &SIX) {
-            let high = [S::bytes(from.add(256)), S::bytes(from.add(320))];
-            for step in 0..8 {
-                w[step] = S::with_sixth(w[step], high[step / 4], step % 4);
-            }
+            let (first, second) = (S::bytes(from.add(256)), S::bytes(from.add(320)));
+            return [S::with_sixth(w[0], first, line), S::with_sixth(w[1], second, line)];
         }
         w
+    }
+}
+
+/// The products of a block with each of `T` cells, summed: one sum, of Q6_K one of each half.
+///
+/// # Safety
+/// A whole block of `FORMAT` lies at `from` and `T` cells at `cells`, and the processor has the instruction set.
+#[inline(always)]
+unsafe fn dots<S: Simd, const FORMAT: u32, const T: usize>(
+    from: *const u8,
+    cells: *const Cell,
+) -> [[S::Ints; 2]; T] {
+    let apart = is(FORMAT, &SIX) || (S::NARROW && is(FORMAT, &EIGHT));
+    // Lines after which narrow sums are full.
+    let full = match () {
+        () if !S::NARROW => 4,
+        () if is(FORMAT, &EIGHT) => 1,
+        () if is(FORMAT, &SIX) || is(FORMAT, &FIVE) => 2,
+        () => 4,
+    };
+    // SAFETY: the caller's promise: block and cells are there.
+    unsafe {
+        let mut sums = [[S::zero(); 2]; T];
+        let mut pairs = [[S::no_pairs(); 2]; T];
+        for line in 0..4 {
+            let w = numbers::<S, FORMAT>(from, line);
+            for (t, pairs) in pairs.iter_mut().enumerate() {
+                let x = (&raw const (*cells.add(t)).q).cast::<i8>().add(4 * line);
+                if is(FORMAT, &EIGHT) {
+                    pairs[0] = S::dot::<true>(pairs[0], w[0], x);
+                    pairs[usize::from(apart)] = S::dot::<true>(pairs[usize::from(apart)], w[1], x.add(16));
+                } else {
+                    pairs[0] = S::dot::<false>(pairs[0], w[0], x);
+                    pairs[usize::from(apart)] = S::dot::<false>(pairs[usize::from(apart)], w[1], x.add(16));
+                }
+            }
+            if (line + 1) % full == 0 {
+                for (sums, pairs) in sums.iter_mut().zip(&mut pairs) {
+                    sums[0] = S::widen(sums[0], pairs[0]);
+                    if apart {
+                        let to = usize::from(is(FORMAT, &SIX));
+                        sums[to] = S::widen(sums[to], pairs[1]);
+                    }
+                    *pairs = [S::no_pairs(); 2];
+                }
+            }
+        }
+        sums
     }
 }
 
@@ -529,32 +560,21 @@ unsafe fn factors<S: Simd, const FORMAT: u32>(
 #[inline(always)]
 unsafe fn add<S: Simd, const FORMAT: u32>(
     sum: S::Floats,
-    w: &[S::Bytes; 8],
+    dots: [S::Ints; 2],
     factors: &[S::Floats; 2],
     cell: *const Cell,
 ) -> S::Floats {
     // SAFETY: the caller's promise: the cell is there.
     unsafe {
-        let x = (&raw const (*cell).q).cast::<i8>();
         let fact = |i: usize| S::splat((*cell).facts[i]);
-        let (mut first, mut second) = (S::zero(), S::zero());
-        for step in 0..4 {
-            if is(FORMAT, &EIGHT) {
-                first = S::dot::<true>(first, w[step], x.add(4 * step));
-                second = S::dot::<true>(second, w[step + 4], x.add(4 * step + 16));
-            } else {
-                first = S::dot::<false>(first, w[step], x.add(4 * step));
-                second = S::dot::<false>(second, w[step + 4], x.add(4 * step + 16));
-            }
-        }
         if is(FORMAT, &SIX) {
-            let (first, second) = (S::floats(first), S::floats(second));
+            let (first, second) = (S::floats(dots[0]), S::floats(dots[1]));
             let zero = S::splat(-32.0);
             let (first, second) = (S::fma(zero, fact(3), first), S::fma(zero, fact(4), second));
             let both = S::fma(second, factors[1], S::mul(first, factors[0]));
             return S::fma(both, fact(0), sum);
         }
-        let mut dot = S::floats(S::add_ints(first, second));
+        let mut dot = S::floats(dots[0]);
         if is(FORMAT, &WITH_MINIMUM) {
             let sum = S::fma(factors[1], fact(1), sum);
             return S::fma(S::mul(dot, fact(0)), factors[0], sum);

@@ -6,6 +6,7 @@
 //! 512 bytes, raised by 128. Scales lie apart, sixteen of a kind together. Weights in floating point lie column by column.
 
 use super::data::Shared;
+use super::pages::Pages;
 use super::quant::{BLOCK, ROWS};
 use crate::quant::{Blocks, Format, six, sixes};
 use crate::threads;
@@ -40,19 +41,14 @@ impl Layout {
     }
 }
 
-/// 64 bytes at an address that is a multiple of 64.
-#[repr(C, align(64))]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Line([u8; 64]);
-
 /// A packed weight.
 pub struct Packed {
     format: Format,
     layout: Layout,
     rows: usize,
     columns: usize,
-    quants: Vec<Line>,
-    scales: Vec<Line>,
+    quants: Pages<u8>,
+    scales: Pages<u8>,
     /// Bytes of one group in each.
     stride: (usize, usize),
 }
@@ -83,12 +79,11 @@ impl Packed {
         let groups = rows.div_ceil(ROWS);
         let quant_stride = if layout.float { columns } else { columns / BLOCK } * layout.quant_bytes;
         let scale_stride = columns / format.block_len() * layout.scale_bytes;
-        // Scales may end in the middle of a line; groups begin where the last one ended.
-        let mut quants = vec![Line([0; 64]); (groups * quant_stride).div_ceil(64)];
-        let mut scales = vec![Line([0; 64]); (groups * scale_stride).div_ceil(64)];
+        let mut quants = zeros(groups * quant_stride);
+        let mut scales = zeros(groups * scale_stride);
         {
-            let quants = Shared::new(bytemuck::cast_slice_mut::<Line, u8>(&mut quants));
-            let scales = Shared::new(bytemuck::cast_slice_mut::<Line, u8>(&mut scales));
+            let quants = Shared::new(&mut quants[..]);
+            let scales = Shared::new(&mut scales[..]);
             threads::for_each(groups, |group| {
                 // SAFETY: groups lie one behind the other, and each is packed by one task.
                 let (quants, scales) = unsafe {
@@ -132,11 +127,18 @@ impl Packed {
 
     /// Numbers and scales of a group.
     pub fn group(&self, group: usize) -> (&[u8], &[u8]) {
-        let (quants, scales): (&[u8], &[u8]) =
-            (bytemuck::cast_slice(&self.quants), bytemuck::cast_slice(&self.scales));
         let (q, s) = self.stride;
-        (&quants[group * q..(group + 1) * q], &scales[group * s..(group + 1) * s])
+        (&self.quants[group * q..(group + 1) * q], &self.scales[group * s..(group + 1) * s])
     }
+}
+
+fn zeros(bytes: usize) -> Pages<u8> {
+    // Without memory there is no going on, as with any vector.
+    Pages::zeroed(bytes).unwrap_or_else(|_| {
+        std::alloc::handle_alloc_error(
+            std::alloc::Layout::array::<u8>(bytes).unwrap_or(std::alloc::Layout::new::<u8>()),
+        )
+    })
 }
 
 fn pack_row(format: Format, layout: Layout, bytes: &[u8], row: usize, quants: &mut [u8], scales: &mut [u8]) {

@@ -12,6 +12,11 @@ pub unsafe trait Simd {
     type Bytes: Copy;
     /// 16 `i32`.
     type Ints: Copy;
+    /// Sums of few products, for each row: in narrower integers where that is faster.
+    type Pairs: Copy;
+    /// Whether [`Simd::Pairs`] hold only so many products: eight [`Simd::dot`]s of four bits, four of five, two of six, one of
+    /// eight.
+    const NARROW: bool;
     /// 16 `f32`.
     type Floats: Copy;
     /// What bytes of an eight-bit format are off by when [`Simd::dot`] sees them.
@@ -28,9 +33,12 @@ pub unsafe trait Simd {
     #[inline(always)]
     unsafe fn prefetch(_at: *const u8) {}
     unsafe fn zero() -> Self::Ints;
-    /// Adds to each row the products of its four bytes with the four signed bytes at `x`. `EIGHT`: bytes over 127 occur.
-    unsafe fn dot<const EIGHT: bool>(sum: Self::Ints, b: Self::Bytes, x: *const i8) -> Self::Ints;
-    unsafe fn add_ints(a: Self::Ints, b: Self::Ints) -> Self::Ints;
+    unsafe fn no_pairs() -> Self::Pairs;
+    /// Adds to each row the products of its four bytes with the four signed bytes at `x`, which are over -128. `EIGHT`: bytes
+    /// over 127 occur.
+    unsafe fn dot<const EIGHT: bool>(sum: Self::Pairs, b: Self::Bytes, x: *const i8) -> Self::Pairs;
+    /// Adds sums of few products to sums of many.
+    unsafe fn widen(sum: Self::Ints, pairs: Self::Pairs) -> Self::Ints;
     unsafe fn floats(i: Self::Ints) -> Self::Floats;
     /// 16 half-precision numbers.
     unsafe fn halves(from: *const u8) -> Self::Floats;
@@ -57,7 +65,9 @@ pub struct Portable;
 unsafe impl Simd for Portable {
     type Bytes = [u8; 64];
     type Ints = [i32; 16];
+    type Pairs = [i32; 16];
     type Floats = [f32; 16];
+    const NARROW: bool = false;
     const EIGHT_BIT_ZERO: f32 = 128.0;
 
     #[inline(always)]
@@ -90,6 +100,10 @@ unsafe impl Simd for Portable {
         [0; 16]
     }
     #[inline(always)]
+    unsafe fn no_pairs() -> [i32; 16] {
+        [0; 16]
+    }
+    #[inline(always)]
     unsafe fn dot<const EIGHT: bool>(mut sum: [i32; 16], b: [u8; 64], x: *const i8) -> [i32; 16] {
         // SAFETY: the caller's promise.
         let x = unsafe { x.cast::<[i8; 4]>().read() };
@@ -99,7 +113,7 @@ unsafe impl Simd for Portable {
         sum
     }
     #[inline(always)]
-    unsafe fn add_ints(mut a: [i32; 16], b: [i32; 16]) -> [i32; 16] {
+    unsafe fn widen(mut a: [i32; 16], b: [i32; 16]) -> [i32; 16] {
         a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
         a
     }
@@ -175,7 +189,9 @@ mod x86 {
     unsafe impl Simd for Vnni {
         type Bytes = __m512i;
         type Ints = __m512i;
+        type Pairs = __m512i;
         type Floats = __m512;
+        const NARROW: bool = false;
         const EIGHT_BIT_ZERO: f32 = 128.0;
 
         #[inline(always)]
@@ -222,12 +238,17 @@ mod x86 {
             unsafe { _mm512_setzero_si512() }
         }
         #[inline(always)]
+        unsafe fn no_pairs() -> __m512i {
+            // SAFETY: as above.
+            unsafe { _mm512_setzero_si512() }
+        }
+        #[inline(always)]
         unsafe fn dot<const EIGHT: bool>(sum: __m512i, b: __m512i, x: *const i8) -> __m512i {
             // SAFETY: as above.
             unsafe { _mm512_dpbusd_epi32(sum, b, _mm512_set1_epi32(x.cast::<i32>().read_unaligned())) }
         }
         #[inline(always)]
-        unsafe fn add_ints(a: __m512i, b: __m512i) -> __m512i {
+        unsafe fn widen(a: __m512i, b: __m512i) -> __m512i {
             // SAFETY: as above.
             unsafe { _mm512_add_epi32(a, b) }
         }
@@ -300,7 +321,10 @@ mod x86 {
     unsafe impl Simd for Avx2 {
         type Bytes = Two;
         type Ints = Two;
+        // Sixteen bits: `vpmaddubsw` adds two products, of at most 2 * 15 * 127 with four bits.
+        type Pairs = Two;
         type Floats = [__m256; 2];
+        const NARROW: bool = true;
         // `dot` makes eight-bit numbers signed itself, since `vpmaddubsw` would saturate.
         const EIGHT_BIT_ZERO: f32 = 0.0;
 
@@ -369,6 +393,11 @@ mod x86 {
             unsafe { [_mm256_setzero_si256(); 2] }
         }
         #[inline(always)]
+        unsafe fn no_pairs() -> Two {
+            // SAFETY: as above.
+            unsafe { [_mm256_setzero_si256(); 2] }
+        }
+        #[inline(always)]
         unsafe fn dot<const EIGHT: bool>(sum: Two, b: Two, x: *const i8) -> Two {
             // SAFETY: as above.
             unsafe {
@@ -380,15 +409,19 @@ mod x86 {
                     } else {
                         _mm256_maddubs_epi16(b, x)
                     };
-                    _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+                    _mm256_add_epi16(sum, pairs)
                 };
                 [part(sum[0], b[0]), part(sum[1], b[1])]
             }
         }
         #[inline(always)]
-        unsafe fn add_ints(a: Two, b: Two) -> Two {
+        unsafe fn widen(sum: Two, pairs: Two) -> Two {
             // SAFETY: as above.
-            unsafe { [_mm256_add_epi32(a[0], b[0]), _mm256_add_epi32(a[1], b[1])] }
+            unsafe {
+                let one = _mm256_set1_epi16(1);
+                let part = |sum, pairs| _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, one));
+                [part(sum[0], pairs[0]), part(sum[1], pairs[1])]
+            }
         }
         #[inline(always)]
         unsafe fn floats(i: Two) -> [__m256; 2] {

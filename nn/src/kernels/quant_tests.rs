@@ -21,7 +21,12 @@ const PACKED: [Format; 8] = [
 /// Random blocks with scales near 1/16 (and any numbers).
 fn blocks(format: Format, rows: usize, columns: usize) -> Blocks {
     let mut rng = random::stream(5, format.name());
-    let mut bytes: Vec<u8> = (0..rows * format.row_bytes(columns)).map(|_| rng.random()).collect();
+    blocks_of(format, rows, columns, || rng.random())
+}
+
+/// Blocks of such bytes, with scales near 1/16.
+fn blocks_of(format: Format, rows: usize, columns: usize, byte: impl FnMut() -> u8) -> Blocks {
+    let mut bytes: Vec<u8> = std::iter::repeat_with(byte).take(rows * format.row_bytes(columns)).collect();
     for block in bytes.chunks_exact_mut(format.block_bytes()) {
         let places: &[usize] = match format {
             Format::Q6K => &[208],
@@ -74,6 +79,29 @@ fn every_format_and_instruction_set_gives_the_product() {
                 let got = products_at(&Activations::of(&x, &[&packed]), &[&packed], *level);
                 let error = difference(&got[0], &want);
                 assert!(error < 2e-5, "{} {level:?} {m} x {rows} x {columns}: {error:e}", format.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn the_largest_numbers_overflow_nowhere() {
+    for format in PACKED {
+        for byte in [0xff, 0x7f, 0x80, 0] {
+            let weight = blocks_of(format, 16, 256, || byte);
+            let packed = Packed::new(&weight);
+            for x in [vec![1.0; 5 * 256], vec![-1.0; 5 * 256]] {
+                let want = product(&x, &weight);
+                for level in levels() {
+                    let got = products_at(&Activations::of(&x, &[&packed]), &[&packed], *level);
+                    let error = difference(&got[0], &want);
+                    // All weights zero: nothing to relate the error to.
+                    assert!(
+                        error < 1e-5 || want == [0.0; 80],
+                        "{} {level:?} {byte}: {error:e}",
+                        format.name()
+                    );
+                }
             }
         }
     }
