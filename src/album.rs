@@ -9,12 +9,21 @@ use std::path::Path;
 use vela_embodiment::{Embodiment, stream};
 use vela_sim::questions::{self, Kind, Phrasing, ask};
 use vela_sim::sayings::{self, say};
-use vela_sim::sights::{EDGE_PX, Photo, Photographer, Shown};
+use vela_sim::sights::{EDGE_PX, Grip, Photo, Photographer, Shown, Thing};
 use vela_sim::tasks::Split;
-use vela_train::vlm::{Album, QuestionAnswer};
+use vela_train::vlm::{Album, QuestionAnswer, Spot};
 
 /// Bytes of one picture.
 const BYTES: usize = (EDGE_PX * EDGE_PX * 3) as usize;
+
+/// How often a kind is asked, against the others: what is easy less.
+fn often(kind: &Kind) -> f64 {
+    match kind {
+        Kind::Exists => 3.0,
+        Kind::Colours | Kind::Holding | Kind::Describe => 1.0,
+        _ => 2.0,
+    }
+}
 
 /// Pictures of the tabletop.
 pub struct TabletopAlbum {
@@ -87,20 +96,35 @@ impl Album for TabletopAlbum {
         &self.rgb[index * BYTES..(index + 1) * BYTES]
     }
 
+    fn spots(&self, index: usize) -> Vec<Spot> {
+        let spot = |thing: &Thing| Spot {
+            colour: thing.colour as u32,
+            shape: thing.kind as u32,
+            held: thing.held,
+            at_px: thing.at_px,
+            pixels: thing.pixels,
+        };
+        self.shown[index].things.iter().map(spot).collect()
+    }
+
     fn questions(&self, index: usize, count: usize, seed: u64) -> Vec<QuestionAnswer> {
         let mut rng = stream(seed, "questions of a picture");
-        let mut made = Vec::new();
+        let (shown, mut made) = (&self.shown[index], Vec::new());
         for k in 0..count * 4 {
             if made.len() == count {
                 break;
             }
-            // Everything that is there is said of every picture; the rest is drawn.
+            // Everything that is there is said of every picture, and what the arm holds wherever it holds something;
+            // the rest is drawn.
             let kind = match k {
                 0 => Kind::Describe,
-                _ => Kind::ALL.choose(&mut rng).copied().unwrap_or(Kind::Describe),
+                1 if shown.grip == Grip::Holds => Kind::Holding,
+                _ => *Kind::ALL.choose_weighted(&mut rng, often).unwrap_or(&Kind::Describe),
             };
-            made.extend(ask(&self.shown[index], kind, Phrasing::Trained, &mut rng).map(|asked| {
-                QuestionAnswer { kind: kind.name(), question: asked.question, answer: asked.answer }
+            made.extend(ask(shown, kind, Phrasing::Trained, &mut rng).map(|asked| QuestionAnswer {
+                kind: kind.name(),
+                question: asked.question,
+                answer: asked.answer,
             }));
         }
         // A conversation may begin with any of them.

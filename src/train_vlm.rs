@@ -34,7 +34,10 @@ const TOGETHER: usize = 50;
 pub fn run(args: &Args) -> Result<()> {
     threads::set(args.threads);
     let config = VlmTrainConfig::load(&args.config)?;
-    let (tower, tensors) = tower(&config.tower)?;
+    let (tower, mut tensors) = tower(&config.tower)?;
+    if let Some(start) = &config.start {
+        tensors = Folder::tensors(start).with_context(|| start.display().to_string())?;
+    }
     let folder = Folder::new(&tower, &config.model, &tokenizer(&words())?)?;
     let album = TabletopAlbum::of_training(&args.out.join("album"), config.episodes as u64)?;
     let mut trainer = VlmTrainer::new(&config, folder, &tensors)?;

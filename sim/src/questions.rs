@@ -98,6 +98,8 @@ impl Kind {
                 "what colours do the things have?",
                 "which colors are there?",
                 "name the colours you see.",
+                "which colours are in the picture?",
+                "what colours are on the table?",
                 "what colours are there?",
             ],
             Kind::Shapes => &[
@@ -105,6 +107,8 @@ impl Kind {
                 "which shapes do you see?",
                 "what shapes do the things have?",
                 "name the shapes you see.",
+                "which shapes are in the picture?",
+                "what shapes are on the table?",
                 "what shapes are there?",
             ],
             Kind::Count => &[
@@ -112,6 +116,9 @@ impl Kind {
                 "how many {} do you see?",
                 "count the {}.",
                 "what is the number of {}?",
+                "how many {} are on the table?",
+                "how many {} do you see in the picture?",
+                "count the {} in the picture.",
                 "how many {} are in the picture?",
             ],
             Kind::Left => &[
@@ -119,6 +126,8 @@ impl Kind {
                 "what is to the left of {}?",
                 "which things are left of {}?",
                 "name what is left of {}.",
+                "what is left of {} in the picture?",
+                "which things do you see to the left of {}?",
                 "which things are to the left of {}?",
             ],
             Kind::Right => &[
@@ -126,6 +135,8 @@ impl Kind {
                 "what is to the right of {}?",
                 "which things are right of {}?",
                 "name what is right of {}.",
+                "what is right of {} in the picture?",
+                "which things do you see to the right of {}?",
                 "which things are to the right of {}?",
             ],
             Kind::Nearest => &[
@@ -133,6 +144,7 @@ impl Kind {
                 "what is closest to {}?",
                 "which thing is nearest to {}?",
                 "name the thing closest to {}.",
+                "which thing on the table is closest to {}?",
                 "which thing is closest to {}?",
             ],
             Kind::Exists => &[
@@ -141,6 +153,9 @@ impl Kind {
                 "can you see {}?",
                 "is there {} in the picture?",
                 "is {} there?",
+                "is there {} on the table?",
+                "is {} in the picture?",
+                "can you see {} in the picture?",
                 "do you see {} in the picture?",
             ],
             Kind::Holding => &[
@@ -148,6 +163,7 @@ impl Kind {
                 "what does the arm hold?",
                 "what is in the gripper?",
                 "what is the gripper holding?",
+                "what does the arm hold in the picture?",
                 "what does the gripper hold?",
             ],
             Kind::ColourOf => &[
@@ -156,6 +172,7 @@ impl Kind {
                 "what is the colour of {}?",
                 "what color is {}?",
                 "which colour does {} have?",
+                "what colour is {} in the picture?",
                 "what colour does {} have?",
             ],
             Kind::ShapeOf => &[
@@ -163,6 +180,7 @@ impl Kind {
                 "which shape is {}?",
                 "what is the shape of {}?",
                 "which shape does {} have?",
+                "what shape is {} in the picture?",
                 "what shape does {} have?",
             ],
             Kind::Describe => &[
@@ -173,6 +191,8 @@ impl Kind {
                 "describe the picture.",
                 "what is in the picture?",
                 "describe what is on the table.",
+                "which things are in the picture?",
+                "what do you see in the picture?",
                 "describe what you see.",
             ],
         }
@@ -451,7 +471,7 @@ mod tests {
     /// All answers that a kind gives over many draws, by question.
     fn all(shown: &Shown, kind: Kind) -> std::collections::BTreeMap<String, String> {
         let draw = |seed| ask(shown, kind, Phrasing::Trained, &mut stream(seed, "questions"));
-        (0..400).filter_map(draw).map(|asked| (asked.question, asked.answer)).collect()
+        (0..2000).filter_map(draw).map(|asked| (asked.question, asked.answer)).collect()
     }
 
     #[test]

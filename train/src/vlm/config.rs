@@ -12,13 +12,21 @@ pub struct VlmTrainConfig {
     pub seed: u64,
     /// The policy folder whose vision tower sees for it.
     pub tower: PathBuf,
+    /// A VLM's folder whose weights it begins with, tower and all, in place of fresh ones.
+    pub start: Option<PathBuf>,
     /// Episodes of which pictures are taken.
     pub episodes: usize,
     /// Steps at the beginning that train the decoder alone, on questions without a picture.
     pub text_steps: usize,
-    /// Steps after those that train the projector alone.
-    pub projector_steps: usize,
-    /// Steps of all: text, projector, then projector and decoder, and the tower at its own rate.
+    /// Steps after those in which tower and projector learn alone what each patch shows.
+    pub look_steps: usize,
+    /// Pictures per step of which this alone is asked, here and in the steps that train everything.
+    pub look_pictures: usize,
+    /// Weight of that loss beside the answers' in the steps that train everything.
+    pub dense: f64,
+    /// Each time a picture is shown it is moved by up to so many pixels along either axis; its rim is repeated.
+    pub shift_px: usize,
+    /// Steps of all: text, looking, then everything, the tower at its own rate.
     pub steps: usize,
     /// Pictures per step, each with its questions one piece of work for one thread.
     pub pictures: usize,
@@ -73,12 +81,14 @@ impl VlmTrainConfig {
         let text = std::fs::read_to_string(path).map_err(at(path))?;
         let refuse = |why: String| Error::Parse { what: path.display().to_string(), why };
         let config: Self = toml::from_str(&text).map_err(|e| refuse(e.to_string()))?;
-        if [config.pictures, config.questions, config.checkpoint_every].contains(&0) {
-            return Err(refuse("pictures, questions and checkpoint_every must be at least 1".into()));
+        if [config.pictures, config.look_pictures, config.questions, config.checkpoint_every].contains(&0) {
+            return Err(refuse(
+                "pictures, look_pictures, questions and checkpoint_every must be at least 1".into(),
+            ));
         }
-        if config.text_steps + config.projector_steps > config.steps {
+        if config.text_steps + config.look_steps > config.steps {
             return Err(refuse(format!(
-                "steps: expected at least text_steps + projector_steps, got {}",
+                "steps: expected at least text_steps + look_steps, got {}",
                 config.steps
             )));
         }
@@ -90,7 +100,7 @@ impl VlmTrainConfig {
 
     /// The learning rate of projector and decoder at a step: each stage warms up; the last one falls along a cosine.
     pub fn rate_at(&self, step: usize) -> f64 {
-        let ends = [self.text_steps, self.text_steps + self.projector_steps, self.steps];
+        let ends = [self.text_steps, self.text_steps + self.look_steps, self.steps];
         let start = ends.iter().rev().find(|end| **end <= step && **end < self.steps).copied().unwrap_or(0);
         let warm = ((step - start + 1) as f64 / self.warmup_steps.max(1) as f64).min(1.0);
         let span = (self.steps - ends[1]).max(1) as f64;

@@ -4,9 +4,10 @@ use super::config::VlmSizes;
 use super::words::{CHAT_TEMPLATE, END};
 use crate::error::{Error, Result, at};
 use serde_json::{Value, json};
+use std::collections::HashMap;
 use std::path::Path;
 use vela_llm::Tokenizer;
-use vela_nn::{Activation, DType, NormConfig, Tensor};
+use vela_nn::{Activation, DType, Device, NormConfig, Tensor};
 use vela_vision::{Pooling, VisionConfig};
 
 /// Everything in a VLM's folder but its weights.
@@ -68,6 +69,15 @@ impl Folder {
         Ok(Self { config, preprocessor, tokenizer: tokenizer.clone() })
     }
 
+    /// The tensors of such a folder under our names.
+    pub fn tensors(dir: &Path) -> Result<HashMap<String, Tensor>> {
+        let file = candle_core::safetensors::load(dir.join("model.safetensors"), &Device::Cpu)?;
+        let ours = |name: &str| {
+            STARTS.iter().find_map(|(ours, theirs)| Some(format!("{ours}{}", name.strip_prefix(theirs)?)))
+        };
+        Ok(file.into_iter().map(|(name, tensor)| (ours(&name).unwrap_or(name), tensor)).collect())
+    }
+
     /// Writes the folder; the tensors, under our names, become 16-bit floats under the family's.
     pub fn save(&self, dir: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
         std::fs::create_dir_all(dir).map_err(at(dir))?;
@@ -92,15 +102,14 @@ impl Folder {
     }
 }
 
+/// How tensors' names begin: ours, and the family's.
+const STARTS: [(&str, &str); 3] =
+    [("vision.", "model.vision_model."), ("projector.", "model.connector."), ("text.", "model.text_model.")];
+
 /// What the family calls a tensor of ours.
 fn theirs(name: &str) -> String {
-    let starts = [
-        ("vision.", "model.vision_model."),
-        ("projector.", "model.connector."),
-        ("text.", "model.text_model."),
-    ];
     let found =
-        starts.iter().find_map(|(ours, theirs)| Some(format!("{theirs}{}", name.strip_prefix(ours)?)));
+        STARTS.iter().find_map(|(ours, theirs)| Some(format!("{theirs}{}", name.strip_prefix(ours)?)));
     found.unwrap_or_else(|| name.to_owned())
 }
 

@@ -4,12 +4,14 @@
 //! checkpoints) and [`Folder`] (what is written down).
 
 mod config;
+mod dense;
 mod folder;
 mod sequence;
 mod trainer;
 mod words;
 
 pub use config::{VlmSizes, VlmTrainConfig};
+pub use dense::Spot;
 pub use folder::Folder;
 pub use sequence::{Form, Phrase, Sequence};
 pub use trainer::{VlmReport, VlmTrainer};
@@ -33,6 +35,9 @@ pub trait Album: Sync {
 
     /// A picture, `[height, width, 3]` in bytes, of the size that the tower reads.
     fn picture(&self, index: usize) -> &[u8];
+
+    /// What it shows, for the loss on the image tokens.
+    fn spots(&self, index: usize) -> Vec<Spot>;
 
     /// About `count` questions about it, decided by the seed.
     fn questions(&self, index: usize, count: usize, seed: u64) -> Vec<QuestionAnswer>;
