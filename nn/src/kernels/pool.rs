@@ -7,9 +7,12 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long a worker looks for the next job, and the caller for the end of this one, before it sleeps. Between two products
-/// of a decoded token lie a few microseconds.
+/// How long the caller looks for the end of a job before it sleeps.
 const SPIN: Duration = Duration::from_micros(25);
+
+/// How long a worker looks for the next job before it sleeps. Between two products of a decoded token lie some tens of
+/// microseconds, and waking up takes as long.
+const LOOK: Duration = Duration::from_micros(150);
 
 /// Waiting longer than this for a worker means that the system has given its core to somebody else.
 const STALL: Duration = Duration::from_micros(200);
@@ -151,7 +154,7 @@ fn serve(pool: &'static Pool) {
     let mut seen = 0;
     loop {
         let start = Instant::now();
-        while pool.epoch.load(Ordering::Acquire) == seen && start.elapsed() < SPIN {
+        while pool.epoch.load(Ordering::Acquire) == seen && start.elapsed() < LOOK {
             std::hint::spin_loop();
         }
         let mut posted = lock(&pool.posted);
