@@ -1,6 +1,6 @@
 //! `vela serve`: a model behind any OpenAI client, and a page in the browser.
 
-use crate::builtin;
+use crate::{builtin, openpi};
 use anyhow::{Context, Result, bail};
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -42,9 +42,15 @@ pub struct Args {
     /// The address to listen at.
     #[arg(long, default_value = "127.0.0.1")]
     host: IpAddr,
-    /// The port to listen at; 0 takes a free one.
-    #[arg(long, default_value_t = 8080)]
-    port: u16,
+    /// The port to listen at, 8080 or 8000 for openpi if nothing is said; 0 takes a free one.
+    #[arg(long)]
+    port: Option<u16>,
+    /// Serve a policy (--model DIR or builtin) over openpi's WebSocket instead, to robot code that speaks it.
+    #[arg(long)]
+    openpi: bool,
+    /// With --openpi: what the robot is, a file as in configs/robots (the built-in SO-101 by default).
+    #[arg(long, value_name = "FILE", requires = "openpi")]
+    robot: Option<PathBuf>,
     /// A file with the keys that clients may come with, one a line.
     #[arg(long)]
     api_key_file: Option<PathBuf>,
@@ -81,6 +87,18 @@ pub fn run(args: &Args) -> Result<()> {
     if !args.host.is_loopback() && keys.is_empty() {
         eprintln!("vela: anyone who reaches {} may ask: give --api-key-file to change that", args.host);
     }
+    if args.openpi {
+        let policy = args.loading.model.as_ref().map_or("builtin".into(), |model| model.to_string_lossy());
+        return openpi::run(openpi::Serving {
+            policy: &policy,
+            robot: args.robot.as_ref(),
+            // A small policy is fastest on one.
+            threads: args.loading.threads.max(1),
+            keys,
+            host: args.host,
+            port: args.port.unwrap_or(8000),
+        });
+    }
     let (model, mut name) = load(&args.loading)?;
     if let Some(given) = &args.name {
         name.clone_from(given);
@@ -92,11 +110,12 @@ pub fn run(args: &Args) -> Result<()> {
         config.engine.cache_bytes = args.cache_mib << 20;
     }
     let service = Arc::new(Service::start(model, &name, config, Arc::new(MonotonicClock::new()))?);
+    let port = args.port.unwrap_or(8080);
     let limits = ServerConfig { keys, answer_secs: args.timeout.max(1), ..ServerConfig::default() };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
-        let listener = TcpListener::bind((args.host, args.port)).await;
-        let listener = listener.with_context(|| format!("{}:{}", args.host, args.port))?;
+        let listener = TcpListener::bind((args.host, port)).await;
+        let listener = listener.with_context(|| format!("{}:{port}", args.host))?;
         let (mut interrupt, mut terminate) =
             (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
         println!("{} is served at http://{}", service.name(), listener.local_addr()?);

@@ -181,3 +181,60 @@ fn a_server_answers_with_its_key_and_ends_after_its_last_answer() -> Outcome {
     assert_eq!(server.0.wait()?.code(), Some(0));
     Ok(())
 }
+
+/// A frame from the server: its kind and its bytes.
+fn frame(stream: &mut TcpStream) -> Outcome<(u8, Vec<u8>)> {
+    let mut head = [0; 2];
+    stream.read_exact(&mut head)?;
+    let mut length = usize::from(head[1]);
+    if length == 126 {
+        let mut long = [0; 2];
+        stream.read_exact(&mut long)?;
+        length = usize::from(u16::from_be_bytes(long));
+    }
+    let mut bytes = vec![0; length];
+    stream.read_exact(&mut bytes)?;
+    Ok((head[0] & 0x0f, bytes))
+}
+
+#[test]
+fn the_built_in_policy_is_served_to_openpi_clients() -> Outcome {
+    let server = Server::start(&["--openpi", "--model", "builtin"])?;
+    let address =
+        server.1.rsplit("builtin is served to openpi clients at ws://").next().ok_or("no address")?;
+    let mut health = TcpStream::connect(address)?;
+    write!(health, "GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")?;
+    let mut answer = String::new();
+    health.read_to_string(&mut answer)?;
+    assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.ends_with("OK\n"), "{answer}");
+
+    let mut robot = TcpStream::connect(address)?;
+    write!(
+        robot,
+        "GET / HTTP/1.1\r\nhost: x\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
+         sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )?;
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        robot.read_exact(&mut byte)?;
+        head.push(byte[0]);
+    }
+    let head = String::from_utf8_lossy(&head).to_lowercase();
+    // The key's answer is the standard's own example.
+    assert!(head.starts_with("http/1.1 101") && head.contains("s3pplmbitxaq9kygzzhzrbk+xoo="), "{head}");
+    let (kind, metadata) = frame(&mut robot)?;
+    let metadata = String::from_utf8_lossy(&metadata).into_owned();
+    assert!(
+        kind == 2 && metadata.contains("joint_positions") && metadata.contains("shoulder_pan"),
+        "{metadata}"
+    );
+    // A text message, masked with zeros: one sentence, then a close with 1011.
+    robot.write_all(&[0x81, 0x82, 0, 0, 0, 0, b'h', b'i'])?;
+    let (kind, words) = frame(&mut robot)?;
+    assert!(kind == 1 && words.starts_with(b"expected a binary message"), "{words:?}");
+    let (kind, close) = frame(&mut robot)?;
+    assert_eq!((kind, &close[..2]), (8, &1011u16.to_be_bytes()[..]));
+    assert!(complaint(&["serve", "--openpi", "--model", "nowhere"])?.contains("unknown policy 'nowhere'"));
+    Ok(())
+}

@@ -24,5 +24,5 @@ pub use link::{
     press_stop, release_stop, serve_policy,
 };
 pub use queue::{ChunkQueue, Merge};
-pub use resolve::{Plan, Resolver, chunk_seed, require_policy_fits};
+pub use resolve::{Absolute, Plan, Resolver, chunk_seed, require_policy_fits};
 pub use rollout::{Hook, Rollout, RolloutEvent, RolloutOptions, rollout, rollout_expert};

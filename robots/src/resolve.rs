@@ -3,7 +3,8 @@
 use nalgebra::{Point3, UnitQuaternion, Vector3};
 use rand::RngCore;
 use vela_embodiment::{
-    ActionChunk, ActionSpace, Embodiment, Error, IkGoal, IkOptions, Kinematics, PolicySpec, Result, Stamp,
+    ActionChunk, ActionSpace, Embodiment, Error, IkGoal, IkOptions, InferOptions, Kinematics, Observation,
+    Policy, PolicySpec, Result, Stamp,
 };
 
 /// A plan in absolute joint targets, ready for the queue.
@@ -118,6 +119,38 @@ impl Resolver {
     }
 }
 
+/// A policy of any action space as one of absolute joint targets: for robots that do not resolve chunks themselves.
+pub struct Absolute {
+    policy: Box<dyn Policy>,
+    resolver: Resolver,
+    spec: PolicySpec,
+}
+
+impl Absolute {
+    /// This policy for this robot.
+    ///
+    /// # Errors
+    /// The policy does not fit the robot (every difference named), or its URDF has no chain to the tip.
+    pub fn new(policy: Box<dyn Policy>, robot: &Embodiment) -> Result<Self> {
+        require_policy_fits(robot, policy.spec())?;
+        let spec = PolicySpec { space: ActionSpace::JointPositions, ..policy.spec().clone() };
+        Ok(Self { resolver: Resolver::new(robot)?, policy, spec })
+    }
+}
+
+impl Policy for Absolute {
+    fn spec(&self) -> &PolicySpec {
+        &self.spec
+    }
+
+    fn infer(&mut self, history: &[Observation], options: &InferOptions) -> Result<ActionChunk> {
+        let newest = history.last().ok_or_else(|| Error::Policy("there is nothing to look at".into()))?;
+        let chunk = self.policy.infer(history, options)?;
+        let actions = self.resolver.resolve(&chunk, &newest.joint_positions)?.targets;
+        Ok(ActionChunk { space: ActionSpace::JointPositions, actions, ..chunk })
+    }
+}
+
 /// The seed of the sampling noise of chunk `number` of an episode with this seed.
 pub fn chunk_seed(seed: u64, number: u64) -> u64 {
     vela_embodiment::stream(seed, &format!("chunk {number}")).next_u64()
@@ -176,6 +209,43 @@ mod tests {
         assert_eq!(plan.targets[0][5], 0.3);
         let far = vec![vec![2.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]];
         assert!(resolver.resolve(&chunk(ActionSpace::EndEffectorDeltas, far), &measured).is_err());
+        Ok(())
+    }
+
+    /// Says the same deltas whatever it sees.
+    struct Stubborn(PolicySpec);
+
+    impl Policy for Stubborn {
+        fn spec(&self) -> &PolicySpec {
+            &self.0
+        }
+
+        fn infer(&mut self, _: &[Observation], _: &InferOptions) -> Result<ActionChunk> {
+            Ok(chunk(self.0.space.clone(), vec![vec![0.1; 6]; 2]))
+        }
+    }
+
+    #[test]
+    fn a_policy_of_deltas_answers_in_absolute_targets() -> Result<()> {
+        let spec = PolicySpec {
+            embodiment: Embodiment::so101()?,
+            space: ActionSpace::JointDeltas,
+            horizon: 2,
+            execute: 1,
+            history: 1,
+            checkpoint: String::new(),
+        };
+        let mut absolute = Absolute::new(Box::new(Stubborn(spec)), &Embodiment::so101()?)?;
+        assert_eq!(absolute.spec().space, ActionSpace::JointPositions);
+        let seen = Observation {
+            frames: vec![],
+            joint_positions: vec![0.5; 6],
+            instruction: String::new(),
+            stamp: Stamp(0),
+        };
+        let answer = absolute.infer(&[seen], &InferOptions::default())?;
+        assert_eq!((answer.space, answer.actions), (ActionSpace::JointPositions, vec![vec![0.6; 6]; 2]));
+        assert!(absolute.infer(&[], &InferOptions::default()).is_err());
         Ok(())
     }
 

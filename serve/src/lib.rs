@@ -1,13 +1,14 @@
-//! HTTP: an OpenAI-compatible server for text and pictures, and a page to ask on.
+//! HTTP: an OpenAI-compatible server for text and pictures, a page to ask on, and openpi's WebSocket for policies.
 //!
 //! Entry points: [`Service`] (a model behind the batching engine: an [`Ask`] in, [`Reply`]s out), [`run`] (the server
-//! over a listener until it is told to end). What is not here: files, the environment, any printing.
+//! over a listener until it is told to end), [`openpi::openpi`] (the same for a policy and robots). What is not here: files, the environment, any printing.
 
 pub mod ask;
 pub mod fault;
 pub mod http;
 pub mod metrics;
 pub mod openai;
+pub mod openpi;
 pub mod reply;
 pub mod service;
 

@@ -37,10 +37,14 @@ impl Keys {
             return true;
         }
         let header = authorization.unwrap_or_default();
-        let (scheme, key) = header.split_at_checked(7).unwrap_or_default();
-        let hash: [u8; 32] = Sha256::digest(key).into();
+        // OpenAI's scheme and openpi's.
+        let named = |scheme: &[u8]| {
+            header.split_at_checked(scheme.len()).filter(|(name, _)| name.eq_ignore_ascii_case(scheme))
+        };
+        let key = named(b"Bearer ").or(named(b"Api-Key ")).map(|(_, key)| key);
+        let hash: [u8; 32] = Sha256::digest(key.unwrap_or_default()).into();
         let known = self.hashes.iter().fold(0u8.ct_eq(&1), |known, other| known | hash.ct_eq(other));
-        bool::from(known) && scheme.eq_ignore_ascii_case(b"bearer ")
+        bool::from(known) && key.is_some()
     }
 }
 
@@ -52,7 +56,7 @@ mod tests {
     fn only_a_whole_key_opens() {
         assert!(Keys::default().admit(None));
         let keys = Keys::from_lines("# ours\nalpha\n\n beta \n");
-        for good in ["Bearer alpha", "bearer beta"] {
+        for good in ["Bearer alpha", "bearer beta", "Api-Key alpha"] {
             assert!(keys.admit(Some(good.as_bytes())), "{good}");
         }
         for bad in ["Bearer alph", "Bearer alphaa", "alpha", "Basic alpha", "Bearer ", "", "Bearer # ours"] {

@@ -6,7 +6,9 @@ mod keys;
 mod patient;
 mod route;
 
+pub(crate) use body::Body;
 pub use keys::Keys;
+pub(crate) use patient::Patient;
 
 use crate::Service;
 use hyper::Request;
@@ -14,7 +16,6 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use patient::Patient;
 use std::convert::Infallible;
 use std::future::Future;
 use std::sync::Arc;
