@@ -1,9 +1,12 @@
-//! Products with quantised weights: activations in eight bits per block of 32, integer dot products, float32 sums.
+//! Products with quantised weights: activations in eight bits per block of 32 ([`super::quant_input`]), integer dot
+//! products, float32 sums.
 //!
 //! A weight is packed once ([`super::quant_pack`]) into groups of sixteen rows, so that one vector holds four columns of
 //! each. The loop below is written once over [`Simd`] and compiled for AVX-512 with VNNI, AVX2 and plain arrays.
 
 use super::data::{Shared, written};
+pub use super::quant_input::Activations;
+use super::quant_input::{Cell, Outlier, Tile};
 use super::quant_pack::Packed;
 use super::quant_simd::{Portable, Simd};
 use crate::quant::Format;
@@ -16,9 +19,9 @@ pub const ROWS: usize = 16;
 /// Columns of a block.
 pub const BLOCK: usize = 32;
 /// Rows of activations that a full tile holds where there are 32 vector registers; else, and of what is left over, four.
-const TILE: usize = 12;
+pub const TILE: usize = 12;
 /// The same where there are 16, for weights in floating point: twelve sums, as many as have a register.
-const FLOAT_TILE: usize = 3;
+pub const FLOAT_TILE: usize = 3;
 
 /// The instruction sets of the quantised products.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,125 +57,6 @@ pub fn levels() -> &'static [Level] {
     })
 }
 
-/// 32 activations in eight bits, `x ≈ scale · q`.
-#[repr(C, align(64))]
-#[derive(Clone, Copy)]
-struct Cell {
-    q: [i8; BLOCK],
-    /// `scale`, `scale · Σq`, `Σq` of both halves, of the first, of the second.
-    facts: [f32; 5],
-}
-
-const EMPTY: Cell = Cell { q: [0; BLOCK], facts: [0.0; 5] };
-
-/// Rows of activations in the order in which tiles read them: tile, block or column, row.
-pub struct Activations {
-    /// In eight bits, for quantised weights.
-    cells: Vec<Cell>,
-    /// As they are, for weights in floating point.
-    floats: Vec<f32>,
-    /// First row and number of rows of each tile.
-    tiles: Vec<(usize, usize)>,
-    rows: usize,
-    columns: usize,
-}
-
-impl Activations {
-    /// Prepares `x`, rows of the width of `weights`, for their formats.
-    pub fn of(x: &[f32], weights: &[&Packed]) -> Self {
-        let columns = weights.first().map_or(1, |w| w.columns()).max(1);
-        let rows = x.len() / columns;
-        let (mut cells, mut floats) = (Vec::new(), Vec::new());
-        if weights.iter().any(|w| !w.layout().float) {
-            cells = vec![EMPTY; rows * (columns / BLOCK)];
-        }
-        if weights.iter().any(|w| w.layout().float) {
-            floats = vec![0.0; rows * columns];
-        }
-        let tiles = tiles(rows, levels()[levels().len() - 1], cells.is_empty());
-        {
-            let (blocks, all_floats) = (cells.len() / rows.max(1), !floats.is_empty());
-            let (cells, floats) = (Shared::new(&mut cells), Shared::new(&mut floats));
-            let fill = |tile: usize| {
-                let (start, count) = tiles[tile];
-                let x = &x[start * columns..(start + count) * columns];
-                // SAFETY: tiles lie one behind the other, and each is filled by one task.
-                let cells = unsafe { cells.range(start * blocks, count * blocks) };
-                if !cells.is_empty() {
-                    for (row, values) in x.chunks_exact(columns).enumerate() {
-                        quantise(values, &mut cells[row..], count);
-                    }
-                }
-                if all_floats {
-                    // SAFETY: as above.
-                    let floats = unsafe { floats.range(start * columns, count * columns) };
-                    for (row, values) in x.chunks_exact(columns).enumerate() {
-                        floats[row..].iter_mut().step_by(count).zip(values).for_each(|(to, v)| *to = *v);
-                    }
-                }
-            };
-            if rows * columns < 1 << 15 {
-                (0..tiles.len()).for_each(fill);
-            } else {
-                threads::for_each(tiles.len(), fill);
-            }
-        }
-        Self { cells, floats, tiles, rows, columns }
-    }
-}
-
-/// Splits rows into tiles: first row and number of rows of each.
-fn tiles(rows: usize, level: Level, float: bool) -> Vec<(usize, usize)> {
-    let sizes: &[usize] = match level {
-        #[cfg(target_arch = "x86_64")]
-        Level::Vnni => &[TILE, 4, 1],
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx2 if float => &[FLOAT_TILE, 1],
-        _ => &[4, 1],
-    };
-    let mut tiles = Vec::with_capacity(rows / 4 + 4);
-    let mut at = 0;
-    while at < rows {
-        let size = sizes.iter().copied().find(|size| at + size <= rows).unwrap_or(1);
-        tiles.push((at, size));
-        at += size;
-    }
-    tiles
-}
-
-super::simd::dispatch!(
-    /// Quantises a row into every `stride`-th cell.
-    fn quantise(values: &[f32], cells: &mut [Cell], stride: usize) = quantise_body
-);
-#[inline(always)]
-fn quantise_body<const FMA: bool>(values: &[f32], cells: &mut [Cell], stride: usize) {
-    const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to the nearest whole number, ties to even
-    for (values, cell) in values.as_chunks::<BLOCK>().0.iter().zip(cells.iter_mut().step_by(stride)) {
-        let mut largest = [0f32; ROWS];
-        for part in values.as_chunks::<ROWS>().0 {
-            largest.iter_mut().zip(part).for_each(|(l, v)| *l = if v.abs() > *l { v.abs() } else { *l });
-        }
-        let largest = largest.iter().fold(0f32, |a, b| if *b > a { *b } else { a });
-        let (scale, inverse) = (largest / 127.0, if largest > 0.0 { 127.0 / largest } else { 0.0 });
-        let mut sums = [0i32; 2];
-        for (half, (values, q)) in
-            values.as_chunks::<16>().0.iter().zip(cell.q.as_chunks_mut::<16>().0).enumerate()
-        {
-            let mut sum = 0;
-            for (v, q) in values.iter().zip(q) {
-                let rounded = (v * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits()).cast_signed();
-                *q = rounded as i8;
-                sum += rounded;
-            }
-            sums[half] = sum;
-        }
-        let [first, second] = sums.map(|s| s as f32);
-        // A NaN or an infinity anywhere must come out: it is carried by the scale.
-        let scale = if values.iter().all(|v| v.is_finite()) { scale } else { f32::NAN };
-        cell.facts = [scale, scale * (first + second), first + second, first, second];
-    }
-}
-
 /// `x · weightᵀ` for several weights of equal width, in one parallel sweep: for each, `[rows of x, rows of weight]`.
 pub fn products(x: &Activations, weights: &[&Packed]) -> Vec<Vec<f32>> {
     products_at(x, weights, levels()[levels().len() - 1])
@@ -186,7 +70,7 @@ pub fn products_at(x: &Activations, weights: &[&Packed], level: Level) -> Vec<Ve
     let cost_of = |w: &Packed| if w.layout().float { x.columns / 8 } else { x.columns / BLOCK };
     let blocks = weights.iter().map(|w| cost_of(w)).max().unwrap_or(1).max(1);
     // Tiles that stay in the second-level cache while the weights stream past them.
-    let height = tiles.first().map_or(1, |(_, rows)| *rows);
+    let height = tiles.first().map_or(1, |tile| tile.count);
     let batch = (192 * 1024 / (x.columns * height * 4)).max(1);
     let batches = tiles.len().div_ceil(batch);
     // Groups per task: enough work to be worth a hand-over, small enough to share out evenly.
@@ -233,7 +117,7 @@ fn sweep(
     weight: &Packed,
     group: usize,
     x: &Activations,
-    tiles: &[(usize, usize)],
+    tiles: &[Tile],
     out: &Shared<MaybeUninit<f32>>,
 ) {
     match level {
@@ -254,7 +138,7 @@ fn sweep_avx2(
     weight: &Packed,
     group: usize,
     x: &Activations,
-    tiles: &[(usize, usize)],
+    tiles: &[Tile],
     out: &Shared<MaybeUninit<f32>>,
 ) {
     // SAFETY: this function has the features.
@@ -267,7 +151,7 @@ fn sweep_vnni(
     weight: &Packed,
     group: usize,
     x: &Activations,
-    tiles: &[(usize, usize)],
+    tiles: &[Tile],
     out: &Shared<MaybeUninit<f32>>,
 ) {
     // SAFETY: this function has the features.
@@ -281,7 +165,7 @@ unsafe fn sweep_by_format<S: Simd>(
     weight: &Packed,
     group: usize,
     x: &Activations,
-    tiles: &[(usize, usize)],
+    tiles: &[Tile],
     out: &Shared<MaybeUninit<f32>>,
 ) {
     macro_rules! formats {
@@ -289,14 +173,14 @@ unsafe fn sweep_by_format<S: Simd>(
             match weight.format() {
                 $(Format::$format => {
                     const FORMAT: u32 = Format::$format as u32;
-                    for &(start, count) in tiles {
+                    for to in tiles {
                         // SAFETY: the caller's promise.
                         unsafe {
-                            match count {
-                                TILE => tile::<S, FORMAT, TILE>(weight, group, x, start, out),
-                                FLOAT_TILE => tile::<S, FORMAT, FLOAT_TILE>(weight, group, x, start, out),
-                                4 => tile::<S, FORMAT, 4>(weight, group, x, start, out),
-                                _ => tile::<S, FORMAT, 1>(weight, group, x, start, out),
+                            match to.count {
+                                TILE => tile::<S, FORMAT, TILE>(weight, group, x, to, out),
+                                FLOAT_TILE => tile::<S, FORMAT, FLOAT_TILE>(weight, group, x, to, out),
+                                4 => tile::<S, FORMAT, 4>(weight, group, x, to, out),
+                                _ => tile::<S, FORMAT, 1>(weight, group, x, to, out),
                             }
                         }
                     }
@@ -307,7 +191,7 @@ unsafe fn sweep_by_format<S: Simd>(
     formats!(F32, F16, Bf16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4K, Q5K, Q6K);
 }
 
-/// `T` rows of activations from `start` on against sixteen rows of weights.
+/// The `T` rows of activations of a tile against sixteen rows of weights.
 ///
 /// # Safety
 /// The processor has the instruction set; `FORMAT` is the weight's.
@@ -316,20 +200,22 @@ unsafe fn tile<S: Simd, const FORMAT: u32, const T: usize>(
     weight: &Packed,
     group: usize,
     x: &Activations,
-    start: usize,
+    Tile { start, outliers, .. }: &Tile,
     out: &Shared<MaybeUninit<f32>>,
 ) {
     // SAFETY: the caller's promise.
     let sums = unsafe {
         if is(FORMAT, &FLOAT) {
-            float_tile::<S, FORMAT, T>(weight, group, x, start)
+            float_tile::<S, FORMAT, T>(weight, group, x, *start)
         } else {
-            quantised_tile::<S, FORMAT, T>(weight, group, x, start)
+            let mut sums = quantised_tile::<S, FORMAT, T>(weight, group, x, *start);
+            add_outliers::<S, FORMAT, T>(weight, group, outliers, &mut sums);
+            sums
         }
     };
     let (rows, first) = (weight.rows(), group * ROWS);
     for (t, sum) in sums.into_iter().enumerate() {
-        let at = (start + t) * rows + first;
+        let at = (*start + t) * rows + first;
         let mut last = [0.0; ROWS];
         // SAFETY: this task alone writes these rows' values; the set is the caller's promise.
         unsafe {
@@ -382,6 +268,45 @@ unsafe fn quantised_tile<S: Simd, const FORMAT: u32, const T: usize>(
             }
         }
         sums
+    }
+}
+
+/// Adds the products of the activations that were set apart.
+///
+/// # Safety
+/// As [`tile`].
+#[inline(always)]
+unsafe fn add_outliers<S: Simd, const FORMAT: u32, const T: usize>(
+    weight: &Packed,
+    group: usize,
+    outliers: &[Outlier],
+    sums: &mut [S::Floats; T],
+) {
+    let (quants, scales) = weight.group(group);
+    let layout = weight.layout();
+    for same in outliers.chunk_by(|a, b| a.column == b.column) {
+        let (block, column) = (same[0].column / BLOCK, same[0].column % BLOCK);
+        // SAFETY: an activation's column is one of the weight's; the set is the caller's promise.
+        unsafe {
+            let numbers =
+                numbers::<S, FORMAT>(quants[block * layout.quant_bytes..].as_ptr(), column % 16 / 4);
+            let factors = factors::<S, FORMAT>(scales.as_ptr(), block, layout.scale_bytes);
+            let q = S::column(numbers[column / 16], column % 4);
+            let (scale, zero) = match FORMAT {
+                f if f == Format::Q6K as u32 => (factors[column / 16], S::splat(-32.0)),
+                f if f == Format::Q5_0 as u32 => (factors[0], S::splat(-16.0)),
+                f if f == Format::Q4_0 as u32 => (factors[0], S::splat(-8.0)),
+                f if f == Format::Q8_0 as u32 => (factors[0], S::splat(-128.0)),
+                _ => (factors[0], S::splat(0.0)),
+            };
+            let mut w = S::mul(scale, S::add(q, zero));
+            if is(FORMAT, &WITH_MINIMUM) {
+                w = S::add(w, factors[1]);
+            }
+            for outlier in same {
+                sums[outlier.row] = S::fma(w, S::splat(outlier.value), sums[outlier.row]);
+            }
+        }
     }
 }
 

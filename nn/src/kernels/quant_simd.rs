@@ -40,6 +40,8 @@ pub unsafe trait Simd {
     /// Adds sums of few products to sums of many.
     unsafe fn widen(sum: Self::Ints, pairs: Self::Pairs) -> Self::Ints;
     unsafe fn floats(i: Self::Ints) -> Self::Floats;
+    /// Column `i` of the four, of each row, as unsigned numbers.
+    unsafe fn column(b: Self::Bytes, i: usize) -> Self::Floats;
     /// 16 half-precision numbers.
     unsafe fn halves(from: *const u8) -> Self::Floats;
     /// 16 `bfloat16`.
@@ -120,6 +122,10 @@ unsafe impl Simd for Portable {
     #[inline(always)]
     unsafe fn floats(i: [i32; 16]) -> [f32; 16] {
         i.map(|i| i as f32)
+    }
+    #[inline(always)]
+    unsafe fn column(b: [u8; 64], i: usize) -> [f32; 16] {
+        std::array::from_fn(|row| f32::from(b[4 * row + i]))
     }
     #[inline(always)]
     unsafe fn halves(from: *const u8) -> [f32; 16] {
@@ -256,6 +262,14 @@ mod x86 {
         unsafe fn floats(i: __m512i) -> __m512 {
             // SAFETY: as above.
             unsafe { _mm512_cvtepi32_ps(i) }
+        }
+        #[inline(always)]
+        unsafe fn column(b: __m512i, i: usize) -> __m512 {
+            // SAFETY: as above.
+            unsafe {
+                let shifted = _mm512_srl_epi32(b, _mm_cvtsi32_si128(8 * i as i32));
+                _mm512_cvtepi32_ps(_mm512_and_si512(shifted, _mm512_set1_epi32(255)))
+            }
         }
         #[inline(always)]
         unsafe fn halves(from: *const u8) -> __m512 {
@@ -427,6 +441,15 @@ mod x86 {
         unsafe fn floats(i: Two) -> [__m256; 2] {
             // SAFETY: as above.
             unsafe { [_mm256_cvtepi32_ps(i[0]), _mm256_cvtepi32_ps(i[1])] }
+        }
+        #[inline(always)]
+        unsafe fn column(b: Two, i: usize) -> [__m256; 2] {
+            // SAFETY: as above.
+            unsafe {
+                let (by, mask) = (_mm_cvtsi32_si128(8 * i as i32), _mm256_set1_epi32(255));
+                let part = |b| _mm256_and_si256(_mm256_srl_epi32(b, by), mask);
+                Self::floats([part(b[0]), part(b[1])])
+            }
         }
         #[inline(always)]
         unsafe fn halves(from: *const u8) -> [__m256; 2] {

@@ -144,6 +144,34 @@ fn rounding_the_activations_costs_little() {
 }
 
 #[test]
+fn what_stands_out_is_set_apart_and_alike_in_any_batch() {
+    for format in PACKED {
+        let weight = blocks(format, 37, 512);
+        let packed = Packed::new(&weight);
+        let mut x = activations(13, 512);
+        for (i, v) in x.iter_mut().enumerate().filter(|(i, _)| i % 97 == 5) {
+            *v = if i % 2 == 0 { 300.0 } else { -500.0 };
+        }
+        let want = product(&x, &weight);
+        let rough: Vec<f32> = product(&rounded(&x), &weight).into_iter().map(|v| v as f32).collect();
+        let rough = difference(&rough, &want);
+        for level in levels() {
+            let got = products_at(&Activations::of(&x, &[&packed]), &[&packed], *level);
+            let error = difference(&got[0], &want);
+            assert!(
+                error < rough / 8.0,
+                "{} {level:?}: {error:e}, rounded with the rest {rough:e}",
+                format.name()
+            );
+            for (row, x) in x.chunks_exact(512).enumerate() {
+                let one = products_at(&Activations::of(x, &[&packed]), &[&packed], *level);
+                assert_eq!(one[0], got[0][row * 37..(row + 1) * 37], "{} {level:?}", format.name());
+            }
+        }
+    }
+}
+
+#[test]
 fn several_weights_and_threads_give_the_same_bytes() {
     let formats = [Format::Q4_1, Format::Q6K, Format::Q8_0, Format::F16];
     let packed: Vec<Packed> = formats.map(|f| Packed::new(&blocks(f, 200, 768))).into();

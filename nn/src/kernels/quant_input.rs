@@ -1,0 +1,193 @@
+//! What [`super::quant`] multiplies weights with: activations in eight bits per block of 32, without those that stand out.
+//!
+//! A few activations of a language model are a hundred times larger than their neighbours and would take all eight bits for
+//! themselves. They are set apart and multiplied in float32 (Dettmers et al., arXiv:2208.07339, decide by column; here each
+//! row decides for itself, so that it gives the same in any batch).
+
+use super::data::Shared;
+use super::quant::{BLOCK, FLOAT_TILE, Level, TILE, levels};
+use super::quant_pack::Packed;
+use crate::threads;
+
+/// How many times its block's mean magnitude an activation has when it is set apart. In SmolLM2-135M one in 200 is: the
+/// logits' error halves.
+const STANDS_OUT: f32 = 8.0;
+
+/// 32 activations in eight bits, `x ≈ scale · q`.
+#[repr(C, align(64))]
+#[derive(Clone, Copy)]
+pub struct Cell {
+    pub q: [i8; BLOCK],
+    /// `scale`, `scale · Σq`, `Σq` of both halves, of the first, of the second.
+    pub facts: [f32; 5],
+}
+
+const EMPTY: Cell = Cell { q: [0; BLOCK], facts: [0.0; 5] };
+
+/// An activation that is multiplied by itself.
+#[derive(Clone, Copy)]
+pub struct Outlier {
+    pub column: usize,
+    /// Row in the tile.
+    pub row: usize,
+    pub value: f32,
+}
+
+/// Rows that are multiplied together.
+pub struct Tile {
+    /// The first of them.
+    pub start: usize,
+    /// How many they are.
+    pub count: usize,
+    /// By column, then row.
+    pub outliers: Vec<Outlier>,
+}
+
+/// Rows of activations in the order in which tiles read them: tile, block or column, row.
+pub struct Activations {
+    /// In eight bits, for quantised weights.
+    pub cells: Vec<Cell>,
+    /// As they are, for weights in floating point.
+    pub floats: Vec<f32>,
+    pub tiles: Vec<Tile>,
+    pub rows: usize,
+    pub columns: usize,
+}
+
+impl Activations {
+    /// Prepares `x`, rows of the width of `weights`, for their formats.
+    pub fn of(x: &[f32], weights: &[&Packed]) -> Self {
+        let columns = weights.first().map_or(1, |w| w.columns()).max(1);
+        let rows = x.len() / columns;
+        let (mut cells, mut floats) = (Vec::new(), Vec::new());
+        if weights.iter().any(|w| !w.layout().float) {
+            cells = vec![EMPTY; rows * (columns / BLOCK)];
+        }
+        if weights.iter().any(|w| w.layout().float) {
+            floats = vec![0.0; rows * columns];
+        }
+        let mut tiles = tiles(rows, levels()[levels().len() - 1], cells.is_empty());
+        {
+            let (blocks, all_floats, count) = (cells.len() / rows.max(1), !floats.is_empty(), tiles.len());
+            let (cells, floats) = (Shared::new(&mut cells), Shared::new(&mut floats));
+            let tiles = Shared::new(&mut tiles);
+            let fill = |tile: usize| {
+                // SAFETY: each tile is one task's.
+                let Some(Tile { start, count, outliers }) = unsafe { tiles.range(tile, 1) }.first_mut()
+                else {
+                    return;
+                };
+                let (start, count) = (*start, *count);
+                let x = &x[start * columns..(start + count) * columns];
+                // SAFETY: tiles lie one behind the other, and each is filled by one task.
+                let cells = unsafe { cells.range(start * blocks, count * blocks) };
+                if !cells.is_empty() {
+                    for (row, values) in x.chunks_exact(columns).enumerate() {
+                        quantise(values, &mut cells[row..], count, row, outliers);
+                    }
+                    outliers.sort_unstable_by_key(|o| (o.column, o.row));
+                }
+                if all_floats {
+                    // SAFETY: as above.
+                    let floats = unsafe { floats.range(start * columns, count * columns) };
+                    for (row, values) in x.chunks_exact(columns).enumerate() {
+                        floats[row..].iter_mut().step_by(count).zip(values).for_each(|(to, v)| *to = *v);
+                    }
+                }
+            };
+            if rows * columns < 1 << 15 {
+                (0..count).for_each(fill);
+            } else {
+                threads::for_each(count, fill);
+            }
+        }
+        Self { cells, floats, tiles, rows, columns }
+    }
+}
+
+/// Splits rows into tiles.
+fn tiles(rows: usize, level: Level, float: bool) -> Vec<Tile> {
+    let sizes: &[usize] = match level {
+        #[cfg(target_arch = "x86_64")]
+        Level::Vnni => &[TILE, 4, 1],
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 if float => &[FLOAT_TILE, 1],
+        _ => &[4, 1],
+    };
+    let mut tiles = Vec::with_capacity(rows / 4 + 4);
+    let mut start = 0;
+    while start < rows {
+        let count = sizes.iter().copied().find(|size| start + size <= rows).unwrap_or(1);
+        tiles.push(Tile { start, count, outliers: Vec::new() });
+        start += count;
+    }
+    tiles
+}
+
+super::simd::dispatch!(
+    /// Quantises a row, number `row` of its tile, into every `stride`-th cell.
+    fn quantise(values: &[f32], cells: &mut [Cell], stride: usize, row: usize, outliers: &mut Vec<Outlier>) = quantise_body
+);
+#[inline(always)]
+fn quantise_body<const FMA: bool>(
+    values: &[f32],
+    cells: &mut [Cell],
+    stride: usize,
+    row: usize,
+    outliers: &mut Vec<Outlier>,
+) {
+    for (i, (values, cell)) in
+        values.as_chunks::<BLOCK>().0.iter().zip(cells.iter_mut().step_by(stride)).enumerate()
+    {
+        let (largest, sum) = magnitudes(values);
+        // False if there is a NaN or an infinity.
+        if largest * BLOCK as f32 > STANDS_OUT * sum {
+            let mut rest = *values;
+            for (j, v) in rest.iter_mut().enumerate() {
+                if v.abs() * BLOCK as f32 > STANDS_OUT * sum {
+                    outliers.push(Outlier { column: i * BLOCK + j, row, value: *v });
+                    *v = 0.0;
+                }
+            }
+            quantise_block(&rest, magnitudes(&rest).0, cell);
+        } else {
+            quantise_block(values, largest, cell);
+        }
+    }
+}
+
+/// The largest magnitude of a block, and the sum of all.
+#[inline(always)]
+fn magnitudes(values: &[f32; BLOCK]) -> (f32, f32) {
+    const LANES: usize = 16;
+    let (mut largest, mut sum) = ([0f32; LANES], [0f32; LANES]);
+    for part in values.as_chunks::<LANES>().0 {
+        for ((largest, sum), v) in largest.iter_mut().zip(&mut sum).zip(part) {
+            *largest = if v.abs() > *largest { v.abs() } else { *largest };
+            *sum += v.abs();
+        }
+    }
+    (largest.iter().fold(0f32, |a, b| if *b > a { *b } else { a }), super::simd::sum::<false>(&sum))
+}
+
+#[inline(always)]
+fn quantise_block(values: &[f32; BLOCK], largest: f32, cell: &mut Cell) {
+    const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to the nearest whole number, ties to even
+    let (scale, inverse) = (largest / 127.0, if largest > 0.0 { 127.0 / largest } else { 0.0 });
+    let mut sums = [0i32; 2];
+    for (half, (values, q)) in
+        values.as_chunks::<16>().0.iter().zip(cell.q.as_chunks_mut::<16>().0).enumerate()
+    {
+        let mut sum = 0;
+        for (v, q) in values.iter().zip(q) {
+            let rounded = (v * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits()).cast_signed();
+            *q = rounded as i8;
+            sum += rounded;
+        }
+        sums[half] = sum;
+    }
+    let [first, second] = sums.map(|s| s as f32);
+    // A NaN or an infinity anywhere must come out: it is carried by the scale.
+    let scale = if values.iter().all(|v| v.is_finite()) { scale } else { f32::NAN };
+    cell.facts = [scale, scale * (first + second), first + second, first, second];
+}
