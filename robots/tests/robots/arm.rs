@@ -1,7 +1,7 @@
 //! A kinematic arm that goes where it is told, its cameras, and policies with switches.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 use vela_embodiment::{
     Action, ActionChunk, ActionSpace, Applied, Checked, Clock, Embodiment, Environment, Episode, Error,
@@ -53,6 +53,11 @@ impl FakeArm {
 
     pub fn real_time() -> Result<Self> {
         Self::new(Arc::new(MonotonicClock::new()), None)
+    }
+
+    /// On a clock of the caller's.
+    pub fn on(clock: Arc<dyn Clock>) -> Result<Self> {
+        Self::new(clock, None)
     }
 
     fn new(clock: Arc<dyn Clock>, virtual_clock: Option<Arc<VirtualClock>>) -> Result<Self> {
@@ -136,6 +141,33 @@ impl JointSide for FakeArm {
 
     fn clock(&self) -> Arc<dyn Clock> {
         self.clock.clone()
+    }
+}
+
+/// A clock that leaps, as after a suspended machine wakes.
+#[derive(Default)]
+pub struct LeapingClock {
+    steady: MonotonicClock,
+    leapt_ms: AtomicI64,
+}
+
+impl LeapingClock {
+    pub fn leap_ms(&self, by: i64) {
+        self.leapt_ms.fetch_add(by, Ordering::SeqCst);
+    }
+
+    fn secs(&self) -> f64 {
+        self.leapt_ms.load(Ordering::SeqCst) as f64 * 1e-3
+    }
+}
+
+impl Clock for LeapingClock {
+    fn now(&self) -> Stamp {
+        self.steady.now().plus_secs(self.secs())
+    }
+
+    fn sleep_until(&self, stamp: Stamp) {
+        self.steady.sleep_until(stamp.plus_secs(-self.secs()));
     }
 }
 

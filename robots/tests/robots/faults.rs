@@ -1,21 +1,23 @@
 //! What goes wrong beside an arm, one test each: in every one the arm ends inside its limits.
 
-use crate::arm::{FakeArm, FakeCameras, FakePolicy, Switches, eventually};
+use crate::arm::{FakeArm, FakeCameras, FakePolicy, LeapingClock, Switches, eventually};
 use rand::Rng;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Mutex, PoisonError};
 use vela_embodiment::{
     ActionChunk, Embodiment, Error, InferOptions, Observation, Policy, PolicySpec, Result,
 };
 use vela_robots::ros2::keys::{self, Attachment, Topic};
-use vela_robots::ros2::messages::{JointTrajectory, Time, TrajectoryPoint, encode};
-use vela_robots::ros2::{DOMAIN, Node};
+use vela_robots::ros2::messages::{Float64MultiArray, JointTrajectory, Time, TrajectoryPoint, encode};
+use vela_robots::ros2::{DOMAIN, FORWARD, GRIPPER, Node, TRAJECTORY};
+use vela_robots::wire::{answer, ask, hello};
 use vela_robots::{
-    ControlEvent, ControlHandle, ControlOptions, Controller, State, listen_for_stop, loopback_pair,
-    press_stop, release_stop,
+    ControlEvent, ControlHandle, ControlOptions, Controller, RemotePolicy, State, listen_for_stop,
+    loopback_pair, press_stop, release_stop,
 };
-use zenoh::Wait;
+use zenoh::query::Query;
+use zenoh::{Session, Wait};
 
 struct Bench<P: Policy + 'static> {
     controller: Controller<FakeArm, FakeCameras, P>,
@@ -27,12 +29,15 @@ struct Bench<P: Policy + 'static> {
 }
 
 fn bench<P: Policy + 'static>(policy: P, stop_after_hold_secs: f64) -> Result<Bench<P>> {
-    let arm = FakeArm::real_time()?;
+    bench_of(FakeArm::real_time()?, policy, stop_after_hold_secs)
+}
+
+fn bench_of<P: Policy + 'static>(arm: FakeArm, policy: P, stop_after_hold_secs: f64) -> Result<Bench<P>> {
     let cameras = FakeCameras::of(&arm);
     let (black, frozen, late_ms) = (cameras.black.clone(), cameras.frozen.clone(), arm.late_ms.clone());
     let options = ControlOptions {
         stop_after_hold_secs,
-        start_within_secs: 20.0,
+        start_within_secs: 20.0_f64.max(stop_after_hold_secs),
         max_frame_age_secs: 0.4,
         events: 1 << 14,
         ..ControlOptions::default()
@@ -121,6 +126,158 @@ fn late_joint_states_mean_hold_and_fresh_ones_go_on() -> Result<()> {
     run.late_ms.store(0, Ordering::SeqCst);
     assert!(eventually(|| running(&run.handle)));
     run.within_limits()?;
+    Ok(())
+}
+
+#[test]
+fn a_policy_slower_than_its_plans_means_hold_and_a_quick_one_goes_on() -> Result<()> {
+    let (policy, switches) = moving(0.0005)?;
+    let run = bench(policy, 1e9)?;
+    assert!(eventually(|| running(&run.handle)));
+    // Its chunks last half a second, and nothing older than that is carried out.
+    switches.slow_ms.store(1500, Ordering::SeqCst);
+    assert!(eventually(|| holding(&run.handle, "the plan has ended and no new one came")));
+    switches.slow_ms.store(0, Ordering::SeqCst);
+    assert!(eventually(|| running(&run.handle)), "{:?}", run.handle.state());
+    run.within_limits()?;
+    Ok(())
+}
+
+#[test]
+fn an_arm_whose_clock_leaps_stays_inside_its_limits_and_goes_on() -> Result<()> {
+    let clock = Arc::new(LeapingClock::default());
+    let run = bench_of(FakeArm::on(clock.clone())?, moving(0.002)?.0, 1e9)?;
+    let at = || run.handle.joints().map_or(0.0, |reading| reading.positions[0]);
+    // Forward, as when a machine wakes; and back, which a monotonic clock never does.
+    for leap_ms in [10_000, -300, 3_600_000, -700] {
+        assert!(eventually(|| running(&run.handle)), "{leap_ms} {:?}", run.handle.state());
+        let before = at();
+        clock.leap_ms(leap_ms);
+        assert!(eventually(|| at() > before + 0.01), "{leap_ms} {:?}", run.handle.state());
+    }
+    run.within_limits()?;
+    Ok(())
+}
+
+/// A policy's place on zenoh whose answers the network hurts: repeated, late by one, cut off, flipped, noise.
+fn hurting_link(session: &Session, mut policy: FakePolicy) -> Result<Vec<Box<dyn Send>>> {
+    let key = |name: &str| format!("vela/test/policy/hurting/{name}");
+    let link = |error: zenoh::Error| Error::Link(error.to_string());
+    let spec = policy.spec().clone();
+    let greet = session.declare_queryable(key("hello")).callback(move |query: Query| {
+        let bytes = query.payload().map(|bytes| bytes.to_bytes().into_owned()).unwrap_or_default();
+        let said = hello::decode_hello(&bytes);
+        let said = said.and_then(|said| hello::encode_welcome(&hello::Welcome::to(&said, &spec)));
+        let _ = query.reply(query.key_expr().clone(), said.unwrap_or_default()).wait();
+    });
+    let greet = greet.wait().map_err(link)?;
+    let (mut rng, mut last) = (vela_embodiment::stream(5, "hurting link"), Vec::new());
+    let answer = Mutex::new(move |bytes: &[u8]| -> Result<Vec<u8>> {
+        let asked = ask::decode(bytes)?;
+        let chunk = policy.infer(&asked.history, &asked.options).map_err(|error| error.to_string());
+        let whole = answer::encode(&answer::Answer { sequence: asked.sequence, infer_secs: 0.0, chunk })?;
+        let before = std::mem::replace(&mut last, whole.clone());
+        let mut hurt = whole;
+        match rng.random_range(0..8) {
+            0 => hurt = before,
+            1 => hurt.truncate(rng.random_range(0..hurt.len())),
+            2 => {
+                for _ in 0..rng.random_range(1..8) {
+                    let at = rng.random_range(0..hurt.len());
+                    hurt[at] = rng.random();
+                }
+            }
+            3 => hurt = (0..rng.random_range(0..400)).map(|_| rng.random()).collect(),
+            _ => {}
+        }
+        Ok(hurt)
+    });
+    let chunk = session.declare_queryable(key("chunk")).callback(move |query: Query| {
+        let bytes = query.payload().map(|bytes| bytes.to_bytes().into_owned()).unwrap_or_default();
+        let mut answer = answer.lock().unwrap_or_else(PoisonError::into_inner);
+        let said = answer(&bytes).unwrap_or_default();
+        // Twice: the second is nobody's any more.
+        let _ = query.reply(query.key_expr().clone(), said.clone()).wait();
+        let _ = query.reply(query.key_expr().clone(), said).wait();
+    });
+    let chunk = chunk.wait().map_err(link)?;
+    let token = session.liveliness().declare_token(key("alive")).wait().map_err(link)?;
+    Ok(vec![Box::new(greet), Box::new(chunk), Box::new(token)])
+}
+
+#[test]
+fn answers_repeated_reordered_torn_and_random_on_the_link_never_leave_the_limits() -> Result<()> {
+    let (near, far) = loopback_pair()?;
+    let (policy, switches) = moving(0.002)?;
+    let _link = hurting_link(&far, policy)?;
+    let remote = RemotePolicy::new(&near, "vela/test", &Embodiment::so101()?, 1.0)?;
+    let run = bench(remote, 1e9)?;
+    assert!(eventually(|| switches.calls.load(Ordering::SeqCst) > 40), "{:?}", run.handle.state());
+    // Between what is hurt it goes on.
+    assert!(eventually(|| running(&run.handle)), "{:?}", run.handle.state());
+    assert!(run.handle.joints().is_some_and(|reading| reading.positions[0] > 0.01));
+    assert!(run.within_limits()? > 25);
+    Ok(())
+}
+
+#[test]
+fn commands_repeated_reordered_torn_and_random_never_leave_the_limits() -> Result<()> {
+    let (robot, commander) = loopback_pair()?;
+    let run = bench(moving(0.0)?.0, 1e9)?;
+    let embodiment = Embodiment::so101()?;
+    let node = Node::start(&robot, &embodiment, &run.handle)?;
+    assert!(eventually(|| running(&run.handle)));
+    let mut rng = vela_embodiment::stream(9, "hurt commands");
+    let topics = [
+        Topic::new(TRAJECTORY, &keys::JOINT_TRAJECTORY),
+        Topic::new(FORWARD, &keys::FLOAT64_MULTI_ARRAY),
+        Topic::new(GRIPPER, &keys::FLOAT64_MULTI_ARRAY),
+    ];
+    let mut said: Vec<(usize, Vec<u8>)> = Vec::new();
+    let mut sent = 0;
+    let mut say = || -> Result<()> {
+        let topic = rng.random_range(0..topics.len());
+        let mut number = || f64::from(rng.random_range(-4.0_f32..4.0));
+        let mut bytes = match topic {
+            0 => encode(&JointTrajectory {
+                joint_names: vec!["elbow_flex".into(), "gripper".into()],
+                points: vec![TrajectoryPoint {
+                    positions: vec![number(), number()],
+                    time_from_start: Time { sec: 0, nanosec: 300_000_000 },
+                    ..TrajectoryPoint::default()
+                }],
+                ..JointTrajectory::default()
+            })?,
+            1 => {
+                encode(&Float64MultiArray { data: (0..5).map(|_| number()).collect(), ..Default::default() })?
+            }
+            _ => encode(&Float64MultiArray { data: vec![number()], ..Default::default() })?,
+        };
+        said.push((topic, bytes.clone()));
+        let mut topic = topic;
+        match rng.random_range(0..6) {
+            0 => (topic, bytes) = said[rng.random_range(0..said.len())].clone(),
+            1 => bytes.truncate(rng.random_range(0..bytes.len())),
+            2 => {
+                bytes.iter_mut().skip(4).for_each(|byte| *byte ^= if rng.random_bool(0.1) { 0x55 } else { 0 })
+            }
+            3 => bytes = (0..rng.random_range(0..200)).map(|_| rng.random()).collect(),
+            _ => {}
+        }
+        sent += 1;
+        let put = commander.put(topics[topic].key(DOMAIN), bytes);
+        put.wait().map_err(|e| Error::Link(e.to_string()))
+    };
+    let handle = run.handle.clone();
+    let moved = || handle.joints().is_some_and(|reading| reading.positions.iter().any(|q| q.abs() > 0.1));
+    let mut seen_moving = false;
+    assert!(eventually(|| {
+        let told = say().is_ok();
+        seen_moving |= moved();
+        told && seen_moving && node.refusals().0 > 50
+    }));
+    drop(node);
+    assert!(run.within_limits()? > 10);
     Ok(())
 }
 
