@@ -1,12 +1,12 @@
 //! `vela bench`: how fast this machine runs a model, and what it could do at most.
 
+mod llm;
 mod vla;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::{Args as ClapArgs, Subcommand};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
-use vela_embodiment::{Clock, MonotonicClock, Stamp};
 use vela_llm::generate::Session;
 use vela_llm::model;
 use vela_llm::sampling::best;
@@ -21,32 +21,13 @@ pub struct Args {
 #[derive(Subcommand)]
 enum What {
     /// A text model: reading a prompt, writing tokens.
-    Llm(Llm),
+    Llm(llm::Args),
     /// A policy: one chunk of actions, stage by stage.
     Vla(vla::Args),
     /// The likeliest continuation of prompts given as token ids, with logits: for comparison with another runtime.
     Greedy(Greedy),
     /// What one core can do at most: bytes from memory, float32 and eight-bit multiply-adds, per second.
     Machine,
-}
-
-#[derive(ClapArgs)]
-struct Llm {
-    /// A GGUF file or a model folder.
-    #[arg(long)]
-    model: PathBuf,
-    /// Tokens of the prompt.
-    #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
-    prompt_tokens: u32,
-    /// Tokens to write.
-    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
-    decode_tokens: u32,
-    /// Threads of the kernels; 0: as many as the machine has.
-    #[arg(long, default_value_t = 0)]
-    threads: usize,
-    /// Print JSON.
-    #[arg(long)]
-    json: bool,
 }
 
 #[derive(ClapArgs)]
@@ -73,38 +54,10 @@ struct Continued {
     first_logits: Vec<f32>,
 }
 
-/// What was measured. Speeds are per second of time that passed; the two costs are processor time, which a busy machine
-/// changes less.
-#[derive(Serialize)]
-struct Measured {
-    prefill_tok_s: f64,
-    decode_tok_s: f64,
-    ttft_ms: f64,
-    rss_mb: f64,
-    threads: usize,
-    load_ms: f64,
-    prefill_cpu_ms_per_token: Option<f64>,
-    decode_cpu_ms_per_token: Option<f64>,
-}
-
 /// Runs the verb.
 pub fn run(args: &Args) -> Result<()> {
     match &args.what {
-        What::Llm(args) => {
-            vela_nn::threads::set(args.threads);
-            let measured = llm(args)?;
-            if args.json {
-                println!("{}", serde_json::to_string(&measured)?);
-            } else {
-                println!("reading   {:8.1} tokens/s", measured.prefill_tok_s);
-                println!("writing   {:8.1} tokens/s", measured.decode_tok_s);
-                println!(
-                    "first token after {:.0} ms; loaded in {:.0} ms",
-                    measured.ttft_ms, measured.load_ms
-                );
-                println!("{:.0} MB resident, {} thread(s)", measured.rss_mb, measured.threads);
-            }
-        }
+        What::Llm(args) => llm::run(args)?,
         What::Vla(args) => vla::run(args)?,
         What::Greedy(args) => {
             vela_nn::threads::set(args.threads);
@@ -113,45 +66,6 @@ pub fn run(args: &Args) -> Result<()> {
         What::Machine => println!("{}", serde_json::to_string(&vela_nn::peaks::measure())?),
     }
     Ok(())
-}
-
-fn llm(args: &Llm) -> Result<Measured> {
-    let clock = MonotonicClock::new();
-    let milliseconds = |from: Stamp| clock.now().secs_since(from) * 1e3;
-    let start = clock.now();
-    let decoder = model::load(&args.model)?.decoder;
-    let load_ms = milliseconds(start);
-    let (prompt, count) = (args.prompt_tokens as usize, args.decode_tokens as usize);
-    let vocab = decoder.config().vocab;
-    // Numbers that lie far apart, so that no two neighbours are alike.
-    let ids: Vec<u32> = (0..prompt).map(|i| ((i + 1) * 7919 % vocab) as u32).collect();
-    let last = |logits: Vec<Vec<f32>>| match logits.last() {
-        Some(logits) => Ok(best(logits)?),
-        None => bail!("the model gave no logits"),
-    };
-    // Whatever is made at a first use is made before the clock runs.
-    last(Session::new(decoder.clone(), 8)?.read(&ids[..ids.len().min(4)], 1)?)?;
-    let mut session = Session::new(decoder, prompt + count + 1)?;
-
-    let (start, busy) = (clock.now(), processor_ms());
-    let mut next = last(session.read(&ids, 1)?)?;
-    let (ttft_ms, prefill_cpu) = (milliseconds(start), since(busy));
-
-    let (start, busy) = (clock.now(), processor_ms());
-    for _ in 0..count {
-        next = last(session.read(&[next], 1)?)?;
-    }
-    let (decode_ms, decode_cpu) = (milliseconds(start), since(busy));
-    Ok(Measured {
-        prefill_tok_s: prompt as f64 / ttft_ms * 1e3,
-        decode_tok_s: count as f64 / decode_ms * 1e3,
-        ttft_ms,
-        rss_mb: resident_mb().context("the resident memory is not to be had on this system")?,
-        threads: vela_nn::threads::current(),
-        load_ms,
-        prefill_cpu_ms_per_token: prefill_cpu.map(|ms| ms / prompt as f64),
-        decode_cpu_ms_per_token: decode_cpu.map(|ms| ms / count as f64),
-    })
 }
 
 fn greedy(args: &Greedy) -> Result<Vec<Continued>> {

@@ -401,6 +401,16 @@ unsafe fn numbers<S: Simd, const FORMAT: u32>(from: *const u8, line: usize) -> [
     }
 }
 
+/// Lines after which narrow sums are full.
+const fn full<S: Simd, const FORMAT: u32>() -> usize {
+    match () {
+        () if !S::NARROW => 4,
+        () if is(FORMAT, &EIGHT) => 1,
+        () if is(FORMAT, &SIX) || is(FORMAT, &FIVE) => 2,
+        () => 4,
+    }
+}
+
 /// The products of a block with each of `T` cells, summed: one sum, of Q6_K one of each half.
 ///
 /// # Safety
@@ -410,38 +420,31 @@ unsafe fn dots<S: Simd, const FORMAT: u32, const T: usize>(
     from: *const u8,
     cells: *const Cell,
 ) -> [[S::Ints; 2]; T] {
-    let apart = is(FORMAT, &SIX) || (S::NARROW && is(FORMAT, &EIGHT));
-    // Lines after which narrow sums are full.
-    let full = match () {
-        () if !S::NARROW => 4,
-        () if is(FORMAT, &EIGHT) => 1,
-        () if is(FORMAT, &SIX) || is(FORMAT, &FIVE) => 2,
-        () => 4,
-    };
+    let second = usize::from(is(FORMAT, &SIX) || (S::NARROW && is(FORMAT, &EIGHT)));
     // SAFETY: the caller's promise: block and cells are there.
     unsafe {
         let mut sums = [[S::zero(); 2]; T];
-        let mut pairs = [[S::no_pairs(); 2]; T];
-        for line in 0..4 {
-            let w = numbers::<S, FORMAT>(from, line);
-            for (t, pairs) in pairs.iter_mut().enumerate() {
-                let x = (&raw const (*cells.add(t)).q).cast::<i8>().add(4 * line);
-                if is(FORMAT, &EIGHT) {
-                    pairs[0] = S::dot::<true>(pairs[0], w[0], x);
-                    pairs[usize::from(apart)] = S::dot::<true>(pairs[usize::from(apart)], w[1], x.add(16));
-                } else {
-                    pairs[0] = S::dot::<false>(pairs[0], w[0], x);
-                    pairs[usize::from(apart)] = S::dot::<false>(pairs[usize::from(apart)], w[1], x.add(16));
+        let full = const { full::<S, FORMAT>() };
+        for part in (0..4).step_by(full) {
+            let mut pairs = [[S::no_pairs(); 2]; T];
+            for line in part..part + full {
+                let w = numbers::<S, FORMAT>(from, line);
+                for (t, pairs) in pairs.iter_mut().enumerate() {
+                    let x = (&raw const (*cells.add(t)).q).cast::<i8>().add(4 * line);
+                    if is(FORMAT, &EIGHT) {
+                        pairs[0] = S::dot::<true>(pairs[0], w[0], x);
+                        pairs[second] = S::dot::<true>(pairs[second], w[1], x.add(16));
+                    } else {
+                        pairs[0] = S::dot::<false>(pairs[0], w[0], x);
+                        pairs[second] = S::dot::<false>(pairs[second], w[1], x.add(16));
+                    }
                 }
             }
-            if (line + 1) % full == 0 {
-                for (sums, pairs) in sums.iter_mut().zip(&mut pairs) {
-                    sums[0] = S::widen(sums[0], pairs[0]);
-                    if apart {
-                        let to = usize::from(is(FORMAT, &SIX));
-                        sums[to] = S::widen(sums[to], pairs[1]);
-                    }
-                    *pairs = [S::no_pairs(); 2];
+            for (sums, pairs) in sums.iter_mut().zip(pairs) {
+                sums[0] = S::widen(sums[0], pairs[0]);
+                if second == 1 {
+                    let to = usize::from(is(FORMAT, &SIX));
+                    sums[to] = S::widen(sums[to], pairs[1]);
                 }
             }
         }
