@@ -2,8 +2,9 @@
 //!
 //! Every policy has a place of its own under the arm's base key (`vela/so101`): `BASE/policy/ID/hello` and
 //! `BASE/policy/ID/chunk` answer queries with the messages of [`crate::wire`], and the token `BASE/policy/ID/alive` is
-//! there for as long as the policy is; ID is its session's. The robot asks the one that has been there longest, one
-//! question at a time, so that two policies never answer the same question.
+//! there for as long as the policy is; ID is its session's. `BASE/policy/ID/load` says how busy it is. The robot asks
+//! the least busy one, one question at a time, so that two policies never answer the same question, and stays with it
+//! for as long as it answers.
 //! `BASE/stop` presses the arm's emergency stop.
 
 mod remote;
@@ -23,6 +24,7 @@ use vela_embodiment::Error;
 struct Keys {
     hello: String,
     chunk: String,
+    load: String,
     alive: String,
 }
 
@@ -30,7 +32,7 @@ impl Keys {
     /// Of the policy with this ID, or with `*` of all.
     fn new(base: &str, id: &str) -> Self {
         let key = |name: &str| format!("{base}/policy/{id}/{name}");
-        Self { hello: key("hello"), chunk: key("chunk"), alive: key("alive") }
+        Self { hello: key("hello"), chunk: key("chunk"), load: key("load"), alive: key("alive") }
     }
 }
 

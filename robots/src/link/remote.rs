@@ -2,27 +2,32 @@
 
 use super::{Keys, failed};
 use crate::resolve::require_policy_fits;
-use crate::wire::{answer, ask, hello};
+use crate::wire::{answer, ask, hello, load};
+use std::collections::BTreeMap;
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use vela_embodiment::{
     ActionChunk, ActionSpace, Clock, Embodiment, Error, InferOptions, MonotonicClock, Observation, Policy,
     PolicySpec, Result,
 };
 use zenoh::qos::Priority;
+use zenoh::query::{ConsolidationMode, QueryTarget};
 use zenoh::sample::{Sample, SampleKind};
 use zenoh::{Session, Wait};
 
 /// How often a waiting call looks whether the policy is still alive.
 const LOOK: Duration = Duration::from_millis(10);
 
+/// Policies have this long to say how busy they are, s.
+const LOAD_SECS: f64 = 0.2;
+
 /// Who is there.
 #[derive(Default)]
 struct Presence {
     /// Tokens, the one that has been there longest first.
     tokens: Vec<String>,
-    /// The token of the policy whose contract was compared.
+    /// The token of the policy whose contract was compared: it is asked for as long as it answers.
     greeted: Option<String>,
 }
 
@@ -40,8 +45,9 @@ impl Presence {
     }
 }
 
-/// A policy behind zenoh. It may come, go and come back: while it is away every question fails at once, and when it
-/// returns the contracts are compared again before the first question.
+/// A policy behind zenoh. It may come, go and come back: while none is there every question fails at once, and when one
+/// comes the contracts are compared before the first question. Of several the least busy one is asked, and for as long
+/// as it answers only that one; when it does not, the question goes to another at once.
 pub struct RemotePolicy {
     session: Session,
     base: String,
@@ -105,7 +111,7 @@ impl RemotePolicy {
     pub fn wait_ready(&mut self, secs: f64) -> Result<()> {
         let deadline = self.clock.now().plus_secs(secs);
         loop {
-            if let Some(token) = self.token() {
+            if let Some(token) = self.choose(&[]) {
                 match self.greet(&token) {
                     // It may have gone between its token and our question.
                     Err(Error::Link(_)) if self.clock.now() < deadline => {}
@@ -121,17 +127,67 @@ impl RemotePolicy {
 
     /// Whether a policy is there now.
     pub fn alive(&self) -> bool {
-        self.token().is_some()
+        !self.presence().tokens.is_empty()
     }
 
-    /// The token of the policy to ask.
-    fn token(&self) -> Option<String> {
-        self.presence.lock().unwrap_or_else(PoisonError::into_inner).tokens.first().cloned()
+    fn presence(&self) -> MutexGuard<'_, Presence> {
+        self.presence.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The keys beside a token.
-    fn keys(&self, token: &str) -> Keys {
-        let id = token.rsplit('/').nth(1).unwrap_or_default();
+    /// The token of the policy to ask: the one that was greeted, else the least busy one that has not `failed`, of
+    /// equals the one that has been there longest.
+    fn choose(&self, failed: &[String]) -> Option<String> {
+        {
+            let presence = self.presence();
+            if presence.greeted.is_some() || presence.tokens.is_empty() {
+                return presence.greeted.clone();
+            }
+        }
+        let loads = self.loads();
+        // Who says how busy it is has a token, which may still be on its way.
+        let deadline = self.clock.now().plus_secs(LOAD_SECS);
+        let all_known = |tokens: &[String]| loads.keys().all(|token| tokens.contains(token));
+        let mut tokens = self.presence().tokens.clone();
+        while !all_known(&tokens) && self.clock.now() < deadline {
+            std::thread::sleep(LOOK);
+            tokens.clone_from(&self.presence().tokens);
+        }
+        tokens.retain(|token| !failed.contains(token));
+        let of = |token: &String| loads.get(token).copied().unwrap_or(f64::INFINITY);
+        tokens.into_iter().min_by(|a, b| of(a).total_cmp(&of(b)))
+    }
+
+    /// How busy each policy says it is, by its token.
+    fn loads(&self) -> BTreeMap<String, f64> {
+        let mut loads = BTreeMap::new();
+        let (sender, replies) = channel();
+        let asked = self
+            .session
+            .get(Keys::new(&self.base, "*").load)
+            .target(QueryTarget::All)
+            .consolidation(ConsolidationMode::None)
+            .timeout(Duration::from_secs_f64(LOAD_SECS))
+            .callback(move |reply| {
+                if let Ok(sample) = reply.result()
+                    && let Ok(load) = load::decode(&sample.payload().to_bytes())
+                {
+                    let _ = sender.send((sample.key_expr().to_string(), load.busy));
+                }
+            })
+            .wait();
+        let deadline = self.clock.now().plus_secs(LOAD_SECS);
+        // The sender goes when the last policy has answered.
+        while asked.is_ok() {
+            let left = deadline.secs_since(self.clock.now()).max(0.0);
+            let Ok((key, busy)) = replies.recv_timeout(Duration::from_secs_f64(left)) else { break };
+            loads.insert(self.keys(&key).alive, busy);
+        }
+        loads
+    }
+
+    /// The keys beside any one of them.
+    fn keys(&self, key: &str) -> Keys {
+        let id = key.rsplit('/').nth(1).unwrap_or_default();
         Keys::new(&self.base, id)
     }
 
@@ -147,8 +203,8 @@ impl RemotePolicy {
         let spec = hello::decode_welcome(&welcome)?.into_spec()?;
         require_policy_fits(&self.robot, &spec)?;
         self.spec = spec;
-        let mut presence = self.presence.lock().unwrap_or_else(PoisonError::into_inner);
-        presence.greeted = presence.tokens.first().filter(|first| *first == token).cloned();
+        let mut presence = self.presence();
+        presence.greeted = presence.tokens.iter().find(|known| *known == token).cloned();
         Ok(())
     }
 
@@ -180,7 +236,9 @@ impl RemotePolicy {
                 Err(RecvTimeoutError::Disconnected) => {
                     return Err(Error::Link(format!("{key}: the policy gave no answer")));
                 }
-                Err(RecvTimeoutError::Timeout) if self.token().as_deref() != Some(token) => {
+                Err(RecvTimeoutError::Timeout)
+                    if !self.presence().tokens.iter().any(|known| known == token) =>
+                {
                     return Err(Error::Link(format!("{key}: the policy went away")));
                 }
                 Err(RecvTimeoutError::Timeout) if self.clock.now() >= deadline => {
@@ -199,13 +257,33 @@ impl Policy for RemotePolicy {
     }
 
     fn infer(&mut self, history: &[Observation], options: &InferOptions) -> Result<ActionChunk> {
-        let (token, greeted) = {
-            let presence = self.presence.lock().unwrap_or_else(PoisonError::into_inner);
-            (presence.tokens.first().cloned(), presence.greeted.clone())
-        };
-        let Some(token) = token else { return Err(Error::Link(format!("no policy at {}", self.base))) };
-        if greeted.as_ref() != Some(&token) {
-            self.greet(&token)?;
+        let mut failed: Vec<String> = Vec::new();
+        let mut first = None;
+        while let Some(token) = self.choose(&failed) {
+            match self.question(&token, history, options) {
+                // Another one may be there and may answer.
+                Err(error @ (Error::Link(_) | Error::Mismatch(_))) if !failed.contains(&token) => {
+                    self.presence().greeted.take_if(|greeted| *greeted == token);
+                    failed.push(token);
+                    first.get_or_insert(error);
+                }
+                other => return other,
+            }
+        }
+        Err(first.unwrap_or_else(|| Error::Link(format!("no policy at {}", self.base))))
+    }
+}
+
+impl RemotePolicy {
+    /// One question to the policy with this token.
+    fn question(
+        &mut self,
+        token: &str,
+        history: &[Observation],
+        options: &InferOptions,
+    ) -> Result<ActionChunk> {
+        if self.presence().greeted.as_deref() != Some(token) {
+            self.greet(token)?;
             if history.len() != self.spec.history {
                 let (wanted, got) = (self.spec.history, history.len());
                 return Err(Error::Policy(format!(
@@ -216,7 +294,7 @@ impl Policy for RemotePolicy {
         self.sequence += 1;
         let question =
             ask::Ask { sequence: self.sequence, history: history.to_vec(), options: options.clone() };
-        let bytes = self.ask(&self.keys(&token).chunk, &token, ask::encode(&question)?)?;
+        let bytes = self.ask(&self.keys(token).chunk, token, ask::encode(&question)?)?;
         let reply = answer::decode(&bytes)?;
         if reply.sequence != self.sequence {
             let (wanted, got) = (self.sequence, reply.sequence);

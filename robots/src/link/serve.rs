@@ -1,16 +1,62 @@
 //! A policy that answers a robot over zenoh.
 
 use super::{Keys, failed};
-use crate::wire::{answer, ask, hello};
-use std::sync::atomic::{AtomicBool, Ordering};
+use crate::wire::load::Load;
+use crate::wire::{answer, ask, hello, load};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use vela_embodiment::{ActionChunk, Clock, Error, MonotonicClock, Observation, Policy, PolicySpec, Result};
+use vela_embodiment::{
+    ActionChunk, Clock, Error, MonotonicClock, Observation, Policy, PolicySpec, Result, Stamp,
+};
 use zenoh::query::Query;
 use zenoh::{Session, Wait};
 
 /// Questions that may wait while the policy thinks; one robot has one in flight.
 const WAITING: usize = 4;
+
+/// Load is measured over this long, s.
+const LOAD_SECS: f64 = 5.0;
+/// Whoever is welcomed is expected to cost so much of it, s: two robots that come at once must not choose the same.
+const EXPECTED_SECS: f64 = 0.5;
+
+/// How busy this policy is.
+#[derive(Default)]
+struct Busy {
+    clock: MonotonicClock,
+    /// Until when it thought, and for how long, s.
+    thoughts: Mutex<VecDeque<(Stamp, f64)>>,
+    /// Questions without an answer.
+    waiting: AtomicUsize,
+}
+
+impl Busy {
+    fn note(&self, secs: f64) {
+        let mut thoughts = self.thoughts.lock().unwrap_or_else(PoisonError::into_inner);
+        thoughts.push_back((self.clock.now(), secs.min(LOAD_SECS)));
+    }
+
+    fn load(&self) -> Load {
+        let mut thoughts = self.thoughts.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = self.clock.now();
+        while thoughts.front().is_some_and(|(then, _)| now.secs_since(*then) > LOAD_SECS) {
+            thoughts.pop_front();
+        }
+        let thought: f64 = thoughts.iter().map(|(_, secs)| secs).sum();
+        Load { busy: thought / LOAD_SECS + self.waiting.load(Ordering::Acquire) as f64 }
+    }
+}
+
+/// A question that was taken; it counts as waiting until this is dropped.
+struct Waited<'a>(&'a Busy);
+
+impl Drop for Waited<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::AcqRel);
+    }
+}
 
 /// What a serving policy tells.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,21 +96,45 @@ pub fn serve_policy(
 ) -> Result<ServeReport> {
     let keys = Keys::new(base, &session.zid().to_string());
     let spec = policy.spec().clone();
+    let busy = Arc::new(Busy::default());
+    let _load = session
+        .declare_queryable(keys.load.as_str())
+        .callback({
+            let busy = busy.clone();
+            move |query: Query| {
+                if let Ok(bytes) = load::encode(&busy.load()) {
+                    let _ = query.reply(query.key_expr().clone(), bytes).wait();
+                }
+            }
+        })
+        .wait()
+        .map_err(|e| failed(&keys.load, e))?;
     // Dropping these at the end takes them back; the token goes first because it was declared last.
     let _hello = session
         .declare_queryable(keys.hello.as_str())
         .callback({
-            let spec = spec.clone();
-            move |query: Query| welcome(&query, &spec)
+            let (spec, busy) = (spec.clone(), busy.clone());
+            move |query: Query| {
+                busy.note(EXPECTED_SECS);
+                welcome(&query, &spec);
+            }
         })
         .wait()
         .map_err(|e| failed(&keys.hello, e))?;
     let (sender, questions) = sync_channel::<Query>(WAITING);
     let _chunk = session
         .declare_queryable(keys.chunk.as_str())
-        .callback(move |query: Query| {
-            if let Err(TrySendError::Full(query)) = sender.try_send(query) {
-                let _ = query.reply_err("the policy is busy").wait();
+        .callback({
+            let busy = busy.clone();
+            move |query: Query| {
+                // Counted before it is there to be taken.
+                busy.waiting.fetch_add(1, Ordering::AcqRel);
+                if let Err(TrySendError::Full(query) | TrySendError::Disconnected(query)) =
+                    sender.try_send(query)
+                {
+                    busy.waiting.fetch_sub(1, Ordering::AcqRel);
+                    let _ = query.reply_err("the policy is busy").wait();
+                }
             }
         })
         .wait()
@@ -82,6 +152,7 @@ pub fn serve_policy(
                 return Err(Error::Link("the zenoh session was closed".into()));
             }
         };
+        let _waited = Waited(&busy);
         let question = match ask::decode(&payload(&query)) {
             Ok(question) => question,
             Err(error) => {
@@ -95,6 +166,7 @@ pub fn serve_policy(
         let start = watch.now();
         let chunk = think(policy, &spec, &question).map_err(|error| error.to_string());
         let infer_secs = watch.now().secs_since(start);
+        busy.note(infer_secs);
         let event = match &chunk {
             Ok(_) => {
                 let instruction = question.history.last().map(|o| o.instruction.clone()).unwrap_or_default();

@@ -1,12 +1,13 @@
 //! The native wire between control loop and policy: one whole, versioned message per direction.
 //!
 //! Layout: `VELA`, kind (u8), version (u8), then a MessagePack map. [`ask`] goes from the robot to the policy,
-//! [`answer`] back, [`hello`] is the first exchange of both. Byte strings carry pixels and numbers (f64, little
+//! [`answer`] back, [`hello`] is the first exchange of both, [`load`] is how one policy of several is chosen. Byte strings carry pixels and numbers (f64, little
 //! endian), so that a decoder never allocates more than a small multiple of what arrived.
 
 pub mod answer;
 pub mod ask;
 pub mod hello;
+pub mod load;
 mod packed;
 
 use serde::{Serialize, de::DeserializeOwned};
@@ -32,6 +33,8 @@ pub enum Kind {
     Hello = 3,
     /// What a policy is, or why it refuses the robot.
     Welcome = 4,
+    /// How busy a policy is.
+    Load = 5,
 }
 
 impl Kind {
@@ -41,6 +44,7 @@ impl Kind {
             2 => "answer".into(),
             3 => "hello".into(),
             4 => "welcome".into(),
+            5 => "load".into(),
             other => format!("kind {other}"),
         }
     }

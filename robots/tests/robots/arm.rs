@@ -221,6 +221,8 @@ impl FrameSource for FakeCameras {
 pub struct Switches {
     pub failing: Arc<AtomicBool>,
     pub nan: Arc<AtomicBool>,
+    /// It thinks until this is false.
+    pub held: Arc<AtomicBool>,
     /// Milliseconds of thought.
     pub slow_ms: Arc<AtomicU64>,
     pub calls: Arc<AtomicU64>,
@@ -255,6 +257,9 @@ impl Policy for FakePolicy {
     fn infer(&mut self, history: &[Observation], options: &InferOptions) -> Result<ActionChunk> {
         self.switches.calls.fetch_add(1, Ordering::SeqCst);
         std::thread::sleep(Duration::from_millis(self.switches.slow_ms.load(Ordering::SeqCst)));
+        while self.switches.held.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(2));
+        }
         if self.switches.failing.load(Ordering::SeqCst) {
             return Err(Error::Policy("it has a headache".into()));
         }

@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use vela_embodiment::{Embodiment, Error, InferOptions, Policy, Result, Robot};
 use vela_robots::{
-    ControlOptions, Controller, RemotePolicy, ServeReport, State, loopback_pair, serve_policy,
+    ControlEvent, ControlOptions, Controller, RemotePolicy, ServeReport, State, loopback_pair, serve_policy,
 };
-use zenoh::Session;
+use zenoh::{Session, Wait};
 
 const KEY: &str = "vela/test";
 
@@ -146,7 +146,7 @@ fn the_arm_follows_a_far_policy_holds_when_it_dies_and_goes_on_with_the_next() -
 #[test]
 fn a_second_policy_waits_and_takes_over_when_the_first_goes() -> Result<()> {
     let (robot, far) = loopback_pair()?;
-    let mut remote = RemotePolicy::new(&robot, KEY, &Embodiment::so101()?, 2.0)?;
+    let mut remote = RemotePolicy::new(&robot, KEY, &Embodiment::so101()?, 60.0)?;
     let server = serve(&far, FakePolicy::new()?);
     remote.wait_ready(10.0)?;
     // The robot's own session serves as the second one's: another identity all the same.
@@ -180,5 +180,122 @@ fn a_far_policy_that_never_comes_back_stops_the_arm() -> Result<()> {
     drop(far);
     let report = controller.wait().report;
     assert!(matches!(&report.state, State::Stopped { reason } if reason.contains("policy")), "{report:?}");
+    Ok(())
+}
+
+/// A session that listens at or connects to these endpoints. Patient: a starved machine must not look like a dead peer.
+fn open(listen: &str, connect: &str) -> Result<Session> {
+    let text = format!(
+        "{{mode: 'peer', listen: {{endpoints: [{listen}]}}, connect: {{endpoints: [{connect}]}}, \
+         scouting: {{multicast: {{enabled: false}}, gossip: {{enabled: false}}}}, \
+         transport: {{link: {{tx: {{lease: 60000}}}}}}}}"
+    );
+    let link = |error: zenoh::Error| Error::Link(error.to_string());
+    zenoh::open(zenoh::Config::from_json5(&text).map_err(link)?).wait().map_err(link)
+}
+
+/// A session that listens on a free port, and where.
+fn listening() -> Result<(Session, String)> {
+    let mut last = Error::Link("no port".into());
+    // Another process may take the port between our look and zenoh's.
+    for _ in 0..5 {
+        let port = std::net::TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr());
+        let endpoint = format!("'tcp/127.0.0.1:{}'", port.map_err(|e| Error::Link(e.to_string()))?.port());
+        match open(&endpoint, "") {
+            Ok(session) => return Ok((session, endpoint)),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+fn named(name: &str) -> Result<(FakePolicy, Switches)> {
+    let (mut policy, switches) = slow_policy()?;
+    policy.spec.checkpoint = name.into();
+    Ok((policy, switches))
+}
+
+#[test]
+fn of_several_policies_the_least_busy_one_is_asked_and_then_only_that() -> Result<()> {
+    let ((far, here), (other, there)) = (listening()?, listening()?);
+    let (first, switches) = named("first")?;
+    let first = serve(&far, first);
+    let robot = open("", &here)?;
+    let mut early = RemotePolicy::new(&robot, KEY, &Embodiment::so101()?, 60.0)?;
+    early.wait_ready(10.0)?;
+    // It has a question, and thinks about it for as long as this test wants.
+    switches.held.store(true, Ordering::SeqCst);
+    let asking = std::thread::spawn(move || -> Result<(RemotePolicy, String)> {
+        let history = [FakeArm::lockstep()?.observe()?];
+        let chunk = early.infer(&history, &InferOptions::default())?;
+        Ok((early, chunk.checkpoint))
+    });
+    assert!(eventually(|| switches.calls.load(Ordering::SeqCst) > 0));
+    // A second server comes: a robot that looks now takes it.
+    let second = serve(&other, named("second")?.0);
+    let (history, embodiment) = ([FakeArm::lockstep()?.observe()?], Embodiment::so101()?);
+    let mut late: Option<(Session, RemotePolicy)> = None;
+    let look = || -> Result<(Session, RemotePolicy)> {
+        let robot = open("", &format!("{here}, {there}"))?;
+        let mut remote = RemotePolicy::new(&robot, KEY, &embodiment, 60.0)?;
+        remote.wait_ready(10.0)?;
+        Ok((robot, remote))
+    };
+    assert!(eventually(|| {
+        late = look().ok();
+        late.as_ref().is_some_and(|(_, late)| late.spec().checkpoint == "second")
+    }));
+    // Each stays where it is, whatever the other's does.
+    switches.held.store(false, Ordering::SeqCst);
+    let (mut early, checkpoint) = asking.join().map_err(|_| Error::Policy("it died".into()))??;
+    assert_eq!(checkpoint, "first");
+    let (_session, mut late) = late.ok_or(Error::Policy("nobody came".into()))?;
+    for _ in 0..5 {
+        assert_eq!(late.infer(&history, &InferOptions::default())?.checkpoint, "second");
+        assert_eq!(early.infer(&history, &InferOptions::default())?.checkpoint, "first");
+    }
+    first.end()?;
+    second.end()?;
+    Ok(())
+}
+
+#[test]
+fn a_policy_killed_in_mid_question_costs_an_arm_at_most_one_chunk() -> Result<()> {
+    let ((far, here), (other, there)) = (listening()?, listening()?);
+    let robot = open("", &format!("{here}, {there}"))?;
+    let (first, slow) = named("first")?;
+    let first = serve(&far, first);
+    let arm = FakeArm::real_time()?;
+    let cameras = FakeCameras::of(&arm);
+    let remote = RemotePolicy::new(&robot, KEY, &arm.embodiment, 60.0)?;
+    let options = ControlOptions {
+        max_frame_age_secs: f64::INFINITY,
+        stop_after_hold_secs: f64::INFINITY,
+        start_within_secs: f64::INFINITY,
+        events: 1 << 14,
+        ..ControlOptions::default()
+    };
+    let (controller, events) = Controller::start(arm, cameras, remote, "go on", &options)?;
+    let handle = controller.handle();
+    assert!(eventually(|| handle.state() == State::Running));
+    let (second, calls) = named("second")?;
+    let second = serve(&other, second);
+    // It has a question and does not answer it when its whole session goes.
+    slow.held.store(true, Ordering::SeqCst);
+    let asked = slow.calls.load(Ordering::SeqCst);
+    assert!(eventually(|| slow.calls.load(Ordering::SeqCst) > asked));
+    far.close().wait().map_err(|e| Error::Link(e.to_string()))?;
+    assert!(eventually(|| calls.calls.load(Ordering::SeqCst) > 3), "{:?}", handle.state());
+    let report = controller.finish().report;
+    let taken = |name: &str| {
+        let by = |event: &ControlEvent| matches!(event, ControlEvent::Chunk { chunk, .. } if chunk.checkpoint == name);
+        events.try_iter().filter(by).count()
+    };
+    assert!(taken("second") > 1);
+    // The question that was lost was asked again elsewhere before anyone called it a failure.
+    assert!(report.failures <= 1, "{report:?}");
+    slow.held.store(false, Ordering::SeqCst);
+    let _ = first.end();
+    second.end()?;
     Ok(())
 }
