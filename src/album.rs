@@ -16,12 +16,12 @@ use vela_train::vlm::{Album, QuestionAnswer, Spot};
 /// Bytes of one picture.
 const BYTES: usize = (EDGE_PX * EDGE_PX * 3) as usize;
 
-/// How often a kind is asked, against the others: what is easy less.
-fn often(kind: &Kind) -> f64 {
+/// How often a kind is asked, against the others: what is hard more.
+fn often(kind: Kind) -> f64 {
     match kind {
-        Kind::Exists => 3.0,
-        Kind::Colours | Kind::Holding | Kind::Describe => 1.0,
-        _ => 2.0,
+        Kind::Left | Kind::Right | Kind::Nearest => 3.0,
+        Kind::Exists | Kind::Count | Kind::Beside => 2.0,
+        _ => 1.0,
     }
 }
 
@@ -110,6 +110,7 @@ impl Album for TabletopAlbum {
     fn questions(&self, index: usize, count: usize, seed: u64) -> Vec<QuestionAnswer> {
         let mut rng = stream(seed, "questions of a picture");
         let (shown, mut made) = (&self.shown[index], Vec::new());
+        let kinds: Vec<Kind> = Kind::ALL.into_iter().chain([Kind::Beside]).collect();
         for k in 0..count * 4 {
             if made.len() == count {
                 break;
@@ -119,7 +120,7 @@ impl Album for TabletopAlbum {
             let kind = match k {
                 0 => Kind::Describe,
                 1 if shown.grip == Grip::Holds => Kind::Holding,
-                _ => *Kind::ALL.choose_weighted(&mut rng, often).unwrap_or(&Kind::Describe),
+                _ => *kinds.choose_weighted(&mut rng, |kind| often(*kind)).unwrap_or(&Kind::Describe),
             };
             made.extend(ask(shown, kind, Phrasing::Trained, &mut rng).map(|asked| QuestionAnswer {
                 kind: kind.name(),

@@ -33,6 +33,8 @@ pub enum Kind {
     ShapeOf,
     /// Everything on the table, from left to right, and what the arm holds.
     Describe,
+    /// Whether one thing is left, or right, of another: a step towards [`Kind::Left`], asked in training only.
+    Beside,
 }
 
 /// A question and its answer, both in lower case.
@@ -57,7 +59,7 @@ pub enum Phrasing {
 }
 
 impl Kind {
-    /// All of them.
+    /// All that a model is scored by.
     pub const ALL: [Kind; 11] = [
         Kind::Colours,
         Kind::Shapes,
@@ -86,6 +88,7 @@ impl Kind {
             Kind::ColourOf => "colour_of",
             Kind::ShapeOf => "shape_of",
             Kind::Describe => "describe",
+            Kind::Beside => "beside",
         }
     }
 
@@ -195,6 +198,7 @@ impl Kind {
                 "what do you see in the picture?",
                 "describe what you see.",
             ],
+            Kind::Beside => &["is {}?", "is {} in the picture?"],
         }
     }
 
@@ -257,6 +261,7 @@ pub fn ask(shown: &Shown, kind: Kind, phrasing: Phrasing, rng: &mut ChaCha8Rng) 
             (format!("the {} thing", thing.colour.word()), thing.kind.word().to_owned())
         }
         Kind::Describe => (String::new(), describe(shown)?),
+        Kind::Beside => beside(things, rng)?,
     };
     Some(Asked { kind, question: kind.phrase(phrasing, rng).replace("{}", &about), answer })
 }
@@ -396,6 +401,16 @@ fn count(things: &[Thing], rng: &mut ChaCha8Rng) -> Option<(String, String)> {
     Some((about, count.to_string()))
 }
 
+fn beside(things: &[Thing], rng: &mut ChaCha8Rng) -> Option<(String, String)> {
+    let (one, other) = (unique(things, rng)?, unique(things, rng)?);
+    let off = one.at_px[0] - other.at_px[0];
+    let left = rng.random_bool(0.5);
+    let side = if left { "left" } else { "right" };
+    let answer = if (off < 0.0) == left { "yes" } else { "no" };
+    (off.abs() >= BESIDE_PX)
+        .then(|| (format!("{} {side} of {}", named(one), named(other)), answer.to_owned()))
+}
+
 fn exists(things: &[Thing], rng: &mut ChaCha8Rng) -> Option<(String, String)> {
     let there = rng.random_bool(0.5);
     let answer = if there { "yes" } else { "no" }.to_owned();
@@ -497,6 +512,8 @@ mod tests {
             (Kind::Holding, "what is the arm holding?", "nothing"),
             (Kind::ColourOf, "what colour is the ball?", "blue"),
             (Kind::ShapeOf, "what shape is the blue thing?", "ball"),
+            (Kind::Beside, "is the red cube left of the blue ball?", "yes"),
+            (Kind::Beside, "is the blue ball right of the red bowl?", "no"),
             (Kind::Describe, "what is on the table?", "a red cube, a blue ball and a red bowl"),
         ] {
             assert_eq!(all(&shown, kind).get(question).map(String::as_str), Some(answer), "{question}");
