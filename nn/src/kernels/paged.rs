@@ -8,7 +8,7 @@ use super::data::Shared;
 use super::matmul::{View, matmul_over, raw};
 use super::paged_tile::{gather_tile, score_tile, weigh, widen};
 use super::pages::Pages;
-use super::simd;
+use super::simd::Ahead;
 use crate::paged::{BLOCK, Span};
 use crate::{Heads, threads};
 use half::f16;
@@ -89,13 +89,13 @@ impl Plane {
         scratch
     }
 
-    /// Asks for a tile that will be read soon.
-    fn prefetch(&self, tile: usize, size: usize) {
+    /// A tile that will be read soon.
+    fn ahead(&self, tile: usize, size: usize) -> Ahead<'_> {
         let range = tile * size..(tile + 1) * size;
         match self {
-            Self::F32(values) => simd::prefetch(&values[range]),
-            Self::F16(bits) => simd::prefetch(&bits[range]),
-            Self::Int8(values, _) => simd::prefetch(&values[range]),
+            Self::F32(values) => Ahead::of(&values[range]),
+            Self::F16(bits) => Ahead::of(&bits[range]),
+            Self::Int8(values, _) => Ahead::of(&values[range]),
         }
     }
 
@@ -176,10 +176,12 @@ impl Paged<'_> {
         let tiles: Vec<usize> =
             span.blocks[blocks.clone()].iter().map(|block| *block as usize * heads.key + key_head).collect();
         for (k, &tile) in tiles.iter().enumerate() {
-            let ahead = tiles.get(k + 1).map_or((self.values, tiles[0], dv), |next| (self.keys, *next, d));
-            ahead.0.prefetch(ahead.1, ahead.2 * BLOCK);
+            let ahead = match tiles.get(k + 1) {
+                Some(next) => self.keys.ahead(*next, d * BLOCK),
+                None => self.values.ahead(tiles[0], dv * BLOCK),
+            };
             let keys = self.keys.tile(tile, d * BLOCK, &mut scratch);
-            score_tile(&queries, d, keys, &mut scores[k * BLOCK..], s);
+            score_tile(&queries, d, keys, &mut scores[k * BLOCK..], s, ahead);
             if let Some(scales) = self.keys.scales(tile) {
                 scale_columns(&mut scores[k * BLOCK..], s, scales);
             }
@@ -197,16 +199,14 @@ impl Paged<'_> {
         }
         let mut sums = vec![0.0; n * dv];
         for (k, &tile) in tiles.iter().enumerate() {
-            if let Some(next) = tiles.get(k + 1) {
-                self.values.prefetch(*next, dv * BLOCK);
-            }
             if let Some(scales) = self.values.scales(tile) {
                 scale_columns(&mut scores[k * BLOCK..], s, scales);
             }
             // What lies behind the sequence's end is another's leavings: not even zero times that.
             let there = BLOCK.min(span.start + span.rows - skipped - k * BLOCK);
             let values = self.values.tile(tile, dv * BLOCK, &mut scratch);
-            gather_tile(&scores[k * BLOCK..], s, &values[..there * dv], dv, &mut sums);
+            let ahead = self.values.ahead(*tiles.get(k + 1).unwrap_or(&tile), dv * BLOCK);
+            gather_tile(&scores[k * BLOCK..], s, &values[..there * dv], dv, &mut sums, ahead);
         }
         for row in 0..span.rows {
             // SAFETY: this task alone writes these rows of the heads of this group, and `out` outlives the loop.
