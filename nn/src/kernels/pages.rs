@@ -112,7 +112,7 @@ mod tests {
             .map(Pages::zeroed)
             .collect::<Result<_, _>>()?;
         for (i, pages) in all.iter_mut().enumerate() {
-            assert!(pages.iter().all(|v| *v == 0) && pages.as_ptr() as usize % LINE == 0);
+            assert!(pages.iter().all(|v| *v == 0) && (pages.as_ptr() as usize).is_multiple_of(LINE));
             pages.fill(i as u32 + 1);
         }
         for (i, pages) in all.iter().enumerate() {
