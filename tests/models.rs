@@ -43,13 +43,13 @@ fn the_vlm_in_the_binary_answers_about_pictures_that_it_never_saw() -> Outcome {
     let vqa = run("vqa", "builtin")?;
     let rate = |path: &str| vqa.pointer(path).and_then(serde_json::Value::as_f64).unwrap_or(-1.0);
     let (seen, grey) = (rate("/all/picture/rate"), rate("/all/grey/rate"));
-    assert!(seen > 0.65 && grey < 0.35 && seen > grey + 0.2, "with the picture {seen}, with grey {grey}");
+    assert!(seen > 0.7 && grey < 0.35 && seen > grey + 0.2, "with the picture {seen}, with grey {grey}");
     // The folder beside is the model inside.
     assert_eq!(run("vqa", &dir.display().to_string())?["kinds"], vqa["kinds"]);
     let pope = run("pope", "builtin")?;
     for setting in ["random", "popular", "adversarial"] {
         let accuracy = pope["settings"][setting]["accuracy"]["rate"].as_f64().unwrap_or(-1.0);
-        assert!(accuracy > 0.75, "{setting}: {accuracy}");
+        assert!(accuracy > 0.8, "{setting}: {accuracy}");
     }
     Ok(())
 }
