@@ -2,6 +2,7 @@
 
 mod llm;
 mod vla;
+mod vlm;
 
 use anyhow::{Context, Result};
 use clap::{Args as ClapArgs, Subcommand};
@@ -22,6 +23,8 @@ pub struct Args {
 enum What {
     /// A text model: reading a prompt, writing tokens.
     Llm(llm::Args),
+    /// A model that sees: a picture and a question to the first word, the second question.
+    Vlm(vlm::Args),
     /// A policy: one chunk of actions, stage by stage.
     Vla(vla::Args),
     /// The likeliest continuation of prompts given as token ids, with logits: for comparison with another runtime.
@@ -59,6 +62,7 @@ pub fn run(args: &Args) -> Result<()> {
     match &args.what {
         What::Llm(args) => llm::run(args)?,
         What::Vla(args) => vla::run(args)?,
+        What::Vlm(args) => vlm::run(args)?,
         What::Greedy(args) => {
             vela_nn::threads::set(args.threads);
             println!("{}", serde_json::to_string(&greedy(args)?)?);

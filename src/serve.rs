@@ -140,6 +140,8 @@ pub fn service(loading: &Loading, at_once: usize, clock: Arc<dyn Clock>) -> Resu
 
 /// The model, and what it goes by.
 fn load(loading: &Loading) -> Result<(ChatModel, String)> {
+    // Of the encoder; the engine's thread is told by its own setting.
+    vela_nn::threads::set(loading.threads);
     let Some(path) = &loading.model else {
         return Ok((builtin::default_vlm(PICTURE_BYTES)?, "vela".to_owned()));
     };

@@ -180,3 +180,30 @@ fn inspect_says_what_it_is() -> Outcome {
     assert!(words.contains("it will not load: tokenizer.ggml.merges: is missing"), "{words}");
     Ok(())
 }
+
+#[test]
+fn benches_measure_what_they_name() -> Outcome {
+    let dir = model(TEMPLATE)?;
+    let model = dir.path().display().to_string();
+    let bench = |args: &[&str]| -> Result<Value, Box<dyn std::error::Error>> {
+        let output = vela(&[&["bench"], args, &["--threads", "1", "--json"]].concat(), "")?;
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(serde_json::from_slice(&output.stdout)?)
+    };
+    for batch in ["1", "3"] {
+        let sizes = ["--prompt-tokens", "8", "--decode-tokens", "4", "--batch", batch];
+        let told = bench(&[&["llm", "--model", &model], &sizes[..]].concat())?;
+        for speed in ["prefill_tok_s", "decode_tok_s", "ttft_ms", "rss_mb"] {
+            assert!(told[speed].as_f64().is_some_and(|v| v > 0.0), "{speed}: {told}");
+        }
+        assert_eq!(told["batch"].to_string(), batch);
+    }
+    let told = bench(&["vlm", "--pictures", "3"])?;
+    for time in ["vision_ms", "prefill_ms", "ttft_ms", "second_question_ttft_ms"] {
+        assert!(told[time].as_f64().is_some_and(|v| v > 0.0), "{time}: {told}");
+    }
+    assert_eq!(told["image_tokens"], 36);
+    let blind = complaint(&["bench", "vlm", "--model", &model])?;
+    assert!(blind.contains("expected a model that sees"), "{blind}");
+    Ok(())
+}
