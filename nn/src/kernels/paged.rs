@@ -8,11 +8,11 @@ use super::data::Shared;
 use super::matmul::{View, matmul_over, raw};
 use super::paged_tile::{gather_tile, score_tile, weigh, widen};
 use super::pages::Pages;
-use super::simd::Ahead;
 use crate::paged::{BLOCK, Span};
 use crate::{Heads, threads};
 use half::f16;
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
+use std::ops::Range;
 
 /// Fewer queries than this in a span read the blocks in place.
 const FEW: usize = 8;
@@ -89,16 +89,6 @@ impl Plane {
         scratch
     }
 
-    /// A tile that will be read soon.
-    fn ahead(&self, tile: usize, size: usize) -> Ahead<'_> {
-        let range = tile * size..(tile + 1) * size;
-        match self {
-            Self::F32(values) => Ahead::of(&values[range]),
-            Self::F16(bits) => Ahead::of(&bits[range]),
-            Self::Int8(values, _) => Ahead::of(&values[range]),
-        }
-    }
-
     /// The scales of a tile's positions, if it has any.
     fn scales(&self, tile: usize) -> Option<&[f32]> {
         match self {
@@ -134,87 +124,96 @@ pub struct Paged<'a> {
 impl Paged<'_> {
     /// Queries `[rows of all spans, h * d]` to `out [rows, h * dv]`. The caller checked sizes and block numbers.
     pub fn attend(&self, q: &[f32], spans: &[Span<'_>], out: &mut [f32]) {
-        // A task is a span, its first row, and a key head (few rows) or a query head (many).
+        // A task is a span, its first row, and key heads (few rows) or a query head (many). The key heads of a block lie side
+        // by side: as many as leave work for every thread are read together, so that the processor reads ahead.
+        let parts = threads::current().div_ceil(spans.len().max(1)).clamp(1, self.heads.key.max(1));
+        let key_heads = self.heads.key.div_ceil(parts).max(1);
         let mut tasks = Vec::new();
         let mut first = 0;
         for span in spans {
-            let heads = if span.rows < FEW { self.heads.key } else { self.heads.query };
-            tasks.extend((0..heads).map(|head| (span, first, head)));
+            let (heads, at_once) =
+                if span.rows < FEW { (self.heads.key, key_heads) } else { (self.heads.query, 1) };
+            tasks.extend(
+                (0..heads).step_by(at_once).map(|from| (span, first, from..heads.min(from + at_once))),
+            );
             first += span.rows;
         }
         let out = Shared::new(out);
         threads::for_each(tasks.len(), |task| {
-            let (span, first, head) = tasks[task];
+            let (span, first, heads) = &tasks[task];
             if span.rows < FEW {
-                self.few(q, span, first, head, &out);
+                self.few(q, span, *first, heads.clone(), &out);
             } else {
-                self.many(q, span, first, head, &out);
+                self.many(q, span, *first, heads.start, &out);
             }
         });
     }
 
     /// The keys that the query at a position sees.
-    fn seen(&self, span: &Span<'_>, position: usize) -> std::ops::Range<usize> {
+    fn seen(&self, span: &Span<'_>, position: usize) -> Range<usize> {
         let end = if position < span.whole { span.whole } else { position + 1 };
         (position + 1).saturating_sub(self.window)..end.min(span.start + span.rows)
     }
 
-    /// All queries of a span that read one key head.
-    fn few(&self, q: &[f32], span: &Span<'_>, first: usize, key_head: usize, out: &Shared<f32>) {
+    /// All queries of a span that read some key heads.
+    fn few(&self, q: &[f32], span: &Span<'_>, first: usize, key_heads: Range<usize>, out: &Shared<f32>) {
         let Self { d, dv, heads, .. } = *self;
         let group = heads.query / heads.key;
+        // Queries of a key head: of each row, each query head of its group.
         let n = span.rows * group;
-        let mut queries = Vec::with_capacity(n * d);
-        for row in first..first + span.rows {
-            let from = (row * heads.query + key_head * group) * d;
-            queries.extend(q[from..from + group * d].iter().map(|x| x * self.scale));
-        }
-        let blocks = self.seen(span, span.start).start / BLOCK..(span.start + span.rows).div_ceil(BLOCK);
-        let s = blocks.len() * BLOCK;
-        let mut scores = vec![0.0; n * s];
-        let mut scratch = Vec::new();
-        let tiles: Vec<usize> =
-            span.blocks[blocks.clone()].iter().map(|block| *block as usize * heads.key + key_head).collect();
-        for (k, &tile) in tiles.iter().enumerate() {
-            let ahead = match tiles.get(k + 1) {
-                Some(next) => self.keys.ahead(*next, d * BLOCK),
-                None => self.values.ahead(tiles[0], dv * BLOCK),
-            };
-            let keys = self.keys.tile(tile, d * BLOCK, &mut scratch);
-            score_tile(&queries, d, keys, &mut scores[k * BLOCK..], s, ahead);
-            if let Some(scales) = self.keys.scales(tile) {
-                scale_columns(&mut scores[k * BLOCK..], s, scales);
+        let mut queries = Vec::with_capacity(key_heads.len() * n * d);
+        for key_head in key_heads.clone() {
+            for row in first..first + span.rows {
+                let from = (row * heads.query + key_head * group) * d;
+                queries.extend(q[from..from + group * d].iter().map(|x| x * self.scale));
             }
         }
-        let skipped = blocks.start * BLOCK;
-        let mut inverses = Vec::with_capacity(n);
-        for (i, scores) in scores.chunks_exact_mut(s.max(1)).enumerate() {
-            let seen = self.seen(span, span.start + i / group);
-            inverses.push(weigh(
-                scores,
-                seen.start - skipped,
-                seen.end - skipped,
-                self.soft_cap.unwrap_or(0.0),
-            ));
+        let blocks = self.seen(span, span.start).start / BLOCK..(span.start + span.rows).div_ceil(BLOCK);
+        let (s, skipped) = (blocks.len() * BLOCK, blocks.start * BLOCK);
+        // Tiles in the order in which they lie, with the block's and the head's number.
+        let tiles = || {
+            span.blocks[blocks.clone()].iter().enumerate().flat_map(|(k, block)| {
+                let tile = *block as usize * heads.key;
+                key_heads.clone().enumerate().map(move |(h, head)| (k, h, tile + head))
+            })
+        };
+        let mut scores = vec![0.0; key_heads.len() * n * s];
+        let mut scratch = Vec::new();
+        for (k, h, tile) in tiles() {
+            let scores = &mut scores[h * n * s + k * BLOCK..(h + 1) * n * s];
+            let keys = self.keys.tile(tile, d * BLOCK, &mut scratch);
+            score_tile(&queries[h * n * d..(h + 1) * n * d], d, keys, scores, s);
+            if let Some(scales) = self.keys.scales(tile) {
+                scale_columns(scores, s, scales);
+            }
         }
-        let mut sums = vec![0.0; n * dv];
-        for (k, &tile) in tiles.iter().enumerate() {
+        let mut inverses = Vec::with_capacity(key_heads.len() * n);
+        for (i, scores) in scores.chunks_exact_mut(s.max(1)).enumerate() {
+            let seen = self.seen(span, span.start + i % n / group);
+            let (low, high) = (seen.start - skipped, seen.end - skipped);
+            inverses.push(weigh(scores, low, high, self.soft_cap.unwrap_or(0.0)));
+        }
+        let mut sums = vec![0.0; key_heads.len() * n * dv];
+        for (k, h, tile) in tiles() {
+            let scores = &mut scores[h * n * s + k * BLOCK..(h + 1) * n * s];
             if let Some(scales) = self.values.scales(tile) {
-                scale_columns(&mut scores[k * BLOCK..], s, scales);
+                scale_columns(scores, s, scales);
             }
             // What lies behind the sequence's end is another's leavings: not even zero times that.
             let there = BLOCK.min(span.start + span.rows - skipped - k * BLOCK);
             let values = self.values.tile(tile, dv * BLOCK, &mut scratch);
-            let ahead = self.values.ahead(*tiles.get(k + 1).unwrap_or(&tile), dv * BLOCK);
-            gather_tile(&scores[k * BLOCK..], s, &values[..there * dv], dv, &mut sums, ahead);
+            gather_tile(scores, s, &values[..there * dv], dv, &mut sums[h * n * dv..(h + 1) * n * dv]);
         }
-        for row in 0..span.rows {
-            // SAFETY: this task alone writes these rows of the heads of this group, and `out` outlives the loop.
-            let to = unsafe { out.range(((first + row) * heads.query + key_head * group) * dv, group * dv) };
-            let from = &sums[row * group * dv..];
-            let scaled = from.chunks_exact(dv.max(1)).zip(&inverses[row * group..]);
-            for (to, (from, inverse)) in to.chunks_exact_mut(dv.max(1)).zip(scaled) {
-                to.iter_mut().zip(from).for_each(|(to, from)| *to = from * inverse);
+        for (h, key_head) in key_heads.enumerate() {
+            for row in 0..span.rows {
+                let at = ((first + row) * heads.query + key_head * group) * dv;
+                // SAFETY: this task alone writes these rows of the heads of this group, and `out` outlives the loop.
+                let to = unsafe { out.range(at, group * dv) };
+                let from = h * n + row * group;
+                let scaled = sums[from * dv..].chunks_exact(dv.max(1)).zip(&inverses[from..]);
+                for (to, (from, inverse)) in to.chunks_exact_mut(dv.max(1)).zip(scaled) {
+                    to.iter_mut().zip(from).for_each(|(to, from)| *to = from * inverse);
+                }
             }
         }
     }

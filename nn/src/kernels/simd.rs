@@ -66,31 +66,6 @@ macro_rules! dispatch {
 }
 pub(crate) use dispatch;
 
-/// Memory that will be read soon, asked for line by line while something else is worked on: a processor does not read ahead
-/// into a place that it cannot guess, and waits when too much is asked for at once.
-#[derive(Clone, Copy)]
-pub struct Ahead<'a>(&'a [u8]);
-
-impl<'a> Ahead<'a> {
-    /// All of `of`.
-    pub fn of<T: bytemuck::Pod>(of: &'a [T]) -> Self {
-        Self(bytemuck::cast_slice(of))
-    }
-
-    /// Asks for line `i` of 64 bytes, if there is one.
-    #[inline(always)]
-    pub fn line(self, i: usize) {
-        #[cfg(target_arch = "x86_64")]
-        if 64 * i < self.0.len() {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            // SAFETY: every x86-64 has the instruction, which does not fault, and the line is there.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(self.0.as_ptr().add(64 * i).cast()) }
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = i;
-    }
-}
-
 /// Lanes of the explicit reductions.
 pub const LANES: usize = 16;
 
