@@ -38,7 +38,8 @@ pub struct Args {
 #[derive(Serialize)]
 struct Measured {
     prefill_tok_s: f64,
-    decode_tok_s: f64,
+    /// Nothing if all was written by the time that the last sequence had its first token.
+    decode_tok_s: Option<f64>,
     /// Until every sequence has its first token.
     ttft_ms: f64,
     rss_mb: f64,
@@ -69,21 +70,24 @@ pub fn run(args: &Args) -> Result<()> {
     let ([read, wrote], rss) = if args.batch == 1 { one(args, decoder)? } else { several(args, decoder)? };
     let measured = Measured {
         prefill_tok_s: read.tokens as f64 / read.ms * 1e3,
-        decode_tok_s: wrote.tokens as f64 / wrote.ms * 1e3,
+        decode_tok_s: (wrote.tokens > 0).then(|| wrote.tokens as f64 / wrote.ms * 1e3),
         ttft_ms: read.ms,
         rss_mb: rss.context("the resident memory is not to be had on this system")?,
         threads: vela_nn::threads::current(),
         batch: args.batch as usize,
         load_ms,
         prefill_cpu_ms_per_token: read.cpu_ms.map(|ms| ms / read.tokens as f64),
-        decode_cpu_ms_per_token: wrote.cpu_ms.map(|ms| ms / wrote.tokens as f64),
+        decode_cpu_ms_per_token: wrote.cpu_ms.filter(|_| wrote.tokens > 0).map(|ms| ms / wrote.tokens as f64),
     };
     if args.json {
         println!("{}", serde_json::to_string(&measured)?);
         return Ok(());
     }
     println!("reading   {:8.1} tokens/s", measured.prefill_tok_s);
-    println!("writing   {:8.1} tokens/s, {} sequence(s) at once", measured.decode_tok_s, measured.batch);
+    match measured.decode_tok_s {
+        Some(rate) => println!("writing   {rate:8.1} tokens/s, {} sequence(s) at once", measured.batch),
+        None => println!("writing   too short to be measured with {} sequences at once", measured.batch),
+    }
     println!("first token after {:.0} ms; loaded in {load_ms:.0} ms", measured.ttft_ms);
     println!("{:.0} MB resident, {} thread(s)", measured.rss_mb, measured.threads);
     Ok(())
