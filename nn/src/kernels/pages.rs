@@ -1,7 +1,7 @@
 //! Memory in large pages, for what is read from end to end again and again: weights, keys and values.
 //!
 //! With pages of 4 KiB the processor looks up where each lies, and stops reading ahead at each one's end; inside a virtual
-//! machine a look-up costs several times as much. Writing with a small model was bound by that. A large page holds 2 MiB,
+//! machine a look-up walks through two tables. Writing with a small model was bound by that. A large page holds 2 MiB,
 //! so small buffers share a region.
 
 use bytemuck::Pod;

@@ -2,15 +2,16 @@
 
 use crate::arm::{FakeArm, FakeCameras, FakePolicy, eventually};
 use std::collections::BTreeMap;
+use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex};
-use vela_embodiment::{Error, Result};
+use vela_embodiment::{Embodiment, Error, Result};
 use vela_robots::ros2::keys::{self, Attachment, Topic};
 use vela_robots::ros2::messages::{
     Bool, CompressedImage, Float64MultiArray, Image, JointState, JointTrajectory, Layout, Text, TfMessage,
     Time, TrajectoryPoint, decode, encode,
 };
 use vela_robots::ros2::{DOMAIN, EMERGENCY_STOP, FORWARD, GRIPPER, Node};
-use vela_robots::{ControlOptions, Controller, State, loopback_pair};
+use vela_robots::{ControlEvent, ControlOptions, Controller, State, loopback_pair};
 use zenoh::Wait;
 use zenoh::sample::Sample;
 
@@ -18,6 +19,27 @@ type Heard = Arc<Mutex<BTreeMap<String, (Vec<u8>, Vec<u8>)>>>;
 
 fn link(error: impl std::fmt::Display) -> Error {
     Error::Link(error.to_string())
+}
+
+type Standing = Controller<FakeArm, FakeCameras, FakePolicy>;
+
+/// An arm that stands, what its loop tells, and what the arm is. The loop is patient, so that a machine that is busy elsewhere
+/// does not end it.
+fn standing() -> Result<(Standing, Receiver<ControlEvent>, Embodiment)> {
+    let arm = FakeArm::real_time()?;
+    let embodiment = arm.embodiment.clone();
+    let cameras = FakeCameras::of(&arm);
+    let mut policy = FakePolicy::new()?;
+    policy.step = 0.0;
+    let patient = f64::INFINITY;
+    let options = ControlOptions {
+        max_frame_age_secs: patient,
+        stop_after_hold_secs: patient,
+        start_within_secs: patient,
+        ..ControlOptions::default()
+    };
+    let (controller, events) = Controller::start(arm, cameras, policy, "go on", &options)?;
+    Ok((controller, events, embodiment))
 }
 
 #[test]
@@ -40,20 +62,7 @@ fn a_ros_2_listener_hears_joints_pictures_and_the_description_and_may_command() 
         })
         .wait()
         .map_err(link)?;
-    let arm = FakeArm::real_time()?;
-    let embodiment = arm.embodiment.clone();
-    let cameras = FakeCameras::of(&arm);
-    let mut policy = FakePolicy::new()?;
-    policy.step = 0.0;
-    // Patient, so that a machine that is busy elsewhere does not end the loop.
-    let patient = f64::INFINITY;
-    let options = ControlOptions {
-        max_frame_age_secs: patient,
-        stop_after_hold_secs: patient,
-        start_within_secs: patient,
-        ..ControlOptions::default()
-    };
-    let (controller, events) = Controller::start(arm, cameras, policy, "go on", &options)?;
+    let (controller, events, embodiment) = standing()?;
     let handle = controller.handle();
     let mut node = Node::start(&robot, &embodiment, &handle)?;
     let mut pump = |done: &dyn Fn() -> bool| {
@@ -147,19 +156,7 @@ fn a_ros_2_listener_hears_joints_pictures_and_the_description_and_may_command() 
 #[test]
 fn forward_commands_move_arm_and_gripper_side_by_side_and_a_true_stops_them() -> Result<()> {
     let (robot, commander) = loopback_pair()?;
-    let arm = FakeArm::real_time()?;
-    let embodiment = arm.embodiment.clone();
-    let cameras = FakeCameras::of(&arm);
-    let mut policy = FakePolicy::new()?;
-    policy.step = 0.0;
-    let patient = f64::INFINITY;
-    let options = ControlOptions {
-        max_frame_age_secs: patient,
-        stop_after_hold_secs: patient,
-        start_within_secs: patient,
-        ..ControlOptions::default()
-    };
-    let (controller, _events) = Controller::start(arm, cameras, policy, "go on", &options)?;
+    let (controller, _events, embodiment) = standing()?;
     let handle = controller.handle();
     let node = Node::start(&robot, &embodiment, &handle)?;
     assert!(eventually(|| handle.state() == State::Running));
