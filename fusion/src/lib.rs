@@ -16,7 +16,7 @@ pub mod trace;
 pub mod vlm;
 pub mod wording;
 
-pub use chat::{ChatModel, ChatPrompt, Part, PictureStats, Seen, Turn};
+pub use chat::{Area, ChatModel, ChatPrompt, Part, PictureAttention, PictureStats, Places, Seen, Turn};
 pub use config::{Counting, Features, Reading, TowerConfig, VlmConfig};
 pub use pack::Packing;
 pub use projector::{Projection, Projector, ProjectorConfig};

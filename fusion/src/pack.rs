@@ -131,12 +131,19 @@ impl Packing {
     /// How many tokens a picture takes.
     pub fn count(&self, size: Size, parts: usize, side: usize) -> Result<usize> {
         if matches!(self, Self::Canvas { .. }) && parts > 1 {
-            let (_, _, kept) = self.canvas(size, parts, side)?;
-            if let Some((rows, columns)) = self.shrunk(kept, side) {
-                return Ok(side * side + rows * (columns + 1));
-            }
+            let [rows, columns] = self.tile_tokens(size, parts, side)?;
+            return Ok(side * side + rows * (columns + 1));
         }
         Ok(self.places(size, parts, side)?.len())
+    }
+
+    /// Rows and columns of tokens that the tiles on a canvas become, without padding and the ends of rows.
+    ///
+    /// # Errors
+    /// A packing without a canvas; another number of parts than the layout has.
+    pub fn tile_tokens(&self, size: Size, parts: usize, side: usize) -> Result<[usize; 2]> {
+        let (_, _, kept) = self.canvas(size, parts, side)?;
+        Ok(self.shrunk(kept, side).map_or([kept.rows, kept.columns], |(rows, columns)| [rows, columns]))
     }
 
     /// `features [parts, n, width]` of a picture of `size` as one row of tokens `[k, width]`; `newline [width]`, if the model

@@ -1,13 +1,17 @@
 //! A model to talk with, about pictures if it sees: where it is loaded from, and a conversation as the engine reads it.
 //!
 //! [`ChatModel::load`] takes a text model or a VLM; [`ChatModel::look`] encodes a picture, once as long as it is
-//! remembered; [`ChatModel::prompt`] writes a conversation. Pictures are known by a hash of their bytes, so that the
-//! engine's prefix cache finds their keys and values again.
+//! remembered; [`ChatModel::prompt`] writes a conversation; [`ChatModel::attention`] says what an answer looked at.
+//! Pictures are known by a hash of their bytes, so that the engine's prefix cache finds their keys and values again.
 
+mod attention;
 mod pictures;
+mod places;
 mod words;
 
+pub use attention::PictureAttention;
 pub use pictures::{PictureStats, Seen};
+pub use places::{Area, Places};
 pub use words::{Part, Turn};
 
 use crate::positions::{Span, axes};
@@ -53,12 +57,15 @@ pub struct ChatPrompt {
     pub whole: usize,
     /// Where each position is along time, rows and columns, if the model counts along them and there is a picture.
     pub axes: Option<Vec<[u32; 3]>>,
+    /// The pictures that the rows are of, in order.
+    pub pictures: Vec<Arc<Seen>>,
 }
 
 impl ChatPrompt {
     /// Of tokens alone.
     pub fn of_tokens(ids: &[u32]) -> Self {
-        Self { items: ids.iter().copied().map(PromptItem::Token).collect(), whole: 0, axes: None }
+        let items = ids.iter().copied().map(PromptItem::Token).collect();
+        Self { items, whole: 0, axes: None, pictures: Vec::new() }
     }
 
     /// The greedy request for at most `max_tokens` more tokens, ended by any of `stop`.
@@ -271,7 +278,7 @@ impl Eyes {
                 "prompt: expected at most {window} tokens (a layer's window), got {whole}"
             )));
         }
-        Ok(ChatPrompt { items, whole, axes })
+        Ok(ChatPrompt { items, whole, axes, pictures: seen.to_vec() })
     }
 }
 

@@ -1,5 +1,6 @@
 //! Pictures that were encoded, by a hash of their file's bytes; the least recently used are forgotten first.
 
+use super::Places;
 use crate::{Encoded, Room, Visual, Vlm};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,6 +16,8 @@ pub struct Seen {
     pub room: Room,
     /// Its tokens, `[k, width]` in float32.
     pub encoded: Encoded,
+    /// Where its tokens lie, if they have places.
+    pub places: Option<Places>,
 }
 
 impl Seen {
@@ -82,7 +85,8 @@ impl Pictures {
         let prepared = preprocessor.apply(&Picture::decode(file, limits)?)?;
         let mut encoded = vlm.encode(&Visual::picture(&prepared)?)?;
         encoded.tokens = encoded.tokens.to_dtype(DType::F32)?.contiguous()?;
-        let seen = Arc::new(Seen { hash, room: Room::of(&prepared, &encoded)?, encoded });
+        let places = Places::of(&preprocessor.layout, vlm.config(), &prepared, &encoded);
+        let seen = Arc::new(Seen { hash, room: Room::of(&prepared, &encoded)?, encoded, places });
         held(&self.kept).keep(seen.clone(), self.most_bytes);
         Ok(seen)
     }

@@ -172,3 +172,87 @@ fn what_is_remembered_has_an_end() -> Result<()> {
     assert!(model.look(b"no picture", &Limits::default()).is_err());
     Ok(())
 }
+
+/// Keeps what the decoder asks, and answers it with Candle's own operations.
+#[derive(Default)]
+struct Asked(Vec<Vec<f32>>, usize);
+
+impl vela_llm::KeyValues for Asked {
+    fn attend(
+        &mut self,
+        _: usize,
+        q: &Tensor,
+        keys: Tensor,
+        values: Tensor,
+        rule: &vela_llm::Attend,
+    ) -> Result<Tensor> {
+        let (s, of) = (keys.dim(1)?, rule.heads);
+        let unit = Tensor::eye(s, candle_core::DType::F32, &Device::Cpu)?.expand((1, of.key, s, s))?;
+        let split = vela_nn::attention::split_heads;
+        let seen = vela_nn::oracle::attention(
+            &split(q, of.query)?,
+            &split(&keys, of.key)?,
+            &unit.contiguous()?,
+            rule.mask,
+            rule.scale,
+            rule.soft_cap,
+        )?;
+        // Of the positions watched, the mean over heads.
+        let watched = seen.squeeze(0)?.narrow(1, self.1, s - self.1)?.mean(0)?.mean(0)?;
+        self.0.push(watched.to_vec1()?);
+        rule.apply(q, &keys, &values)
+    }
+
+    fn store(&mut self, _: usize, _: Tensor, _: Tensor) -> Result<()> {
+        Ok(())
+    }
+
+    fn len(&self) -> usize {
+        0
+    }
+}
+
+#[test]
+fn what_an_answer_looked_at_is_the_mean_of_its_attention() -> Result<()> {
+    // One grid, tiles, a canvas, places along axes, a prefix that sees itself.
+    for name in ["llava", "smolvlm", "internvl", "llava_next", "qwen2_vl", "paligemma"] {
+        let (model, golden) = (model(name, None, 1 << 20)?, golden(name)?);
+        let eyes = model.eyes.as_ref().ok_or_else(|| Error::invalid("no eyes"))?;
+        let ids = integers(&golden["in.input_ids"])?;
+        let seen = model.look(&png(&golden["in.image"])?, &Limits::default())?;
+        let prompt = eyes.chat_prompt(&ids, &[seen.clone()])?;
+        let answer = integers(&golden["out.generated"])?;
+        let got = model.attention(&prompt, &answer, None)?;
+        let [map] = got.as_slice() else { return Err(Error::invalid("expected one map")) };
+        assert_eq!(map.weights.len(), map.grid[0] * map.grid[1], "{name}");
+        // The same by way of the VLM's own prompt: prompt and answer but for its last token, as one text.
+        let chosen = &answer[..answer.len() - 1];
+        let whole = [&ids, chosen].concat();
+        let read = eyes.vlm.prompt(&whole, &[seen.encoded.clone()])?;
+        let prompted: Vec<bool> = (0..whole.len()).map(|at| at < ids.len()).collect();
+        let mut asked = Asked(Vec::new(), ids.len() - 1);
+        let (embeds, positions) = (&read.embeds, &read.positions);
+        let sight = eyes.vlm.sight(&prompted)?;
+        model.decoder().forward(embeds, positions, &sight.full, &mut asked)?;
+        let image = eyes.vlm.config().image_token;
+        let mean = |at: usize| asked.0.iter().map(|layer| layer[at]).sum::<f32>() / asked.0.len() as f32;
+        let of_image: Vec<f32> = (0..ids.len()).filter(|at| ids[*at] == image).map(mean).collect();
+        let share: f32 = of_image.iter().sum();
+        assert!((map.share - share).abs() < 1e-5, "{name}: {} {share}", map.share);
+        let places = seen.places.as_ref().ok_or_else(|| Error::invalid(name))?;
+        for (a, b) in map.weights.iter().zip(places.spread(&of_image)) {
+            assert!((a - b).abs() < 1e-5, "{name}: {a} {b}");
+        }
+        // Only the ends of a canvas's rows lie nowhere.
+        let kept: f32 = map.weights.iter().sum();
+        let whole = name != "llava_next" && (kept - share).abs() < 1e-5;
+        assert!(whole || (name == "llava_next" && kept < share), "{name}: {kept} of {share}");
+    }
+    // Queries of a Q-Former lie nowhere.
+    let (model, golden) = (model("blip2_opt", None, 1 << 20)?, golden("blip2_opt")?);
+    let eyes = model.eyes.as_ref().ok_or_else(|| Error::invalid("no eyes"))?;
+    let seen = model.look(&png(&golden["in.image"])?, &Limits::default())?;
+    let prompt = eyes.chat_prompt(&integers(&golden["in.input_ids"])?, &[seen])?;
+    assert!(model.attention(&prompt, &[5], None).is_err_and(|e| e.to_string().contains("no places")));
+    Ok(())
+}

@@ -4,6 +4,7 @@ use super::request::{Event, Finish, Guide, PromptItem, Request, Usage};
 use crate::{Choice, Lora, Sampler};
 use candle_core::Tensor;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::mpsc::UnboundedSender;
 use vela_nn::Result;
 
@@ -28,6 +29,8 @@ pub struct Live {
     pub last: Option<u64>,
     /// So far.
     pub usage: Usage,
+    /// Of these, what the handle on the answer sees of the prefix cache.
+    pub cached: Arc<AtomicUsize>,
     /// What it is read through.
     pub adapter: Option<Arc<Lora>>,
     axes: Option<Vec<[u32; 3]>>,
@@ -59,6 +62,7 @@ impl Live {
         Ok(Self {
             history: inputs.iter().filter_map(token).collect(),
             usage: Usage { prompt_tokens: inputs.len(), ..Usage::default() },
+            cached: Arc::default(),
             sampler: Sampler::new(&request.sampling, request.seed)?,
             guide: request.guide,
             adapter: request.adapter,
@@ -85,6 +89,12 @@ impl Live {
             let furthest = axes.iter().flatten().max().copied().unwrap_or(0);
             [furthest.saturating_add((at + 1 - axes.len()) as u32); 3]
         })
+    }
+
+    /// So many more positions of the prompt were found in the prefix cache.
+    pub fn found(&mut self, more: usize) {
+        self.usage.cached_tokens += more;
+        self.cached.store(self.usage.cached_tokens, Ordering::Release);
     }
 
     /// Whether nobody listens any more.

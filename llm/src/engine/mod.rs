@@ -192,6 +192,7 @@ impl Engine {
         let (keys, whole) = (request.keys(), request.whole);
         // The last token is never read: it needs no place.
         let live = Live::new(request, self.longest - prompt, (self.clock)(), sender)?;
+        let cached = live.cached.clone();
         let messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
         if self.closed.load(Ordering::Acquire) {
             return Err(Refusal::Closed);
@@ -209,7 +210,7 @@ impl Engine {
             m.requests += 1;
             m.prompt_tokens += prompt as u64;
         });
-        Ok(Answer { events })
+        Ok(Answer { events, cached })
     }
 
     /// The state after the last step.

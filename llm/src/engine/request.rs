@@ -4,6 +4,7 @@ use super::prefix::Key;
 use crate::{Choice, DecoderConfig, Lora, SamplingParams};
 use candle_core::{DType, Tensor};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::mpsc::error::TryRecvError;
 use vela_nn::{Error, Result, hash_of};
@@ -219,6 +220,7 @@ pub enum Event {
 #[derive(Debug)]
 pub struct Answer {
     pub(super) events: UnboundedReceiver<Event>,
+    pub(super) cached: Arc<AtomicUsize>,
 }
 
 /// All of an answer.
@@ -240,6 +242,11 @@ impl Completion {
 }
 
 impl Answer {
+    /// Positions of the prompt that were found in the prefix cache; known from the first token on.
+    pub fn cached_tokens(&self) -> usize {
+        self.cached.load(Ordering::Acquire)
+    }
+
     /// The next event; none after the end.
     pub async fn next(&mut self) -> Option<Event> {
         self.events.recv().await

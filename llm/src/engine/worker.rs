@@ -174,7 +174,7 @@ impl Worker {
             if live.usage.generated_tokens == 0 {
                 let known = sequence.cached.unwrap_or(0).min(live.usage.prompt_tokens);
                 let more = known.saturating_sub(live.usage.cached_tokens);
-                live.usage.cached_tokens += more;
+                live.found(more);
                 self.shared.metrics(|m| m.cached_tokens += more as u64);
             }
         }
