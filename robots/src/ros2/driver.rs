@@ -3,7 +3,7 @@
 //! The arm is known by its topics; stamps are given here, on arrival, because no wall clock crosses machines. Every
 //! target that is sent has passed the gate like that of any other arm.
 
-use super::keys::{self, EndpointKind, MessageType, Topic};
+use super::keys::{self, Distribution, EndpointKind, MessageType, Topic};
 use super::messages::{
     self, Float64MultiArray, Header, JointState, JointTrajectory, Layout, Time, TrajectoryPoint,
 };
@@ -61,6 +61,8 @@ pub struct Command {
 pub struct RosConfig {
     /// The ROS domain.
     pub domain: u32,
+    /// The arm's distribution: `humble`, `jazzy`, `kilted` or `rolling`.
+    pub distribution: Distribution,
     /// `sensor_msgs/msg/JointState` from the arm.
     pub joint_states: String,
     /// Its controller: of all joints, or of all but the gripper's if that has its own.
@@ -79,6 +81,7 @@ impl Default for RosConfig {
     fn default() -> Self {
         Self {
             domain: DOMAIN,
+            distribution: Distribution::default(),
             joint_states: "/joint_states".into(),
             command: Command { kind: CommandKind::Trajectory, topic: TRAJECTORY.into(), joints: Vec::new() },
             gripper: None,
@@ -180,7 +183,7 @@ impl RosArm {
         let names = config.names(embodiment)?;
         let controllers = config.controllers(embodiment)?;
         let name = format!("vela_driver_{}", embodiment.name);
-        let mut declaring = Declaring::node(session, config.domain, &name)?;
+        let mut declaring = Declaring::node(session, config.domain, config.distribution, &name)?;
         let states = Topic::new(&config.joint_states, &keys::JOINT_STATE);
         declaring.endpoint(EndpointKind::Subscription, &states)?;
         let mut ways = Vec::new();

@@ -4,7 +4,34 @@
 //! Topic: `DOMAIN/TOPIC/TYPE/HASH`. Token: `@ros2_lv/DOMAIN/ZID/NODE/ENTITY/KIND/ENCLAVE/NAMESPACE/NAME`, for an
 //! endpoint also `/TOPIC/TYPE/HASH/QOS`, with `%` for every slash and for what is empty.
 
+use serde::{Deserialize, Serialize};
 use vela_embodiment::{Error, Result, Stamp};
+
+/// The ROS 2 distribution at the other end. The messages are the same in all of them; Humble knows no hashes of their
+/// definitions, and `rmw_zenoh` writes a word in their place.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Distribution {
+    /// 2022.
+    Humble,
+    /// 2024.
+    #[default]
+    Jazzy,
+    /// 2025.
+    Kilted,
+    /// The newest.
+    Rolling,
+}
+
+impl Distribution {
+    /// What stands for the hash of a type in this distribution's keys.
+    pub fn hash(self, message: &MessageType) -> &'static str {
+        match self {
+            Self::Humble => "TypeHashNotSupported",
+            Self::Jazzy | Self::Kilted | Self::Rolling => message.hash,
+        }
+    }
+}
 
 /// A message type as ROS 2 Jazzy and later know it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +108,13 @@ impl Topic {
     #[must_use]
     pub fn best_effort(self) -> Self {
         Self { best_effort: true, ..self }
+    }
+
+    /// The same as this distribution knows it.
+    #[must_use]
+    pub fn in_distribution(mut self, distribution: Distribution) -> Self {
+        self.message.hash = distribution.hash(&self.message);
+        self
     }
 
     /// Whether it is a sensor's.
@@ -236,6 +270,16 @@ mod tests {
              RIHS01_df668c740482bbd48fb39d76a70dfd4bd59db1288021743503259e948f6b1a18/::,10:,:,:,,"
         );
         assert!(chatter.key(7).starts_with("7/arm/chatter/std_msgs::msg::dds_::String_/"));
+        for distribution in [Distribution::Jazzy, Distribution::Kilted, Distribution::Rolling] {
+            assert_eq!(chatter.clone().in_distribution(distribution), chatter);
+        }
+        let humble = chatter.clone().in_distribution(Distribution::Humble);
+        assert_eq!(humble.key(7), "7/arm/chatter/std_msgs::msg::dds_::String_/TypeHashNotSupported");
+        let token = node.endpoint_token(10, EndpointKind::Publisher, &humble);
+        assert!(
+            token.ends_with("/std_msgs::msg::dds_::String_/TypeHashNotSupported/::,10:,:,:,,"),
+            "{token}"
+        );
         assert_eq!(any_type(7, "/arm/chatter"), "7/arm/chatter/*/*");
     }
 

@@ -1,7 +1,7 @@
 //! The voice of an arm of ours: what it publishes and what it takes, as one ROS 2 node.
 
 use super::inlets::Inlets;
-use super::keys::{self, EndpointKind, Entity, MessageType, Topic};
+use super::keys::{self, Distribution, EndpointKind, Entity, MessageType, Topic};
 use super::messages::{CompressedImage, Header, Image, JointState, Text, TfMessage, Time, TransformStamped};
 use super::{DOMAIN, Outlet};
 use crate::control::{ControlEvent, ControlHandle};
@@ -42,15 +42,22 @@ struct Camera {
 pub(super) struct Declaring<'a> {
     session: &'a Session,
     domain: u32,
+    distribution: Distribution,
     node: Entity,
     number: u32,
     tokens: Vec<LivelinessToken>,
 }
 
 impl<'a> Declaring<'a> {
-    pub(super) fn node(session: &'a Session, domain: u32, name: &str) -> Result<Self> {
+    /// A node of this name, whose keys are those of `distribution`.
+    pub(super) fn node(
+        session: &'a Session,
+        domain: u32,
+        distribution: Distribution,
+        name: &str,
+    ) -> Result<Self> {
         let node = Entity::node(domain, &session.zid().to_string(), name);
-        let mut declaring = Self { session, domain, node, number: 0, tokens: Vec::new() };
+        let mut declaring = Self { session, domain, distribution, node, number: 0, tokens: Vec::new() };
         declaring.token(declaring.node.token())?;
         Ok(declaring)
     }
@@ -63,13 +70,14 @@ impl<'a> Declaring<'a> {
 
     pub(super) fn endpoint(&mut self, kind: EndpointKind, topic: &Topic) -> Result<u32> {
         self.number += 1;
-        self.token(self.node.endpoint_token(self.number, kind, topic))?;
+        let topic = topic.clone().in_distribution(self.distribution);
+        self.token(self.node.endpoint_token(self.number, kind, &topic))?;
         Ok(self.number)
     }
 
     pub(super) fn outlet(&mut self, topic: &Topic) -> Result<Outlet> {
         let number = self.endpoint(EndpointKind::Publisher, topic)?;
-        Outlet::open(self.session, topic, self.domain, number)
+        Outlet::open(self.session, &topic.clone().in_distribution(self.distribution), self.domain, number)
     }
 
     pub(super) fn session(&self) -> &'a Session {
@@ -91,7 +99,8 @@ impl Node {
     /// # Errors
     /// The session is closed, or the URDF has no chain to the tip.
     pub fn start(session: &Session, embodiment: &Embodiment, handle: &ControlHandle) -> Result<Self> {
-        let mut declaring = Declaring::node(session, DOMAIN, &format!("vela_{}", embodiment.name))?;
+        let mut declaring =
+            Declaring::node(session, DOMAIN, Distribution::default(), &format!("vela_{}", embodiment.name))?;
         let joints = declaring.outlet(&Topic::new("/joint_states", &keys::JOINT_STATE))?;
         let mut cameras = Vec::new();
         for camera in &embodiment.cameras {
@@ -112,9 +121,14 @@ impl Node {
     ///
     /// # Errors
     /// As [`Self::start`].
-    pub fn describe(session: &Session, embodiment: &Embodiment, domain: u32) -> Result<Self> {
+    pub fn describe(
+        session: &Session,
+        embodiment: &Embodiment,
+        domain: u32,
+        distribution: Distribution,
+    ) -> Result<Self> {
         let name = format!("vela_description_{}", embodiment.name);
-        Self::describing(Declaring::node(session, domain, &name)?, embodiment)
+        Self::describing(Declaring::node(session, domain, distribution, &name)?, embodiment)
     }
 
     fn describing(mut declaring: Declaring, embodiment: &Embodiment) -> Result<Self> {

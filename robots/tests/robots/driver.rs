@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use vela_embodiment::{Action, Embodiment, Error, GateConfig, JointSide, Result, SafetyGate};
 use vela_robots::ros2::cameras::{CameraTopic, ImageKind, TopicCameras};
 use vela_robots::ros2::driver::{Command, CommandKind, RosArm, RosConfig};
-use vela_robots::ros2::keys::{self, Topic};
+use vela_robots::ros2::keys::{self, Distribution, Topic};
 use vela_robots::ros2::messages::{Float64MultiArray, JointState, JointTrajectory, decode, encode};
 use vela_robots::ros2::{FORWARD, GRIPPER, Node};
 use vela_robots::{ArmFile, ControlOptions, Controller, State, loopback_pair};
@@ -188,4 +188,45 @@ fn the_file_of_an_arm_names_one_way_to_reach_it_and_never_widens() -> Result<()>
     assert!(said("[servos]\nport = '/dev/ttyACM0'")?.contains("with a calibration"));
     assert!(said("[ros2]\n[gate.joints.elbow_flex]\nvelocity = 9.0")?.contains("wider than the robot's"));
     std::fs::remove_dir_all(&folder).map_err(io)
+}
+
+/// An arm of Humble: no hash in any of its keys, neither in what it says nor in what it listens to.
+#[test]
+fn an_arm_of_humble_is_heard_and_spoken_to_without_hashes() -> Result<()> {
+    let (far, near) = loopback_pair()?;
+    let robot = Embodiment::so101()?;
+    let config = RosConfig { distribution: Distribution::Humble, ..RosConfig::default() };
+    let link = |error: zenoh::Error| Error::Link(error.to_string());
+    let heard = Arc::new(AtomicBool::new(false));
+    let controller =
+        "0/arm_controller/joint_trajectory/trajectory_msgs::msg::dds_::JointTrajectory_/TypeHashNotSupported";
+    let ear = far.declare_subscriber(controller).callback({
+        let heard = heard.clone();
+        move |_| heard.store(true, Ordering::SeqCst)
+    });
+    let _ear = ear.wait().map_err(link)?;
+    let names = robot.joint_names().iter().map(ToString::to_string).collect();
+    let state = encode(&JointState { name: names, position: vec![0.0; 6], ..JointState::default() })?;
+    let say = || {
+        let states = "0/joint_states/sensor_msgs::msg::dds_::JointState_/TypeHashNotSupported";
+        far.put(states, state.clone()).wait().map_err(link)
+    };
+    let mut driver = std::thread::scope(|scope| {
+        let connecting = scope.spawn(|| RosArm::connect(&near, &robot, &config, 20.0));
+        while !connecting.is_finished() {
+            say()?;
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        connecting.join().map_err(|_| Error::Robot("it died".into()))?
+    })?;
+    let mut gate = SafetyGate::new(&robot, GateConfig::default(), &[0.0; 6])?;
+    assert!(eventually(|| {
+        let now = driver.clock().now();
+        driver.apply(gate.check(None, now).action).is_ok() && heard.load(Ordering::SeqCst)
+    }));
+    // Its tools find the endpoint under the same word.
+    let token = "@ros2_lv/0/*/*/*/MP/*/*/*/*/*/TypeHashNotSupported/*";
+    let found = far.liveliness().get(token).wait().map_err(link)?.into_iter().count();
+    assert_eq!(found, 1);
+    Ok(())
 }

@@ -19,16 +19,16 @@ use vela_robots::{
 use zenoh::query::Query;
 use zenoh::{Session, Wait};
 
-struct Bench<P: Policy + 'static> {
-    controller: Controller<FakeArm, FakeCameras, P>,
-    handle: ControlHandle,
+pub struct Bench<P: Policy + 'static> {
+    pub controller: Controller<FakeArm, FakeCameras, P>,
+    pub handle: ControlHandle,
     events: Receiver<ControlEvent>,
     black: Arc<AtomicBool>,
     frozen: Arc<AtomicBool>,
     late_ms: Arc<AtomicU64>,
 }
 
-fn bench<P: Policy + 'static>(policy: P, stop_after_hold_secs: f64) -> Result<Bench<P>> {
+pub fn bench<P: Policy + 'static>(policy: P, stop_after_hold_secs: f64) -> Result<Bench<P>> {
     bench_of(FakeArm::real_time()?, policy, stop_after_hold_secs)
 }
 
@@ -47,14 +47,14 @@ fn bench_of<P: Policy + 'static>(arm: FakeArm, policy: P, stop_after_hold_secs: 
     Ok(Bench { controller, handle, events, black, frozen, late_ms })
 }
 
-fn moving(step: f64) -> Result<(FakePolicy, Switches)> {
+pub fn moving(step: f64) -> Result<(FakePolicy, Switches)> {
     let mut policy = FakePolicy::new()?;
     policy.step = step;
     let switches = policy.switches.clone();
     Ok((policy, switches))
 }
 
-fn running(handle: &ControlHandle) -> bool {
+pub fn running(handle: &ControlHandle) -> bool {
     handle.state() == State::Running
 }
 
@@ -64,7 +64,7 @@ fn holding(handle: &ControlHandle, what: &str) -> bool {
 
 impl<P: Policy + 'static> Bench<P> {
     /// Ends the loop and looks at every tick: position, speed and acceleration of what was sent.
-    fn within_limits(self) -> Result<u64> {
+    pub fn within_limits(self) -> Result<u64> {
         let robot = Embodiment::so101()?;
         let dt = robot.period_secs();
         let done = self.controller.finish();

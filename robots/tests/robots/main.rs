@@ -3,6 +3,7 @@
 
 mod arm;
 mod control;
+mod cut;
 mod driver;
 mod faults;
 mod link;
