@@ -77,6 +77,16 @@ impl Prefix {
         Ok(self.hidden.narrow(1, 0, self.image_tokens)?.contiguous()?)
     }
 
+    /// Mean of the hidden states of the words of a prefix of one row that ends with the robot's state, before the last layer,
+    /// `[1, 1, width]`.
+    pub fn word_hidden(&self) -> Result<Tensor> {
+        let words = self.length.saturating_sub(self.image_tokens + 1);
+        if self.batch != 1 || words == 0 || self.valid.iter().any(|valid| !valid) {
+            return Err(Error::invalid("mean of the words: expected one row with words and without padding"));
+        }
+        Ok(self.hidden.narrow(1, self.image_tokens, words)?.mean_keepdim(1)?)
+    }
+
     /// Hidden state of the robot's state, the last position, before the last layer, `[b, width]`.
     pub fn state_hidden(&self) -> Result<Tensor> {
         Ok(self.hidden.narrow(1, self.length - 1, 1)?.squeeze(1)?.contiguous()?)

@@ -269,11 +269,14 @@ impl Head for FastHead {
         let mut values = Vec::with_capacity(b * size);
         for row in 0..b {
             let memory = self.layers.remember(&conditioning.narrow(0, row, 1)?.contiguous()?)?;
+            let mut so_far = self.layers.begin(&memory)?;
             let (mut ids, mut left) = (vec![self.codec.vocab() as u32], size);
             while left > 0 {
-                let so_far = Tensor::new(ids.as_slice(), &Device::Cpu)?.unsqueeze(0)?;
-                let logits = self.logits(&so_far, &memory)?.get(0)?;
-                let mut logits = logits.get(ids.len() - 1)?.to_vec1::<f32>()?;
+                let last = Tensor::new(&ids[ids.len() - 1..], &Device::Cpu)?.unsqueeze(0)?;
+                let place = self.places.narrow(0, ids.len() - 1, 1)?;
+                let x = self.embedding.forward(&last)?.broadcast_add(&place)?;
+                let said = self.layers.next(&x, &mut so_far)?;
+                let mut logits = self.output.forward(&said)?.flatten_all()?.to_vec1::<f32>()?;
                 for (logit, length) in logits.iter_mut().zip(self.lengths.iter()) {
                     if *length > left {
                         *logit = f32::NEG_INFINITY;

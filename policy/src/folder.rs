@@ -256,6 +256,23 @@ impl VlaPolicy {
         Ok(Tensor::cat(&all, 0)?)
     }
 
+    /// What a head on the trunk's hidden states is told, `[1, image tokens + 2, width]`: those of every image token, the mean of
+    /// the words' and the state's, all before the last layer and scaled to a root mean square of 1.
+    ///
+    /// # Errors
+    /// An observation that does not fit; a policy whose state is no token of the prefix.
+    pub fn conditioning(&mut self, observation: &Observation) -> Result<Tensor> {
+        let inputs = self.inputs(observation)?;
+        let seen = self.see(observation, &inputs.frames)?;
+        let prefix = self.vla.prefix_on(&seen, &inputs)?;
+        if self.vla.state_place() != StatePlace::Prefix {
+            return Err(Error::invalid("a head on a trunk: expected the joints as the prefix's last token"));
+        }
+        let state = prefix.state_hidden()?.unsqueeze(1)?;
+        let all = Tensor::cat(&[prefix.image_hidden()?, prefix.word_hidden()?, state], 1)?;
+        Ok(all.broadcast_div(&(all.sqr()?.mean_keepdim(2)? + 1e-6)?.sqrt()?)?)
+    }
+
     fn chunk(&mut self, observation: &Observation, options: &InferOptions) -> Result<Vec<Vec<f64>>> {
         let inputs = self.inputs(observation)?;
         let seen = self.see(observation, &inputs.frames)?;

@@ -83,11 +83,20 @@ impl Looking {
     /// `x [b, t, width]` and what it finds in `there` (or in itself), added.
     fn forward(&self, x: &Tensor, there: Option<&Tensor>, mask: &Mask) -> Result<Tensor> {
         let normal = self.norm.forward(x)?;
-        let there = there.unwrap_or(&normal);
+        let found = self.keys(there.unwrap_or(&normal))?;
+        self.look(x, &normal, &found, mask)
+    }
+
+    /// Keys and values of `there [b, n, width]`.
+    fn keys(&self, there: &Tensor) -> Result<[Tensor; 2]> {
+        Ok([self.k.forward(there)?, self.v.forward(there)?])
+    }
+
+    fn look(&self, x: &Tensor, normal: &Tensor, [k, v]: &[Tensor; 2], mask: &Mask) -> Result<Tensor> {
         let scale = 1.0 / ((x.dim(2)? / self.heads) as f32).sqrt();
-        let (q, k, v) = (self.q.forward(&normal)?, self.k.forward(there)?, self.v.forward(there)?);
         let heads = Heads { query: self.heads, key: self.heads };
-        Ok((x + self.out.forward(&attention_packed(&q, &k, &v, heads, mask, scale)?)?)?)
+        let q = self.q.forward(normal)?;
+        Ok((x + self.out.forward(&attention_packed(&q, k, v, heads, mask, scale)?)?)?)
     }
 }
 
@@ -165,6 +174,45 @@ impl Layers {
         }
         self.norm.forward(&x)
     }
+
+    /// Before the first token of a sequence that grows one by one, over `memory [b, n, width]`.
+    pub fn begin(&self, memory: &Tensor) -> Result<SoFar> {
+        let cross = |layer: &BodyLayer| layer.cross.as_ref().map(|cross| cross.keys(memory)).transpose();
+        Ok(SoFar {
+            own: vec![None; self.layers.len()],
+            cross: self.layers.iter().map(cross).collect::<Result<_>>()?,
+        })
+    }
+
+    /// The next token `x [b, 1, width]` of such a sequence: what [`Self::forward`] gives at its place under a causal mask.
+    pub fn next(&self, x: &Tensor, so_far: &mut SoFar) -> Result<Tensor> {
+        let mut x = x.clone();
+        for (i, layer) in self.layers.iter().enumerate() {
+            if let Some(own) = &layer.own {
+                let normal = own.norm.forward(&x)?;
+                let [mut k, mut v] = own.keys(&normal)?;
+                if let Some([keys, values]) = &so_far.own[i] {
+                    (k, v) = (Tensor::cat(&[keys, &k], 1)?, Tensor::cat(&[values, &v], 1)?);
+                }
+                let all = [k, v];
+                x = own.look(&x, &normal, &all, &Mask::None)?;
+                so_far.own[i] = Some(all);
+            }
+            if let (Some(cross), Some(keys)) = (&layer.cross, &so_far.cross[i]) {
+                x = cross.look(&x, &cross.norm.forward(&x)?, keys, &Mask::None)?;
+            }
+            x = (&x + layer.mlp.forward(&layer.norm.forward(&x)?)?)?;
+        }
+        self.norm.forward(&x)
+    }
+}
+
+/// What a sequence that grows token by token remembers: keys and values, each `[b, n, width]`, of its tokens so far and of
+/// the memory, layer by layer.
+#[derive(Clone, Debug)]
+pub struct SoFar {
+    own: Vec<Option<[Tensor; 2]>>,
+    cross: Vec<Option<[Tensor; 2]>>,
 }
 
 /// From hidden states, and from noisy actions and a time where there are some, to numbers per action.

@@ -99,35 +99,56 @@ impl DimensionBins {
     }
 }
 
-/// A head that says the bin of every number of a chunk at once.
+/// Even bins over [-1, 1], and how one of them is drawn: temperature 0 takes the likeliest.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Bins {
+    /// How many.
+    pub count: usize,
+    /// How evenly they are drawn.
+    pub temperature: f64,
+}
+
+impl Bins {
+    /// Refuses bins that cannot be told apart or drawn.
+    pub fn check(self) -> Result<Self> {
+        let Self { count, temperature } = self;
+        if count < 2 || count > 1 << 16 || !temperature.is_finite() || temperature < 0.0 {
+            return Err(Error::invalid(format!("token head: {count} bins at temperature {temperature}")));
+        }
+        Ok(self)
+    }
+
+    /// The bin of a number; what is outside goes to the nearest.
+    pub fn of(self, x: f32) -> u32 {
+        let count = self.count as f64;
+        ((f64::from(x).clamp(-1.0, 1.0) + 1.0) / 2.0 * count).min(count - 1.0) as u32
+    }
+
+    /// The middle of a bin.
+    pub fn centre(self, bin: usize) -> f32 {
+        ((bin as f64 + 0.5) / self.count as f64 * 2.0 - 1.0) as f32
+    }
+}
+
+/// A head that says the bin of every number of a chunk at once, each for itself.
 #[derive(Clone, Debug)]
 pub struct TokenHead {
     body: Body,
-    bins: usize,
-    temperature: f64,
+    bins: Bins,
 }
 
 impl TokenHead {
-    /// Reads its body; `bins` over [-1, 1] for each number. Temperature 0 takes the likeliest bin.
+    /// Reads its body.
     pub fn new(
         weights: &Weights,
         body: &BodyConfig,
-        (bins, temperature): (usize, f64),
+        bins: Bins,
         horizon: usize,
         dims: usize,
     ) -> Result<Self> {
-        if bins < 2 || !temperature.is_finite() || temperature < 0.0 {
-            return Err(Error::invalid(format!("token head: {bins} bins at temperature {temperature}")));
-        }
-        Ok(Self { body: Body::new(weights, body, (horizon, dims, dims * bins), false)?, bins, temperature })
-    }
-
-    fn bin(&self, x: f32) -> u32 {
-        ((f64::from(x).clamp(-1.0, 1.0) + 1.0) / 2.0 * self.bins as f64).min(self.bins as f64 - 1.0) as u32
-    }
-
-    fn centre(&self, bin: usize) -> f32 {
-        ((bin as f64 + 0.5) / self.bins as f64 * 2.0 - 1.0) as f32
+        let outputs = dims * bins.check()?.count;
+        Ok(Self { body: Body::new(weights, body, (horizon, dims, outputs), false)?, bins })
     }
 }
 
@@ -153,16 +174,18 @@ impl Head for TokenHead {
     fn loss(&self, conditioning: &Tensor, actions: &Tensor, _: &mut dyn RngCore) -> Result<Tensor> {
         let logits = self.body.forward(None, conditioning)?;
         let targets: Vec<u32> =
-            actions.flatten_all()?.to_vec1::<f32>()?.iter().map(|x| self.bin(*x)).collect();
-        let logits = logits.reshape((targets.len(), self.bins))?;
+            actions.flatten_all()?.to_vec1::<f32>()?.iter().map(|x| self.bins.of(*x)).collect();
+        let logits = logits.reshape((targets.len(), self.bins.count))?;
         cross_entropy(&logits, &Tensor::new(targets, &Device::Cpu)?, None)
     }
 
     fn sample(&self, conditioning: &Tensor, rng: &mut dyn RngCore) -> Result<Tensor> {
         let logits = self.body.forward(None, conditioning)?;
         let rows = logits.flatten_all()?.to_vec1::<f32>()?;
-        let values: Vec<f32> =
-            rows.chunks_exact(self.bins).map(|row| self.centre(draw(row, self.temperature, rng))).collect();
+        let values: Vec<f32> = rows
+            .chunks_exact(self.bins.count)
+            .map(|row| self.bins.centre(draw(row, self.bins.temperature, rng)))
+            .collect();
         let shape = (conditioning.dim(0)?, self.body.horizon(), self.body.dims());
         Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
     }

@@ -47,6 +47,11 @@ impl Scene {
         Self { start, goal, obstacle: [start + (goal - start) * (away + 1.0) / 2.0, away] }
     }
 
+    /// The scene in the middle: straight ahead, and the obstacle half way.
+    pub fn middle() -> Self {
+        Self { start: 0.0, goal: 0.0, obstacle: [0.0; 2] }
+    }
+
     /// What a head is told of it.
     pub fn features(&self) -> [f32; FEATURES] {
         [1.0, self.start, self.goal, self.obstacle[0], self.obstacle[1]]
@@ -121,6 +126,15 @@ fn jerk(way: &[[f32; DIMS]]) -> f64 {
     let third = |w: &[[f32; DIMS]], d: usize| f64::from(w[3][d] - 3.0 * w[2][d] + 3.0 * w[1][d] - w[0][d]);
     let of = |w: &[[f32; DIMS]]| third(w, 0).hypot(third(w, 1));
     way.windows(4).map(of).sum::<f64>() / way.len().saturating_sub(3).max(1) as f64
+}
+
+/// `count` ways that `sample` makes of the scene in the middle, each [`HORIZON`] places: for pictures.
+///
+/// # Errors
+/// Whatever `sample` refuses.
+pub fn ways(count: usize, sample: &mut dyn FnMut(&Tensor) -> Result<Tensor>) -> Result<Vec<Vec<Vec<f32>>>> {
+    let told = Scene::middle().features().repeat(count);
+    Ok(sample(&Tensor::from_vec(told, (count, 1, FEATURES), &Device::Cpu)?)?.to_vec3()?)
 }
 
 /// Judges what `sample` makes of the conditioning `[scenes, 1, FEATURES]` of new scenes: `[scenes, HORIZON, DIMS]`.

@@ -9,6 +9,7 @@ use vela_policy::*;
 
 const HORIZON: usize = 4;
 const DIMS: usize = 2;
+const BINS: Bins = Bins { count: 64, temperature: 0.0 };
 
 fn body(kind: BodyKind) -> BodyConfig {
     BodyConfig { kind, conditioning: 3, width: 32, layers: 2, heads: 2 }
@@ -28,7 +29,9 @@ fn heads(weights: &dyn Fn() -> Weights) -> Result<Vec<Named>> {
     let w = weights();
     all.push(("regression", w.clone(), Box::new(RegressionHead::new(&w, &wide, HORIZON, DIMS)?)));
     let w = weights();
-    all.push(("tokens", w.clone(), Box::new(TokenHead::new(&w, &wide, (64, 0.0), HORIZON, DIMS)?)));
+    all.push(("tokens", w.clone(), Box::new(TokenHead::new(&w, &wide, BINS, HORIZON, DIMS)?)));
+    let w = weights();
+    all.push(("tokens in turn", w.clone(), Box::new(TurnHead::new(&w, &wide, BINS, HORIZON, DIMS)?)));
     let w = weights();
     let diffusion = DiffusionHead::new(&w, &flat, DiffusionConfig::default(), HORIZON, DIMS)?;
     all.push(("diffusion", w.clone(), Box::new(diffusion)));
