@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value as Json};
 use std::sync::Arc;
-use vela_llm::SamplingParams;
+use vela_llm::{Lora, SamplingParams};
 
 /// A piece of a turn.
 #[derive(Clone, Debug)]
@@ -76,6 +76,10 @@ pub struct Ask {
     pub form: Form,
     /// How many answers.
     pub count: usize,
+    /// What the model is adapted by.
+    pub adapter: Option<Arc<Lora>>,
+    /// Whether it will be asked what the answers looked at.
+    pub attention: bool,
 }
 
 impl Ask {
@@ -90,6 +94,8 @@ impl Ask {
             stop: Vec::new(),
             form: Form::Free,
             count: 1,
+            adapter: None,
+            attention: false,
         }
     }
 

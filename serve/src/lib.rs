@@ -6,6 +6,7 @@
 pub mod ask;
 pub mod fault;
 pub mod http;
+pub mod links;
 pub mod metrics;
 pub mod openai;
 pub mod openpi;
@@ -14,6 +15,8 @@ pub mod service;
 
 pub use ask::{Ask, Form, Input, Said, Source};
 pub use fault::Fault;
-pub use http::{Keys, ServerConfig, run};
-pub use reply::{Finish, Piece, Reply};
+pub use http::{Camera, Keys, ServerConfig, Shot, run};
+pub use links::{LinkHost, Links};
+pub use reply::{Finish, Piece, Reading, Reply};
 pub use service::{Service, ServiceConfig};
+pub use tokio_rustls::rustls::pki_types::CertificateDer;

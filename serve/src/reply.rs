@@ -1,11 +1,13 @@
 //! An answer as text, as it comes: whole characters, without the texts that end it.
 
 use crate::{Fault, Service};
+use std::sync::Arc;
 use vela_embodiment::Stamp;
-use vela_llm::Choice;
+use vela_fusion::ChatPrompt;
 use vela_llm::engine::{Answer, Event, Finish as Ended, Usage};
 use vela_llm::generate::StopStrings;
 use vela_llm::tokenizer::TextStream;
+use vela_llm::{Choice, Lora};
 
 /// Why an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +49,17 @@ pub enum Piece {
     },
 }
 
+/// A question and its answer as the decoder read them: what the attention of the answer is worked out of.
+#[derive(Clone, Debug)]
+pub struct Reading {
+    /// The question.
+    pub prompt: Arc<ChatPrompt>,
+    /// The answer, so far.
+    pub answer: Vec<u32>,
+    /// What the model is adapted by.
+    pub adapter: Option<Arc<Lora>>,
+}
+
 /// One answer. Dropping it cancels it.
 #[derive(Debug)]
 pub struct Reply {
@@ -58,13 +71,24 @@ pub struct Reply {
     usage: Usage,
     arrived: Stamp,
     stopped: bool,
+    reading: Option<Reading>,
 }
 
 impl Reply {
     pub(crate) fn new(answer: Answer, index: usize, prompt: usize, stop: &[String], arrived: Stamp) -> Self {
         let usage = Usage { prompt_tokens: prompt, ..Usage::default() };
         let (stream, watch) = (TextStream::new(), StopStrings::new(stop));
-        Self { answer: Some(answer), index, stream, watch, usage, arrived, stopped: false }
+        Self { answer: Some(answer), index, stream, watch, usage, arrived, stopped: false, reading: None }
+    }
+
+    /// Keeps what is needed to say what the answer looked at.
+    pub(crate) fn keeping(self, reading: Option<Reading>) -> Self {
+        Self { reading, ..self }
+    }
+
+    /// The question and the answer so far, if its attention was asked for; once.
+    pub fn take_reading(&mut self) -> Option<Reading> {
+        self.reading.take()
     }
 
     /// The next piece; nothing after the end or a fault.
@@ -105,6 +129,12 @@ impl Reply {
 
     fn token(&mut self, service: &Service, choice: Choice) -> Result<Piece, Fault> {
         self.usage.generated_tokens += 1;
+        if let Some(answer) = &self.answer {
+            self.usage.cached_tokens = answer.cached_tokens();
+        }
+        if let Some(reading) = &mut self.reading {
+            reading.answer.push(choice.token);
+        }
         if self.usage.generated_tokens == 1 && self.index == 0 {
             service.tallies().first_token(service.clock().now().0.saturating_sub(self.arrived.0));
         }

@@ -1,14 +1,16 @@
 //! A model behind the batching engine: questions in, answers as they come.
 
 use crate::ask::{Ask, Form, Input, Said, Source};
+use crate::links::{Fetching, Links};
 use crate::metrics::Tallies;
+use crate::reply::Reading;
 use crate::{Fault, Reply};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use vela_embodiment::{Clock, unix_seconds};
-use vela_fusion::{ChatModel, ChatPrompt, Part, PictureLimits, Turn};
+use vela_fusion::{ChatModel, ChatPrompt, Part, PictureAttention, PictureLimits, Turn};
 use vela_llm::engine::{Engine, EngineConfig, Refusal};
-use vela_llm::{Constraint, Grammars, RenderOptions};
+use vela_llm::{Constraint, Grammars, Lora, RenderOptions};
 
 /// How a service is set up.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,12 +43,16 @@ impl Default for ServiceConfig {
 pub struct Service {
     model: ChatModel,
     name: String,
+    adapters: Vec<(String, Arc<Lora>)>,
+    links: Option<Links>,
     engine: Engine,
     config: ServiceConfig,
     grammars: OnceLock<Result<Grammars, String>>,
     clock: Arc<dyn Clock>,
     tallies: Tallies,
     asked: AtomicU64,
+    /// Held while the attention of an answer is worked out.
+    looking: Mutex<()>,
     started: i64,
 }
 
@@ -77,12 +83,63 @@ impl Service {
             .map_err(Fault::internal)?;
         let (grammars, tallies) = (OnceLock::new(), Tallies::default());
         let (name, asked, started) = (name.to_owned(), AtomicU64::new(0), unix_seconds());
-        Ok(Self { model, name, engine, config, grammars, clock, tallies, asked, started })
+        let (adapters, links, looking) = (Vec::new(), None, Mutex::default());
+        Ok(Self {
+            model,
+            name,
+            adapters,
+            links,
+            engine,
+            config,
+            grammars,
+            clock,
+            tallies,
+            asked,
+            looking,
+            started,
+        })
+    }
+
+    /// The same with adapters of the model, each asked by a name of its own.
+    ///
+    /// # Errors
+    /// A name that is another's already.
+    pub fn with_adapters(mut self, adapters: Vec<(String, Arc<Lora>)>) -> Result<Self, Fault> {
+        for (name, adapter) in adapters {
+            if name.is_empty() || self.names().any(|other| other == name) {
+                return Err(Fault::invalid(
+                    "model",
+                    format!("expected a name of its own for each, got '{name}'"),
+                ));
+            }
+            self.adapters.push((name, adapter));
+        }
+        Ok(self)
+    }
+
+    /// The same with pictures fetched by `links`.
+    pub fn with_links(self, links: Links) -> Self {
+        Self { links: Some(links), ..self }
     }
 
     /// What it goes by.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Its name, then its adapters'.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(self.name.as_str()).chain(self.adapters.iter().map(|(name, _)| name.as_str()))
+    }
+
+    /// The adapter of this name.
+    pub fn adapter(&self, name: &str) -> Option<Arc<Lora>> {
+        self.adapters.iter().find(|(other, _)| other == name).map(|(_, adapter)| adapter.clone())
+    }
+
+    /// The pictures that one question may fetch.
+    pub fn fetching(&self) -> Fetching<'_> {
+        Fetching::new(self.links.as_ref(), self.config.max_pictures)
     }
 
     /// The model.
@@ -133,6 +190,15 @@ impl Service {
         }
         let constraint = self.constraint(&ask.form)?;
         let prompt = self.prompt(ask)?;
+        if ask.attention && prompt.pictures.iter().any(|seen| seen.places.is_none()) {
+            let message = "this model's image tokens have no places in the picture";
+            return Err(Fault::invalid("vela.attention", message));
+        }
+        let adapter = ask.adapter.clone();
+        let kept = ask.attention.then(|| {
+            let prompt = Arc::new(prompt.clone());
+            Reading { prompt, answer: Vec::new(), adapter: adapter.clone() }
+        });
         let seed = ask.seed.unwrap_or_else(|| self.asked.fetch_add(1, Ordering::Relaxed));
         let most = ask.max_tokens.unwrap_or(self.config.max_tokens).min(self.config.max_tokens);
         let mut replies = Vec::with_capacity(ask.count);
@@ -140,12 +206,25 @@ impl Service {
             let mut request = prompt.clone().request(most, self.model.stop());
             request.sampling = ask.sampling.clone();
             request.seed = seed.wrapping_add(index as u64);
+            request.adapter = adapter.clone();
             request.guide = constraint.clone().map(|constraint| Box::new(constraint) as Box<_>);
             let positions = request.positions();
             let answer = self.engine.submit(request).map_err(refused)?;
-            replies.push(Reply::new(answer, index, positions, &ask.stop, arrived));
+            let reply = Reply::new(answer, index, positions, &ask.stop, arrived);
+            replies.push(reply.keeping(kept.clone()));
         }
         Ok(replies)
+    }
+
+    /// What an answer looked at in each picture of its question. Works on this thread, one answer at a time: not inside
+    /// an async task.
+    ///
+    /// # Errors
+    /// Ours, if any.
+    pub fn attention(&self, reading: &Reading) -> Result<Vec<PictureAttention>, Fault> {
+        let _turn = self.looking.lock().unwrap_or_else(PoisonError::into_inner);
+        let adapter = reading.adapter.as_deref();
+        self.model.attention(&reading.prompt, &reading.answer, adapter).map_err(Fault::internal)
     }
 
     fn prompt(&self, ask: &Ask) -> Result<ChatPrompt, Fault> {

@@ -125,6 +125,101 @@ async fn a_second_question_about_a_picture_encodes_nothing() -> Outcome {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_answer_tells_what_it_looked_at() -> Outcome {
+    let served = served().await?;
+    let asked = json!({"messages": [about(&[&png(9)?, &png(7)?], "what?")], "max_tokens": 8, "temperature": 0,
+        "vela": {"attention": true}});
+    let whole = chat(served.at, &asked).await?.json()?;
+    let maps = whole["choices"][0]["vela"]["attention"].as_array().ok_or("no maps")?;
+    assert_eq!(maps.len(), 2);
+    for map in maps {
+        let weights: Vec<f64> =
+            map["weights"].as_array().into_iter().flatten().filter_map(Json::as_f64).collect();
+        assert_eq!((&map["rows"], &map["columns"], weights.len()), (&json!(4), &json!(4), 16));
+        let share = map["share"].as_f64().unwrap_or_default();
+        assert!(share > 0.05 && (weights.iter().sum::<f64>() - share).abs() < 1e-4, "{map}");
+        assert_eq!(map["area"].as_array().map(Vec::len), Some(4));
+    }
+    assert!(maps[0]["weights"] != maps[1]["weights"]);
+    let events = chat(served.at, &with(asked.clone(), json!({"stream": true}))).await?.events()?;
+    let told: Vec<&Json> = events.iter().map(|event| &event["choices"][0]["vela"]["attention"]).collect();
+    let told: Vec<&&Json> = told.iter().filter(|map| !map.is_null()).collect();
+    assert_eq!(told, [&&whole["choices"][0]["vela"]["attention"]]);
+    // Who does not ask is told nothing; without pictures there are none to tell of.
+    let plain = chat(served.at, &with(asked.clone(), json!({"vela": {}}))).await?.json()?;
+    assert_eq!(plain["choices"][0].get("vela"), None);
+    let none = chat(served.at, &with(words("hm", 3), json!({"vela": {"attention": true}}))).await?.json()?;
+    assert_eq!(none["choices"][0]["vela"], json!({"attention": []}));
+    let wrong = chat(served.at, &with(asked, json!({"vela": {"heads": 3}}))).await?;
+    assert_eq!((wrong.status, wrong.error()?.as_str()), (400, "vela.heads: this field is not known"));
+    Ok(())
+}
+
+/// A LoRA folder for the queries of all layers.
+fn adapter_dir(shade: f32) -> Outcome<tempfile::TempDir> {
+    let dir = tempfile::tempdir()?;
+    let config =
+        json!({"peft_type": "LORA", "r": 2, "lora_alpha": 8, "target_modules": ["q_proj", "o_proj"]});
+    std::fs::write(dir.path().join("adapter_config.json"), config.to_string())?;
+    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+    for layer in 0..2 {
+        for (module, part, shape) in
+            ["q_proj", "o_proj"].iter().flat_map(|m| [(m, "A", [2usize, 48]), (m, "B", [48, 2])])
+        {
+            let name = format!("base_model.model.model.layers.{layer}.self_attn.{module}.lora_{part}.weight");
+            let start = data.len();
+            for at in 0..shape[0] * shape[1] {
+                data.extend((((at * 37 + layer) % 19) as f32 * shade - 0.3).to_le_bytes());
+            }
+            header.insert(name, json!({"dtype": "F32", "shape": shape, "data_offsets": [start, data.len()]}));
+        }
+    }
+    let header = Json::Object(header).to_string();
+    let file = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat();
+    std::fs::write(dir.path().join("adapter_model.safetensors"), file)?;
+    Ok(dir)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_adapter_is_asked_by_its_name() -> Outcome {
+    let (one, two) = (adapter_dir(0.05)?, adapter_dir(0.08)?);
+    let served = serve_with(small(), ServerConfig::default(), |service| {
+        let of = service.model().decoder().config().clone();
+        let load = |dir: &tempfile::TempDir| -> Outcome<_> {
+            Ok(std::sync::Arc::new(vela_llm::Lora::load(dir.path(), &of).map_err(|e| e.to_string())?))
+        };
+        let adapters = vec![("one".to_owned(), load(&one)?), ("two".to_owned(), load(&two)?)];
+        assert!(service.adapter("one").is_none());
+        Ok(service.with_adapters(adapters)?)
+    })
+    .await?;
+    let models = get(served.at, "/v1/models").await?.json()?;
+    let listed = |name: &str| models["data"].as_array().into_iter().flatten().find(|m| m["id"] == name);
+    assert_eq!(listed("one").map(|m| &m["parent"]), Some(&json!("babbler")));
+    assert_eq!(listed("babbler").map(|m| &m["parent"]), Some(&Json::Null));
+    assert_eq!(get(served.at, "/v1/models/two").await?.json()?["id"], "two");
+    let ask = async |model: &str| {
+        let asked = with(words("tell", 40), json!({ "model": model }));
+        chat(served.at, &asked).await?.json()
+    };
+    let told = [ask("babbler").await?, ask("one").await?, ask("two").await?];
+    let texts: Vec<&Json> = told.iter().map(|told| &told["choices"][0]["message"]["content"]).collect();
+    assert!(texts[0] != texts[1] && texts[1] != texts[2] && texts[0] != texts[2], "{texts:?}");
+    assert_eq!((&told[1]["model"], &told[0]["model"]), (&json!("one"), &json!("babbler")));
+    // What one has read is nothing to another.
+    assert!(told.iter().all(|told| told["usage"]["prompt_tokens_details"]["cached_tokens"] == 0));
+    assert_eq!(ask("one").await?["choices"], told[1]["choices"]);
+    let continued = json!({"model": "two", "prompt": "abc", "max_tokens": 3});
+    assert_eq!(post(served.at, "/v1/completions", &continued).await?.json()?["model"], "two");
+    let wrong = chat(served.at, &with(words("x", 2), json!({"model": "three"}))).await?;
+    assert_eq!(
+        (wrong.status, wrong.error()?.contains("this server has 'babbler', 'one', 'two'")),
+        (404, true)
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn texts_that_end_an_answer_are_not_shown() -> Outcome {
     let served = served().await?;
     let whole = chat(served.at, &words("tell", 60)).await?.json()?;
@@ -139,6 +234,10 @@ async fn texts_that_end_an_answer_are_not_shown() -> Outcome {
     );
     let events = chat(served.at, &with(asked, json!({"stream": true}))).await?.events()?;
     assert_eq!(told(&events, 1)[0], (want.to_owned(), "stop".to_owned(), vec![]));
+    // What was known of the question is told all the same.
+    let cached = |told: &Json| told["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap_or(0);
+    let again = chat(served.at, &words("tell", 60)).await?.json()?;
+    assert!(cached(&again) > 0 && cached(&got) == cached(&again), "{got} {again}");
     until(async || Ok(metric(served.at, "requests_running").await? == 0.0)).await
 }
 

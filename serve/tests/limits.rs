@@ -62,7 +62,7 @@ async fn who_comes_when_all_is_full_is_told_to_come_again() -> Outcome {
     // Connections have an end too.
     let served = serve(small(), ServerConfig { connections: 1, ..ServerConfig::default() }).await?;
     let mut quiet = TcpStream::connect(served.at).await?;
-    quiet.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await?;
+    quiet.write_all(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n").await?;
     let mut some = [0; 16];
     quiet.read_exact(&mut some).await?;
     let refused = get(served.at, "/healthz").await?;
@@ -222,7 +222,7 @@ async fn bodies_are_bounded_one_by_one_and_together() -> Outcome {
         let head = format!("{JSON}connection: close\r\ntransfer-encoding: chunked");
         let length = body.len();
         format!(
-            "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n{head}\r\n\r\n{length:x}\r\n{body}\r\n0\r\n\r\n"
+            "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n{head}\r\n\r\n{length:x}\r\n{body}\r\n0\r\n\r\n"
         )
     };
     let answered = raw(served.at, chunked(&words("in chunks", 3).to_string()).as_bytes()).await?;
@@ -241,11 +241,12 @@ async fn slow_clients_are_cut_off() -> Outcome {
     let served = serve(small(), limits).await?;
     let patience = Duration::from_secs(8);
     // Half a head; nothing at all; and nothing after an answer: the connection is closed.
-    for bytes in [&b"GET / HTT"[..], b"", b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"] {
+    for bytes in [&b"GET / HTT"[..], b"", b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n"] {
         tokio::time::timeout(patience, raw(served.at, bytes)).await.map_err(|_| "it was kept open")??;
     }
-    let head =
-        format!("POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n{JSON}content-length: 900\r\n\r\n{{");
+    let head = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n{JSON}content-length: 900\r\n\r\n{{"
+    );
     let got = tokio::time::timeout(patience, raw(served.at, head.as_bytes())).await??;
     assert_eq!(Got::parse(&got)?.status, 408);
     // A body that breaks off is nobody's to answer.
@@ -311,6 +312,14 @@ async fn the_document_and_the_page_are_served() -> Outcome {
             let known = methods[method.to_lowercase()]["responses"][got.status.to_string()].is_object();
             assert!(known && got.status < 500, "{method} {path}: {}", got.status);
         }
+    }
+    for path in ["/camera", "/v1/models/nobody"] {
+        let got = get(served.at, path).await?;
+        let named = if path == "/camera" { path } else { "/v1/models/{model}" };
+        assert!(
+            got.status == 404 && document["paths"][named]["get"]["responses"]["404"].is_object(),
+            "{path}"
+        );
     }
     let page = get(served.at, "/").await?;
     assert!(page.head.contains("content-security-policy: default-src 'none'"));

@@ -9,19 +9,45 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::JoinSet;
+use vela_fusion::PictureAttention;
 use vela_llm::engine::Usage;
 use vela_llm::generate::StopStrings;
 
+/// Held by all that works for one question.
+pub type Slot = Arc<OwnedSemaphorePermit>;
+
 /// The whole answer.
-pub async fn whole(service: &Service, wanted: &Wanted, replies: Vec<Reply>) -> Result<Json, Fault> {
+pub async fn whole(
+    service: &Arc<Service>,
+    wanted: &Wanted,
+    replies: Vec<Reply>,
+    slot: &Slot,
+) -> Result<Json, Fault> {
     let (mut told, mut total) = (Vec::with_capacity(replies.len()), Total::default());
     for mut reply in replies {
-        let (one, usage) = tell(service, wanted.tools.as_ref(), &mut reply).await?;
+        let (mut one, usage) = tell(service, wanted.tools.as_ref(), &mut reply).await?;
+        one.attention = look(service, &mut reply, slot).await?;
         total.add(&usage, reply.index == 0);
         told.push(one);
     }
-    let writer = Writer::new(wanted.kind, service, false);
+    let writer = Writer::new(wanted.kind, service, &wanted.model, false);
     Ok(writer.whole(&told, &total, service.model().tokenizer()))
+}
+
+/// What an answer looked at, if that was asked for; on a thread that may work.
+async fn look(
+    service: &Arc<Service>,
+    reply: &mut Reply,
+    slot: &Slot,
+) -> Result<Option<Vec<PictureAttention>>, Fault> {
+    let Some(reading) = reply.take_reading() else { return Ok(None) };
+    let (service, slot) = (service.clone(), slot.clone());
+    let work = tokio::task::spawn_blocking(move || {
+        let found = service.attention(&reading);
+        drop(slot);
+        found
+    });
+    work.await.map_err(|_| Fault::internal("working out the attention panicked"))?.map(Some)
 }
 
 async fn tell(service: &Service, tools: Option<&Tools>, reply: &mut Reply) -> Result<(Told, Usage), Fault> {
@@ -56,11 +82,11 @@ pub fn stream(
     wanted: Wanted,
     replies: Vec<Reply>,
     secs: u64,
-    slot: OwnedSemaphorePermit,
+    slot: Slot,
 ) -> mpsc::Receiver<Bytes> {
     let (sender, events) = mpsc::channel(32);
     tokio::spawn(async move {
-        let telling = tell_all(service, wanted, replies, &sender);
+        let telling = tell_all(service, wanted, replies, &sender, &slot);
         let outcome = tokio::time::timeout(Duration::from_secs(secs), telling).await;
         let last = match outcome {
             Ok(Ok(())) => "data: [DONE]\n\n".into(),
@@ -84,8 +110,9 @@ async fn tell_all(
     wanted: Wanted,
     replies: Vec<Reply>,
     sender: &mpsc::Sender<Bytes>,
+    slot: &Slot,
 ) -> Result<(), Fault> {
-    let writer = Arc::new(Writer::new(wanted.kind, &service, wanted.include_usage));
+    let writer = Arc::new(Writer::new(wanted.kind, &service, &wanted.model, wanted.include_usage));
     let tools = Arc::new(wanted.tools);
     let mut all = JoinSet::new();
     for (index, reply) in replies.into_iter().enumerate() {
@@ -96,6 +123,7 @@ async fn tell_all(
             index,
             offset: 0,
             calls: Watch::new(tools.clone()),
+            slot: slot.clone(),
         };
         all.spawn(line.tell(reply));
     }
@@ -119,6 +147,7 @@ struct Line {
     /// Characters given out so far, for the older form of log-probabilities.
     offset: usize,
     calls: Watch,
+    slot: Slot,
 }
 
 impl Line {
@@ -149,6 +178,9 @@ impl Line {
                     let finish = if calls.is_empty() { finish.word() } else { "tool_calls" };
                     if !calls.is_empty() {
                         self.send(&self.writer.called(self.index, &calls)).await?;
+                    }
+                    if let Some(seen) = look(&self.service, &mut reply, &self.slot).await? {
+                        self.send(&self.writer.attention(self.index, &seen)).await?;
                     }
                     self.send(&self.writer.end(self.index, finish)).await?;
                     return Ok((usage, reply.index == 0));

@@ -2,11 +2,14 @@
 
 mod answer;
 mod body;
+mod camera;
+mod hosts;
 mod keys;
 mod patient;
 mod route;
 
 pub(crate) use body::Body;
+pub use camera::{Camera, Shot};
 pub use keys::Keys;
 pub(crate) use patient::Patient;
 
@@ -46,6 +49,10 @@ pub struct ServerConfig {
     pub drain_secs: u64,
     /// Connections at once.
     pub connections: usize,
+    /// Other names than this machine's that a server which listens to this machine alone answers to: a proxy's.
+    pub names: Vec<String>,
+    /// What the page shows live.
+    pub camera: Option<Camera>,
 }
 
 impl Default for ServerConfig {
@@ -60,6 +67,8 @@ impl Default for ServerConfig {
             stall_secs: 30,
             drain_secs: 30,
             connections: 512,
+            names: Vec::new(),
+            camera: None,
         }
     }
 }
@@ -68,6 +77,8 @@ impl Default for ServerConfig {
 struct App {
     service: Arc<Service>,
     config: ServerConfig,
+    /// Whether only this machine can reach it.
+    local: bool,
     /// Questions that are being worked on.
     slots: Arc<Semaphore>,
     /// KiB of bodies.
@@ -87,6 +98,7 @@ pub async fn run(
         slots: Arc::new(Semaphore::new(engine.max_running.max(1) + engine.max_waiting)),
         bodies: Arc::new(Semaphore::new((config.bodies_bytes >> 10).clamp(1, Semaphore::MAX_PERMITS))),
         service: service.clone(),
+        local: listener.local_addr().is_ok_and(|at| at.ip().is_loopback()),
         config,
     });
     let places = Arc::new(Semaphore::new(app.config.connections));

@@ -1,7 +1,7 @@
 //! Which request goes where.
 
 use super::body::{self, Body};
-use super::{App, answer};
+use super::{App, answer, hosts};
 use crate::openai::{self, Wanted};
 use crate::{Fault, Reply, Service, metrics};
 use hyper::body::{Body as _, Bytes, Incoming};
@@ -31,6 +31,7 @@ enum Place {
     Model,
     Chat,
     Completions,
+    Camera,
 }
 
 impl Place {
@@ -43,6 +44,7 @@ impl Place {
             "/v1/models" => Self::Models,
             "/v1/chat/completions" => Self::Chat,
             "/v1/completions" => Self::Completions,
+            "/camera" => Self::Camera,
             path if path.strip_prefix("/v1/models/").is_some_and(|name| !name.is_empty()) => Self::Model,
             _ => return None,
         })
@@ -58,6 +60,7 @@ impl Place {
             Self::Model => "/v1/models/{model}",
             Self::Chat => "/v1/chat/completions",
             Self::Completions => "/v1/completions",
+            Self::Camera => "/camera",
         }
     }
 
@@ -75,9 +78,11 @@ pub async fn handle(request: Request<Incoming>, app: Arc<App>) -> Response<Body>
     let place = Place::of(request.uri().path());
     let (head, body) = request.into_parts();
     let mut body = Some(body);
-    let made = match place {
-        Some(place) => serve(&head, &mut body, place, &app).await,
-        None => Err(Fault::refused(404, "not_found", "there is nothing at this path")),
+    let known = if app.local { hosts::check(&head, &app.config.names) } else { Ok(()) };
+    let made = match (known, place) {
+        (Err(fault), _) => Err(fault),
+        (Ok(()), Some(place)) => serve(&head, &mut body, place, &app).await,
+        (Ok(()), None) => Err(Fault::refused(404, "not_found", "there is nothing at this path")),
     };
     // Whoever is refused before the body was read is still sending it.
     if let Some(body) = body.filter(|body| !body.is_end_stream()) {
@@ -115,28 +120,42 @@ async fn serve(
             response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
             Ok(response)
         }
-        Place::Health => Ok(whole(StatusCode::OK, JSON, json!({"status": "ok"}).to_string())),
+        Place::Health => {
+            let state = json!({"status": "ok", "camera": app.config.camera.is_some()});
+            Ok(whole(StatusCode::OK, JSON, state.to_string()))
+        }
+        Place::Camera => match &app.config.camera {
+            Some(camera) => camera.look().await,
+            None => Err(Fault::refused(
+                404,
+                "no_camera",
+                "this server has no camera: `vela demo --serve` has one",
+            )),
+        },
         Place::OpenApi => Ok(whole(StatusCode::OK, JSON, OPENAPI)),
         Place::Metrics => {
             Ok(whole(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", metrics::page(service)))
         }
         Place::Models => {
-            let list = json!({"object": "list", "data": [model(service)]});
+            let all: Vec<Json> = service.names().map(|name| model(service, name)).collect();
+            let list = json!({"object": "list", "data": all});
             Ok(whole(StatusCode::OK, JSON, list.to_string()))
         }
         Place::Model => match head.uri.path().strip_prefix("/v1/models/") {
-            Some(name) if name == service.name() => {
-                Ok(whole(StatusCode::OK, JSON, model(service).to_string()))
+            Some(name) if service.names().any(|known| known == name) => {
+                Ok(whole(StatusCode::OK, JSON, model(service, name).to_string()))
             }
-            _ => Err(Fault::refused(404, "model_not_found", format!("this server has '{}'", service.name()))),
+            name => Err(openai::sampling::unknown_model(name.unwrap_or_default(), service)),
         },
         Place::Chat | Place::Completions => ask(head, body, place, app).await,
     }
 }
 
-fn model(service: &Service) -> Json {
+fn model(service: &Service, name: &str) -> Json {
     let modalities: &[&str] = if service.model().sees() { &["text", "image"] } else { &["text"] };
-    json!({"id": service.name(), "object": "model", "created": service.started(), "owned_by": "vela",
+    // Of an adapter, the model that it adapts.
+    let parent = service.adapter(name).map(|_| service.name());
+    json!({"id": name, "object": "model", "created": service.started(), "owned_by": "vela", "parent": parent,
         "context_length": service.engine().longest(), "input_modalities": modalities,
         "tools": service.model().takes_tools()})
 }
@@ -166,6 +185,7 @@ async fn ask(
     let begun = begun.map_err(|_| Fault::too_slow(secs))?;
     let (begun, slot) = begun.map_err(|_| Fault::internal("reading the question panicked"))?;
     let (wanted, replies) = begun?;
+    let slot = Arc::new(slot);
     if wanted.stream {
         let events = answer::stream(app.service.clone(), wanted, replies, secs, slot);
         let mut response = Response::new(Body::Events(events));
@@ -174,7 +194,7 @@ async fn ask(
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         return Ok(response);
     }
-    let answered = answer::whole(&app.service, &wanted, replies);
+    let answered = answer::whole(&app.service, &wanted, replies, &slot);
     let answered = tokio::time::timeout(Duration::from_secs(secs), answered).await;
     let answered = answered.map_err(|_| Fault::too_slow(secs))??;
     Ok(whole(StatusCode::OK, JSON, answered.to_string()))
@@ -184,9 +204,10 @@ async fn ask(
 fn begin(bytes: &[u8], place: Place, service: &Service) -> Result<(Wanted, Vec<Reply>), Fault> {
     let json: Json = serde_json::from_slice(bytes)
         .map_err(|e| Fault::refused(400, "invalid_json", format!("the body is no JSON: {e}")))?;
+    let mut fetching = service.fetching();
     let mut wanted = match place {
         Place::Completions => openai::completions::read(&json, service)?,
-        _ => openai::chat::read(&json, service)?,
+        _ => openai::chat::read(&json, service, &mut fetching)?,
     };
     drop(json);
     let mut replies = Vec::new();
@@ -197,7 +218,7 @@ fn begin(bytes: &[u8], place: Place, service: &Service) -> Result<(Wanted, Vec<R
     Ok((wanted, replies))
 }
 
-fn whole(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Body> {
+pub(super) fn whole(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Body> {
     let mut response = Response::new(Body::Whole(body.into()));
     *response.status_mut() = status;
     let headers = response.headers_mut();

@@ -2,11 +2,12 @@
 
 use super::fields::Fields;
 use super::{Kind, Tools, Wanted, messages, sampling};
+use crate::links::Fetching;
 use crate::{Ask, Fault, Form, Input, Service};
 use serde_json::{Value as Json, json};
 
 /// Fields of this endpoint; those that change nothing for one model on one machine are read over.
-const KNOWN: [&str; 14] = [
+const KNOWN: [&str; 15] = [
     "messages",
     "max_completion_tokens",
     "logprobs",
@@ -21,13 +22,14 @@ const KNOWN: [&str; 14] = [
     "safety_identifier",
     "prompt_cache_key",
     "prompt_cache_retention",
+    "vela",
 ];
 
-/// Reads a request.
-pub fn read(body: &Json, service: &Service) -> Result<Wanted, Fault> {
+/// Reads a request; pictures that stand elsewhere come by `fetching`.
+pub fn read(body: &Json, service: &Service, fetching: &mut Fetching) -> Result<Wanted, Fault> {
     let fields = Fields::of(body, "")?;
     fields.only(&[&sampling::COMMON, &KNOWN])?;
-    sampling::model(&fields, service)?;
+    let (model, adapter) = sampling::model(&fields, service)?;
     let (stream, include_usage) = sampling::stream(&fields)?;
     if let Some(list) = fields.list("modalities")?
         && list != [json!("text")]
@@ -35,7 +37,8 @@ pub fn read(body: &Json, service: &Service) -> Result<Wanted, Fault> {
         return Err(fields.wrong("modalities", "[\"text\"]", fields.need("modalities")?));
     }
     let tools = Tools::read(&fields, service)?;
-    let turns = messages::messages(&fields)?;
+    let attention = attention(&fields, service)?;
+    let turns = messages::messages(&fields, fetching)?;
     let mut ask = Ask::new(Input::Chat { turns, tools: tools.as_ref().map(|tools| tools.list.clone()) });
     ask.sampling = sampling::sampling(&fields)?;
     ask.seed = sampling::seed(&fields)?;
@@ -49,6 +52,7 @@ pub fn read(body: &Json, service: &Service) -> Result<Wanted, Fault> {
         (false, Some(_)) => return Err(Fault::invalid("top_logprobs", "only with \"logprobs\": true")),
         (false, None) => {}
     }
+    (ask.adapter, ask.attention) = (adapter, attention);
     ask.form = form(&fields)?;
     if let Some(tools) = &tools
         && let Some(schema) = tools.schema()
@@ -62,7 +66,20 @@ pub fn read(body: &Json, service: &Service) -> Result<Wanted, Fault> {
         ask.opening = tools.opening().to_owned();
         ask.form = Form::Schema(schema);
     }
-    Ok(Wanted { kind: Kind::Chat, asks: vec![ask], stream, include_usage, tools })
+    Ok(Wanted { kind: Kind::Chat, asks: vec![ask], stream, include_usage, tools, model })
+}
+
+/// Whether the answer's attention is asked for: a field of ours, `"vela": {"attention": true}`.
+fn attention(fields: &Fields, service: &Service) -> Result<bool, Fault> {
+    let Some(ours) = fields.part("vela")? else { return Ok(false) };
+    ours.only(&[&["attention"]])?;
+    match ours.flag("attention")? {
+        true if !service.model().sees() => Err(Fault::invalid(
+            "vela.attention",
+            "this model reads text only: there is no picture to attend to",
+        )),
+        wanted => Ok(wanted),
+    }
 }
 
 fn form(fields: &Fields) -> Result<Form, Fault> {

@@ -11,7 +11,7 @@ const KNOWN: [&str; 5] = ["prompt", "logprobs", "echo", "best_of", "suffix"];
 pub fn read(body: &Json, service: &Service) -> Result<Wanted, Fault> {
     let fields = Fields::of(body, "")?;
     fields.only(&[&sampling::COMMON, &KNOWN])?;
-    sampling::model(&fields, service)?;
+    let (name, adapter) = sampling::model(&fields, service)?;
     let (stream, include_usage) = sampling::stream(&fields)?;
     if fields.flag("echo")? {
         return Err(Fault::invalid("echo", "giving the prompt back is not supported"));
@@ -41,8 +41,9 @@ pub fn read(body: &Json, service: &Service) -> Result<Wanted, Fault> {
     model.stop = sampling::stop(&fields)?;
     model.max_tokens = Some(fields.count("max_tokens", 1, u64::MAX)?.unwrap_or(16));
     model.count = count;
+    model.adapter = adapter;
     let asks = inputs.into_iter().map(|input| Ask { input, ..model.clone() }).collect();
-    Ok(Wanted { kind: Kind::Completion, asks, stream, include_usage, tools: None })
+    Ok(Wanted { kind: Kind::Completion, asks, stream, include_usage, tools: None, model: name })
 }
 
 /// A text, token ids, or a list of either.

@@ -1,6 +1,7 @@
 //! The messages of a conversation, and the pictures in them.
 
 use super::fields::{Fields, got};
+use crate::links::Fetching;
 use crate::{Fault, Said, Source};
 use base64::Engine as _;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
@@ -10,16 +11,17 @@ use serde_json::{Map, Value as Json, json};
 /// Turns of one conversation.
 const MOST: usize = 2048;
 
-/// The turns of `messages`.
-pub fn messages(fields: &Fields) -> Result<Vec<Said>, Fault> {
+/// The turns of `messages`; pictures that stand elsewhere come by `fetching`.
+pub fn messages(fields: &Fields, fetching: &mut Fetching) -> Result<Vec<Said>, Fault> {
     let value = fields.need("messages")?;
     let list = value.as_array().filter(|list| (1..=MOST).contains(&list.len()));
     let list =
         list.ok_or_else(|| fields.wrong("messages", &format!("a list of 1 to {MOST} messages"), value))?;
-    list.iter().enumerate().map(|(at, value)| message(value, &format!("messages[{at}]"))).collect()
+    let one = |(at, value): (usize, &Json)| message(value, &format!("messages[{at}]"), fetching);
+    list.iter().enumerate().map(one).collect()
 }
 
-fn message(value: &Json, at: &str) -> Result<Said, Fault> {
+fn message(value: &Json, at: &str, fetching: &mut Fetching) -> Result<Said, Fault> {
     let fields = Fields::of(value, at)?;
     fields.only(&[&[
         "role",
@@ -64,7 +66,8 @@ fn message(value: &Json, at: &str) -> Result<Said, Fault> {
         None => return Err(Fault::invalid(&fields.path("content"), "this field is missing")),
         Some(Json::String(text)) => vec![Source::Text(text.clone())],
         Some(Json::Array(list)) => {
-            let part = |(k, value): (usize, &Json)| part(value, role, &format!("{at}.content[{k}]"));
+            let part =
+                |(k, value): (usize, &Json)| part(value, role, &format!("{at}.content[{k}]"), fetching);
             list.iter().enumerate().map(part).collect::<Result<_, _>>()?
         }
         Some(value) => return Err(fields.wrong("content", "a text or a list of parts", value)),
@@ -72,7 +75,7 @@ fn message(value: &Json, at: &str) -> Result<Said, Fault> {
     Ok(Said { role: role.to_owned(), parts, extra })
 }
 
-fn part(value: &Json, role: &str, at: &str) -> Result<Source, Fault> {
+fn part(value: &Json, role: &str, at: &str, fetching: &mut Fetching) -> Result<Source, Fault> {
     let fields = Fields::of(value, at)?;
     match fields.need_text("type")? {
         "text" => {
@@ -95,7 +98,11 @@ fn part(value: &Json, role: &str, at: &str) -> Result<Source, Fault> {
                 return Err(inner.wrong("detail", "auto, low or high", inner.need("detail")?));
             }
             let field = inner.path("url");
-            let file = data_url(inner.need_text("url")?, &field)?.into();
+            let url = inner.need_text("url")?;
+            let file = match is_link(url) {
+                true => fetching.fetch(url, &field)?.into(),
+                false => data_url(url, &field)?.into(),
+            };
             Ok(Source::Picture { file, field })
         }
         _ => Err(fields.wrong("type", "text or image_url", fields.need("type")?)),
@@ -108,15 +115,15 @@ const LENIENT: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
+fn is_link(url: &str) -> bool {
+    let begins =
+        |scheme: &str| url.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme));
+    begins("http://") || begins("https://")
+}
+
 /// The bytes of a `data:image/…;base64,` URL.
 fn data_url(url: &str, field: &str) -> Result<Vec<u8>, Fault> {
     let start: String = url.chars().take(24).collect();
-    if ["http://", "https://"].iter().any(|scheme| start.to_ascii_lowercase().starts_with(scheme)) {
-        return Err(Fault::invalid(
-            field,
-            "this server fetches nothing from elsewhere: send the picture itself, as data:image/png;base64,…",
-        ));
-    }
     let expected = || {
         Fault::invalid(
             field,
@@ -165,7 +172,7 @@ mod tests {
     use super::*;
 
     fn read(value: Json) -> Result<Vec<Said>, Fault> {
-        messages(&Fields::of(&json!({ "messages": value }), "")?)
+        messages(&Fields::of(&json!({ "messages": value }), "")?, &mut Fetching::default())
     }
 
     fn complaint(value: Json) -> String {

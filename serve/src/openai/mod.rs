@@ -34,4 +34,6 @@ pub struct Wanted {
     pub include_usage: bool,
     /// Tools that the model may call.
     pub tools: Option<Tools>,
+    /// What the model was asked by.
+    pub model: String,
 }

@@ -3,7 +3,8 @@
 use super::fields::Fields;
 use crate::{Fault, Service};
 use serde_json::Value as Json;
-use vela_llm::SamplingParams;
+use std::sync::Arc;
+use vela_llm::{Lora, SamplingParams};
 
 /// Fields that both endpoints know.
 pub const COMMON: [&str; 17] = [
@@ -82,14 +83,23 @@ pub fn stream(fields: &Fields) -> Result<(bool, bool), Fault> {
     Ok((stream, options.flag("include_usage")?))
 }
 
-/// Refuses another model than the one that is served.
-pub fn model(fields: &Fields, service: &Service) -> Result<(), Fault> {
+/// Which of the served models is asked, and its adapter if it has one; the plain model if nothing is said.
+pub fn model(fields: &Fields, service: &Service) -> Result<(String, Option<Arc<Lora>>), Fault> {
     match fields.text("model")? {
-        Some(name) if name != service.name() => {
-            let (here, name) = (service.name(), name.chars().take(80).collect::<String>());
-            let message = format!("the model '{name}' is not here; this server has '{here}'");
-            Err(Fault { param: Some("model".into()), ..Fault::refused(404, "model_not_found", message) })
+        None => Ok((service.name().to_owned(), None)),
+        Some(name) if service.names().any(|known| known == name) => {
+            Ok((name.to_owned(), service.adapter(name)))
         }
-        _ => Ok(()),
+        Some(name) => {
+            let fault = unknown_model(name, service);
+            Err(Fault { param: Some("model".into()), ..fault })
+        }
     }
+}
+
+/// A model that is not served.
+pub fn unknown_model(name: &str, service: &Service) -> Fault {
+    let here = service.names().map(|name| format!("'{name}'")).collect::<Vec<_>>().join(", ");
+    let name: String = name.chars().take(80).collect();
+    Fault::refused(404, "model_not_found", format!("the model '{name}' is not here; this server has {here}"))
 }

@@ -5,6 +5,7 @@ use super::tools::Call;
 use crate::Service;
 use serde_json::{Map, Value as Json, json};
 use vela_embodiment::unix_seconds;
+use vela_fusion::PictureAttention;
 use vela_llm::engine::Usage;
 use vela_llm::{Choice, Tokenizer};
 
@@ -30,16 +31,18 @@ pub struct Told {
     pub tokens: Option<Vec<Choice>>,
     /// Why it ended.
     pub finish: &'static str,
+    /// What it looked at, if that was asked for.
+    pub attention: Option<Vec<PictureAttention>>,
 }
 
 impl Writer {
     /// A writer of one answer.
-    pub fn new(kind: Kind, service: &Service, usage: bool) -> Self {
+    pub fn new(kind: Kind, service: &Service, model: &str, usage: bool) -> Self {
         let id = service.fresh_id(match kind {
             Kind::Chat => "chatcmpl",
             Kind::Completion => "cmpl",
         });
-        Self { kind, id, created: unix_seconds(), model: service.name().to_owned(), usage }
+        Self { kind, id, created: unix_seconds(), model: model.to_owned(), usage }
     }
 
     fn frame(&self, chunk: bool, choices: Vec<Json>) -> Json {
@@ -65,8 +68,12 @@ impl Writer {
                     if !told.calls.is_empty() {
                         message["tool_calls"] = self.calls(index, &told.calls, false);
                     }
-                    json!({"index": index, "message": message, "finish_reason": told.finish,
-                        "logprobs": tokens.map(|tokens| chat_logprobs(tokens, tokenizer))})
+                    let mut made = json!({"index": index, "message": message, "finish_reason": told.finish,
+                        "logprobs": tokens.map(|tokens| chat_logprobs(tokens, tokenizer))});
+                    if let Some(attention) = &told.attention {
+                        made["vela"] = ours(attention);
+                    }
+                    made
                 }
                 Kind::Completion => json!({"index": index, "text": told.text, "finish_reason": told.finish,
                     "logprobs": tokens.map(|tokens| text_logprobs(tokens, tokenizer, &mut 0))}),
@@ -95,6 +102,12 @@ impl Writer {
     /// The calls of a choice.
     pub fn called(&self, index: usize, calls: &[Call]) -> Json {
         self.delta(index, json!({ "tool_calls": self.calls(index, calls, true) }), None, None)
+    }
+
+    /// What a choice looked at.
+    pub fn attention(&self, index: usize, attention: &[PictureAttention]) -> Json {
+        self.chunk(json!({"index": index, "delta": {}, "logprobs": null, "finish_reason": null,
+            "vela": ours(attention)}))
     }
 
     /// The last chunk of a choice.
@@ -147,6 +160,20 @@ impl Writer {
         };
         calls.iter().enumerate().map(one).collect()
     }
+}
+
+/// The field of ours: a map for each picture.
+fn ours(attention: &[PictureAttention]) -> Json {
+    let map = |map: &PictureAttention| {
+        let area = &map.area;
+        // Shares of one: six digits say all.
+        let rounded = |x: f32| (f64::from(x) * 1e6).round() / 1e6;
+        let weights: Vec<f64> = map.weights.iter().copied().map(rounded).collect();
+        let area = [area.left, area.top, area.right, area.bottom].map(rounded);
+        json!({"share": rounded(map.share), "rows": map.grid[0], "columns": map.grid[1], "weights": weights,
+            "area": area})
+    };
+    json!({ "attention": attention.iter().map(map).collect::<Vec<_>>() })
 }
 
 /// The tokens of a whole response.

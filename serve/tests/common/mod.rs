@@ -71,9 +71,19 @@ pub struct Served {
 }
 
 pub async fn serve(config: ServiceConfig, limits: ServerConfig) -> Outcome<Served> {
+    serve_with(config, limits, Ok).await
+}
+
+/// The same with a service that was changed before it is served.
+pub async fn serve_with(
+    config: ServiceConfig,
+    limits: ServerConfig,
+    change: impl FnOnce(Service) -> Outcome<Service>,
+) -> Outcome<Served> {
     let dir = model_dir()?;
     let model = ChatModel::load(dir.path(), 1 << 20).map_err(|e| e.to_string())?;
-    let service = Arc::new(Service::start(model, "babbler", config, Arc::new(MonotonicClock::new()))?);
+    let service = Service::start(model, "babbler", config, Arc::new(MonotonicClock::new()))?;
+    let service = Arc::new(change(service)?);
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let at = listener.local_addr()?;
     let (ending, ended) = oneshot::channel();
@@ -155,7 +165,7 @@ pub async fn raw(at: SocketAddr, bytes: &[u8]) -> Outcome<Vec<u8>> {
 pub fn request(method: &str, path: &str, headers: &str, body: &[u8]) -> Vec<u8> {
     let length = body.len();
     let head = format!(
-        "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}content-length: {length}\r\n\r\n"
+        "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{headers}content-length: {length}\r\n\r\n"
     );
     [head.as_bytes(), body].concat()
 }
