@@ -1,6 +1,8 @@
 //! `vela bench`: how fast this machine runs a model, and what it could do at most.
 
 mod llm;
+mod robot;
+mod tower;
 mod vla;
 mod vlm;
 
@@ -27,6 +29,10 @@ enum What {
     Vlm(vlm::Args),
     /// A policy: one chunk of actions, stage by stage.
     Vla(vla::Args),
+    /// What stands between a camera and a joint beside the model, and how well the control loop keeps time.
+    Robot(robot::Args),
+    /// A vision encoder: pictures to tokens.
+    Tower(tower::Args),
     /// The likeliest continuation of prompts given as token ids, with logits: for comparison with another runtime.
     Greedy(Greedy),
     /// What one core can do at most: bytes from memory, float32 and eight-bit multiply-adds, per second.
@@ -63,6 +69,8 @@ pub fn run(args: &Args) -> Result<()> {
         What::Llm(args) => llm::run(args)?,
         What::Vla(args) => vla::run(args)?,
         What::Vlm(args) => vlm::run(args)?,
+        What::Robot(args) => robot::run(args)?,
+        What::Tower(args) => tower::run(args)?,
         What::Greedy(args) => {
             vela_nn::threads::set(args.threads);
             println!("{}", serde_json::to_string(&greedy(args)?)?);

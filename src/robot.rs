@@ -44,6 +44,9 @@ pub struct Args {
     /// Seconds to wait for the arm and then for a policy.
     #[arg(long, default_value_t = 60.0)]
     wait_secs: f64,
+    /// Seconds to hold when the policy, a camera or the link is gone before giving up.
+    #[arg(long, default_value_t = 2.0)]
+    hold_secs: f64,
     /// Print how it went as JSON.
     #[arg(long)]
     json: bool,
@@ -77,6 +80,7 @@ pub fn run(args: &Args) -> Result<()> {
     let options = ControlOptions {
         gate: file.gate.clone(),
         start_within_secs: args.wait_secs,
+        stop_after_hold_secs: args.hold_secs,
         ..ControlOptions::default()
     };
     let (controller, events) = Controller::start(arm, cameras, remote, &args.task, &options)?;
@@ -92,7 +96,8 @@ pub fn run(args: &Args) -> Result<()> {
     let (mut node, _topic) = match &file.ros2 {
         None => (Some(ros2::Node::start(&session, &embodiment, &handle)?), None),
         Some(own) => {
-            let describing = own.describe.then(|| ros2::Node::describe(&session, &embodiment, own.domain));
+            let describe = || ros2::Node::describe(&session, &embodiment, own.domain, own.distribution);
+            let describing = own.describe.then(describe);
             let topic = ros2::listen_for_stop(&session, own.domain, &own.emergency_stop, &stop)?;
             (describing.transpose()?, Some(topic))
         }
@@ -167,7 +172,8 @@ fn verdict(tick: &TickReport) -> serde_json::Value {
         "sent": tick.targets, "trips": tick.trips})
 }
 
-fn words(state: &State) -> String {
+/// A state as one line.
+pub fn words(state: &State) -> String {
     match state {
         State::Running => "running".into(),
         State::Holding { reason } => format!("holding: {reason}"),

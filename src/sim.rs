@@ -3,6 +3,7 @@
 use crate::demo::{BASE_KEY, LINK_TIMEOUT_SECS};
 use crate::operator;
 use crate::realtime::{self, Stage};
+use crate::robot::words;
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 use std::path::PathBuf;
@@ -39,6 +40,9 @@ pub struct Args {
     /// Seconds to wait for a policy before giving up.
     #[arg(long, default_value_t = 60.0)]
     wait_secs: f64,
+    /// Seconds to hold when policy or link are gone before giving up.
+    #[arg(long, default_value_t = 2.0)]
+    hold_secs: f64,
 }
 
 /// Runs the verb.
@@ -86,7 +90,11 @@ fn serve(args: &Args, embodiment: &Embodiment, table: Tabletop) -> Result<()> {
     // Not waited for: the arm stands and shows its joints until a policy comes.
     let remote = RemotePolicy::new(&session, BASE_KEY, embodiment, LINK_TIMEOUT_SECS)?;
     let Stage { arm, cameras, moments, restart } = realtime::split(table);
-    let options = ControlOptions { start_within_secs: args.wait_secs, ..ControlOptions::default() };
+    let options = ControlOptions {
+        start_within_secs: args.wait_secs,
+        stop_after_hold_secs: args.hold_secs,
+        ..ControlOptions::default()
+    };
     let (controller, events) = Controller::start(arm, cameras, remote, &instruction, &options)?;
     let handle = controller.handle();
     let stop = handle.emergency_stop();
@@ -111,6 +119,7 @@ fn serve(args: &Args, embodiment: &Embodiment, table: Tabletop) -> Result<()> {
                     {
                         handle.stop("the episode is over");
                     }
+                    ControlEvent::State { state, .. } => eprintln!("{}", words(&state)),
                     _ => {}
                 }
             }

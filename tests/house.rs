@@ -221,7 +221,7 @@ fn every_configuration_parses() -> Outcome {
             ("arms", "toml") => {
                 vela_robots::ArmFile::load(&path)?;
             }
-            ("zenoh", "json5") => {
+            ("zenoh" | "fleet", "json5") => {
                 zenoh::Config::from_file(&path).map_err(|e| e.to_string())?;
             }
             ("train", "toml") if path.file_stem().is_some_and(|name| name == "vlm") => {

@@ -3,6 +3,9 @@
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use vela_embodiment::{Embodiment, Frame, InferOptions, Observation, Policy, Stamp};
+use vela_robots::survey::survey;
+use vela_robots::{RemotePolicy, Side, open_session};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
@@ -143,5 +146,62 @@ fn an_arm_that_cannot_be_reached_is_one_clear_sentence() -> Outcome {
     assert!(complaint("[ros2]")?.contains("no joint states came from the arm"));
     assert!(complaint("")?.contains("expected either [servos]"));
     assert_eq!(vela(&["robot"])?.status.code(), Some(2));
+    Ok(())
+}
+
+fn act(config: &Path) -> Result<Running, Box<dyn std::error::Error>> {
+    let act = Command::new(env!("CARGO_BIN_EXE_vela"))
+        .args(["act", "--key", "vela/killed", "--for-secs", "120", "--zenoh", &text(config)])
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    Ok(Running(act))
+}
+
+/// SIGKILL: nothing says goodbye.
+#[test]
+fn a_policy_server_killed_in_mid_episode_costs_a_robot_at_most_one_chunk() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (robot, other) = sessions(dir.path())?;
+    let session = open_session(Side::Robot, Some(&robot))?;
+    let so101 = Embodiment::so101()?;
+    let frame = |c: &vela_embodiment::Camera| Frame {
+        camera: c.name.clone(),
+        width: c.width,
+        height: c.height,
+        rgb: vec![100; (c.width * c.height * 3) as usize].into(),
+        stamp: Stamp(1),
+    };
+    let history = [Observation {
+        frames: so101.cameras.iter().map(frame).collect(),
+        joint_positions: vec![0.0; so101.joints.len()],
+        instruction: "pick up the red cube".into(),
+        stamp: Stamp(1),
+    }];
+    let mut remote = RemotePolicy::new(&session, "vela/killed", &so101, 5.0)?;
+    let (mut lost, mut got) = (0, 0);
+    let mut first = act(&other)?;
+    remote.wait_ready(60.0)?;
+    for _ in 0..3 {
+        // The next one is there before the first one goes.
+        let second = act(&other)?;
+        let both = (0..300).any(|_| {
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            survey(&session, 0, 0.1).is_ok_and(|seen| seen.policies.len() == 2)
+        });
+        assert!(both, "the second policy never came");
+        for k in 0..20 {
+            if k == 10 {
+                // A question is on its way, or will be in a moment.
+                first.0.kill()?;
+            }
+            match remote.infer(&history, &InferOptions::default()) {
+                Ok(_) => got += 1,
+                Err(_) => lost += 1,
+            }
+        }
+        first = second;
+    }
+    assert!(lost <= 3 && got >= 57, "{lost} chunks lost in three kills, {got} came");
     Ok(())
 }

@@ -1,0 +1,176 @@
+//! `vela bench robot`: what stands between a camera and a joint beside the model, and how well the control loop keeps time.
+
+mod beat;
+mod edge;
+mod question;
+
+use crate::stats::quantile;
+use anyhow::{Result, bail};
+use beat::Beat;
+use edge::Edge;
+use serde::Serialize;
+use vela_embodiment::{
+    ActionChunk, ActionSpace, Camera, Embodiment, Error, InferOptions, Observation, Policy, PolicySpec,
+};
+use vela_robots::ros2::cameras::ImageKind;
+use vela_sim::tabletop::Tabletop;
+use vela_sim::tasks::Split;
+
+/// Pictures of the cameras, pixels.
+const SIZE: (u32, u32) = (640, 480);
+/// Observations per second.
+const PACE_HZ: f64 = 30.0;
+/// Observations that do not count, while sessions and caches warm up.
+const WARM_UP: usize = 15;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Seconds of each measurement.
+    #[arg(long, default_value_t = 10.0)]
+    secs: f64,
+    /// The control loop's rate, Hz.
+    #[arg(long, default_value_t = 500.0)]
+    hz: f64,
+    /// The policy burns every core for this long at a time, one second apart, s; 0: it burns nothing.
+    #[arg(long, default_value_t = 5.0)]
+    burn_secs: f64,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Milliseconds of something that was done many times.
+#[derive(Serialize)]
+struct Spread {
+    times: usize,
+    p50_ms: f64,
+    p99_ms: f64,
+    worst_ms: f64,
+}
+
+impl Spread {
+    fn of(secs: &[f64]) -> Self {
+        let ms = |q| quantile(secs, q) * 1e3;
+        Self { times: secs.len(), p50_ms: ms(0.5), p99_ms: ms(0.99), worst_ms: ms(1.0) }
+    }
+}
+
+#[derive(Serialize)]
+struct Measured {
+    jpeg_to_command: Edge,
+    raw_to_command: Edge,
+    /// A question with both pictures to a policy in another session that does not think, and its answer.
+    question: Spread,
+    hz: f64,
+    control: Beat,
+    /// A loop that only waits, measured beside it.
+    bare: Beat,
+}
+
+/// Runs the verb.
+pub fn run(args: &Args) -> Result<()> {
+    if !(args.secs > 0.0 && args.hz > 0.0 && args.burn_secs >= 0.0) {
+        bail!("expected --secs and --hz above 0 and --burn-secs of at least 0");
+    }
+    let pictures = pictures()?;
+    let jpeg_to_command = edge::measure(args, &pictures, ImageKind::Compressed)?;
+    let raw_to_command = edge::measure(args, &pictures, ImageKind::Raw)?;
+    let question = question::measure(args, &pictures)?;
+    let (control, bare) = beat::measure(args)?;
+    let measured = Measured { jpeg_to_command, raw_to_command, question, hz: args.hz, control, bare };
+    if args.json {
+        println!("{}", serde_json::to_string(&measured)?);
+        return Ok(());
+    }
+    let line = |what: &str, s: &Spread| {
+        println!("{what:<34} {:8.2} {:8.2} {:8.2}  {}", s.p50_ms, s.p99_ms, s.worst_ms, s.times);
+    };
+    println!("{:<34} {:>8} {:>8} {:>8}  times", "ms", "p50", "p99", "worst");
+    for (what, edge) in [
+        ("two JPEG pictures to command", &measured.jpeg_to_command),
+        ("two raw pictures to command", &measured.raw_to_command),
+    ] {
+        line(what, &edge.total);
+        line("  to the robot, unpacked", &edge.seen);
+        line("  plan, gate, message", &edge.decided);
+        line("  back to the arm", &edge.carried);
+    }
+    line("question and answer, both pictures", &measured.question);
+    for (what, beat) in [("control loop", &measured.control), ("bare timer beside it", &measured.bare)] {
+        println!(
+            "{what:<22} {:.0} Hz: {} of {} ticks late ({:.3} %), the worst by {:.2} ms",
+            args.hz, beat.late, beat.ticks, beat.late_percent, beat.worst_late_ms
+        );
+    }
+    Ok(())
+}
+
+/// The arm with cameras of this size and this rate.
+fn robot(size: (u32, u32), hz: f64) -> Result<Embodiment> {
+    let mut robot = Embodiment::so101()?;
+    (robot.control_hz, robot.cameras) = (
+        hz,
+        ["front", "wrist"].map(|name| Camera { name: name.into(), width: size.0, height: size.1 }).to_vec(),
+    );
+    Ok(robot)
+}
+
+/// Asks for the place where the arm stands.
+struct Still {
+    spec: PolicySpec,
+}
+
+impl Still {
+    fn new(robot: &Embodiment) -> Self {
+        let spec = PolicySpec {
+            embodiment: robot.clone(),
+            space: ActionSpace::JointPositions,
+            horizon: 16,
+            execute: 8,
+            history: 1,
+            checkpoint: "still".into(),
+        };
+        Self { spec }
+    }
+}
+
+impl Policy for Still {
+    fn spec(&self) -> &PolicySpec {
+        &self.spec
+    }
+
+    fn infer(
+        &mut self,
+        history: &[Observation],
+        options: &InferOptions,
+    ) -> vela_embodiment::Result<ActionChunk> {
+        let newest = history.last().ok_or_else(|| Error::Policy("nothing to look at".into()))?;
+        Ok(ActionChunk {
+            space: self.spec.space.clone(),
+            actions: vec![newest.joint_positions.clone(); self.spec.horizon],
+            period_secs: self.spec.embodiment.period_secs(),
+            observation_stamp: newest.stamp,
+            seed: options.seed,
+            checkpoint: self.spec.checkpoint.clone(),
+        })
+    }
+}
+
+/// What both cameras see, with the noise of a real sensor: `[height, width, 3]` each.
+fn pictures() -> Result<Vec<Vec<u8>>> {
+    use rand::Rng;
+    let table = Tabletop::blind(&Embodiment::so101()?, Split::Test)?;
+    let drawing = table.drawing();
+    ["front", "wrist"]
+        .into_iter()
+        .map(|name| {
+            let mut rng = vela_embodiment::stream(0, name);
+            let view = vela_sim::camera::view(name, &drawing, SIZE.0, SIZE.1)?;
+            let mut rgb = vela_sim::render::render(&drawing, &view);
+            for byte in &mut rgb {
+                *byte = byte.saturating_add_signed(rng.random_range(-4..=4));
+            }
+            Ok(rgb)
+        })
+        .collect()
+}
