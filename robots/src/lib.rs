@@ -20,8 +20,8 @@ pub use control::{
     TickReport,
 };
 pub use link::{
-    RemotePolicy, ServeEvent, ServeReport, Side, StopListener, listen_for_stop, loopback_pair, open_session,
-    press_stop, release_stop, serve_policy,
+    RemotePolicy, ServeEvent, ServeReport, Side, StopListener, listen_for_stop, loopback_pair,
+    loopback_pair_with, open_session, press_stop, release_stop, serve_policy,
 };
 pub use queue::{ChunkQueue, Merge};
 pub use resolve::{Absolute, Plan, Resolver, chunk_seed, require_policy_fits};

@@ -14,7 +14,7 @@ mod stop;
 
 pub use remote::RemotePolicy;
 pub use serve::{ServeEvent, ServeReport, serve_policy};
-pub use session::{Side, loopback_pair, open_session};
+pub use session::{Side, loopback_pair, loopback_pair_with, open_session};
 pub use stop::{StopListener, listen_for_stop, press_stop, release_stop};
 
 use vela_embodiment::Error;

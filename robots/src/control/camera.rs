@@ -3,7 +3,6 @@
 use super::report::ControlEvent;
 use super::shared::{EventSink, Shared};
 use std::collections::BTreeMap;
-use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use vela_embodiment::{Embodiment, Error, Frame, FrameSource, Observation, Result, Stamp};
 
@@ -45,10 +44,10 @@ const BLACK: u8 = 8;
 /// An arm that moved by this much looks different, rad or m.
 const MOVED: f64 = 0.1;
 
-/// Remembers each camera's last picture, by its hash, and where the joints were when it was new.
+/// Remembers each camera's last picture and where the joints were when it was new.
 #[derive(Default)]
 struct Eyes {
-    seen: BTreeMap<String, (u64, Vec<f64>)>,
+    seen: BTreeMap<String, (Arc<[u8]>, Vec<f64>)>,
 }
 
 impl Eyes {
@@ -59,11 +58,9 @@ impl Eyes {
             if frame.rgb.iter().all(|byte| *byte < BLACK) {
                 return Err(Error::Robot(format!("camera '{}' is black", frame.camera)));
             }
-            let mut hasher = std::hash::DefaultHasher::new();
-            frame.rgb.hash(&mut hasher);
-            let (hash, joints) = (hasher.finish(), &observation.joint_positions);
+            let joints = &observation.joint_positions;
             match self.seen.get(&frame.camera) {
-                Some((last, then)) if *last == hash => {
+                Some((last, then)) if *last == frame.rgb => {
                     if then.iter().zip(joints).any(|(a, b)| (a - b).abs() > MOVED) {
                         let why = format!(
                             "camera '{}' is frozen: the arm moved, its picture did not",
@@ -73,7 +70,7 @@ impl Eyes {
                     }
                 }
                 _ => {
-                    self.seen.insert(frame.camera.clone(), (hash, joints.clone()));
+                    self.seen.insert(frame.camera.clone(), (frame.rgb.clone(), joints.clone()));
                 }
             }
         }

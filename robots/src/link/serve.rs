@@ -3,6 +3,7 @@
 use super::{Keys, failed};
 use crate::wire::load::Load;
 use crate::wire::{answer, ask, hello, load};
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, TrySendError, sync_channel};
@@ -197,8 +198,8 @@ pub fn serve_policy(
     Ok(report)
 }
 
-fn payload(query: &Query) -> Vec<u8> {
-    query.payload().map(|payload| payload.to_bytes().into_owned()).unwrap_or_default()
+fn payload(query: &Query) -> Cow<'_, [u8]> {
+    query.payload().map(|payload| payload.to_bytes()).unwrap_or_default()
 }
 
 fn welcome(query: &Query, spec: &PolicySpec) {

@@ -40,6 +40,14 @@ pub fn open_session(side: Side, file: Option<&Path>) -> Result<Session> {
 /// # Errors
 /// No port is free.
 pub fn loopback_pair() -> Result<(Session, Session)> {
+    loopback_pair_with(&[])
+}
+
+/// The same with other settings of both: keys of zenoh's configuration and their values in JSON5.
+///
+/// # Errors
+/// No port is free, or a setting is none.
+pub fn loopback_pair_with(settings: &[(&str, &str)]) -> Result<(Session, Session)> {
     let mut last = Error::Link("no loopback port".into());
     // Another process may take the port between our look and zenoh's.
     for _ in 0..5 {
@@ -50,11 +58,15 @@ pub fn loopback_pair() -> Result<(Session, Session)> {
         let endpoint = format!("[\"tcp/127.0.0.1:{port}\"]");
         let mut robot = parse("robot.json5", include_str!("../../../configs/zenoh/robot.json5"))?;
         let mut policy = parse("policy.json5", include_str!("../../../configs/zenoh/policy.json5"))?;
-        let set = |config: &mut Config, key| {
-            config.insert_json5(key, &endpoint).map_err(|e| failed("loopback endpoint", e))
+        let set = |config: &mut Config, key: &str, value: &str| {
+            config.insert_json5(key, value).map_err(|e| failed(&format!("setting {key}"), e))
         };
-        set(&mut robot, "listen/endpoints")?;
-        set(&mut policy, "connect/endpoints")?;
+        set(&mut robot, "listen/endpoints", &endpoint)?;
+        set(&mut policy, "connect/endpoints", &endpoint)?;
+        for (key, value) in settings {
+            set(&mut robot, key, value)?;
+            set(&mut policy, key, value)?;
+        }
         match open("loopback", robot).and_then(|robot| Ok((robot, open("loopback", policy)?))) {
             Ok(pair) => return Ok(pair),
             Err(error) => last = error,

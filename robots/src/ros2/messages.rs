@@ -1,7 +1,7 @@
 //! The ROS 2 messages of an arm, in CDR as ROS sends them: a four-byte header, then XCDR1, little endian.
 
 use hiroz_cdr::{BigEndian, LittleEndian};
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize};
 use vela_embodiment::{Error, Result, Stamp};
 
 /// `builtin_interfaces/msg/Time`, also `Duration`.
@@ -81,6 +81,18 @@ pub struct Image {
     /// `[height, step]` bytes.
     #[serde(with = "octets")]
     pub data: Vec<u8>,
+}
+
+/// The same, its bytes where they came: a raw picture is large.
+#[derive(Deserialize)]
+pub(super) struct ImageRef<'a> {
+    _header: Header,
+    pub(super) height: u32,
+    pub(super) width: u32,
+    pub(super) encoding: String,
+    _is_bigendian: u8,
+    pub(super) step: u32,
+    pub(super) data: &'a [u8],
 }
 
 /// `std_msgs/msg/Bool`.
@@ -217,7 +229,7 @@ pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>> {
 ///
 /// # Errors
 /// They are torn or of another type, in one sentence.
-pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
+pub fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T> {
     // The last two bytes of the header are options (FastDDS: bytes of padding at the end).
     let decoded = match bytes {
         [0, 1, _, _, body @ ..] => hiroz_cdr::from_bytes::<T, LittleEndian>(body),

@@ -48,7 +48,7 @@ impl Serialize for Bytes {
 
 impl<'de> Deserialize<'de> for Bytes {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_bytes(Raw).map(|bytes| Self(bytes.into()))
+        deserializer.deserialize_bytes(Shared).map(Self)
     }
 }
 
@@ -81,5 +81,19 @@ impl Visitor<'_> for Raw {
 
     fn visit_bytes<E: serde::de::Error>(self, bytes: &[u8]) -> Result<Self::Value, E> {
         Ok(bytes.to_vec())
+    }
+}
+
+struct Shared;
+
+impl Visitor<'_> for Shared {
+    type Value = Arc<[u8]>;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a byte string")
+    }
+
+    fn visit_bytes<E: serde::de::Error>(self, bytes: &[u8]) -> Result<Self::Value, E> {
+        Ok(bytes.into())
     }
 }
