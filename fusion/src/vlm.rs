@@ -5,7 +5,8 @@ use crate::sight::Seeing;
 use crate::{Counting, Packing, Projector, QFormer, Reading, Sight, TowerConfig, VlmConfig, pack, splice};
 use candle_core::{DType, Device, Tensor};
 use std::path::Path;
-use vela_llm::{Cache, Decoder, EncoderDecoder, generate::best, trace::config_json};
+use std::sync::Arc;
+use vela_llm::{Cache, Decoder, EncoderDecoder, Lora, generate::best, trace::config_json};
 use vela_nn::{Error, Mask, Result, Weights};
 use vela_vision::tiling::Size;
 use vela_vision::{Grid, NativeVit, Prepared, Tap, Vit, merge_alike};
@@ -132,6 +133,11 @@ pub struct Prompt {
 impl Vlm {
     /// Reads a checkpoint under our names ([`crate::names`]).
     pub fn new(weights: &Weights, config: &VlmConfig) -> Result<Self> {
+        Self::joined(weights, weights, config)
+    }
+
+    /// The same with a projector out of weights of its own: one that is to be trained between parts that are not.
+    pub fn joined(weights: &Weights, projector: &Weights, config: &VlmConfig) -> Result<Self> {
         let vision = weights.pp("vision");
         let text = weights.pp("text");
         Ok(Self {
@@ -140,7 +146,7 @@ impl Vlm {
                 TowerConfig::Native(tower) => Tower::Native(Box::new(NativeVit::new(&vision, tower)?)),
             },
             qformer: config.qformer.as_ref().map(|config| QFormer::new(weights, config)).transpose()?,
-            projector: Projector::new(&weights.pp("projector"), &config.projector)?,
+            projector: Projector::new(&projector.pp("projector"), &config.projector)?,
             newline: match config.packing {
                 Packing::Each => None,
                 Packing::Canvas { .. } => Some(weights.get(config.decoder.width, "image_newline")?),
@@ -153,19 +159,24 @@ impl Vlm {
         })
     }
 
-    /// Reads a Hugging Face folder.
+    /// Reads a Hugging Face folder. If there is a LoRA adapter of the decoder in it (as PEFT saves it), that is beside the
+    /// decoder's matrices.
     ///
     /// # Errors
     /// What the config's readers refuse; every missing, unused or mis-shaped tensor, in one error.
     pub fn load(dir: &Path) -> Result<Self> {
         let config = VlmConfig::from_hf(&config_json(dir)?)?;
         let weights = crate::names::renamed(&Weights::load_dir(dir)?, &config.vision_kind)?;
-        let vlm = Self::new(&weights, &config)?;
+        let mut vlm = Self::new(&weights, &config)?;
         let tied = config.decoder.tied;
         // Copies of the one table, which some writers keep.
         let copies =
             ["lm_head.weight", "text.encoder.embed_tokens.weight", "text.decoder.embed_tokens.weight"];
         weights.finish_allowing(|name| tied && copies.contains(&name))?;
+        if let (Text::Decoder(decoder), true) = (&mut vlm.text, dir.join("adapter_config.json").exists()) {
+            let lora = Arc::new(Lora::load(dir, &config.decoder)?);
+            **decoder = decoder.with_adapter(lora)?;
+        }
         Ok(vlm)
     }
 
@@ -253,6 +264,23 @@ impl Vlm {
     }
 
     fn features(&self, pixels: &Tensor, filled: Option<&[bool]>, tap: &mut Tap) -> Result<Tensor> {
+        let mut hidden = self.hidden(pixels, filled, tap)?;
+        if let Some(qformer) = &self.qformer {
+            hidden = qformer.forward(&hidden, &mut |name, x| tap(&format!("qformer.{name}"), x))?;
+        }
+        tap("vision_hidden", &hidden);
+        let features = self.projector.forward(&hidden)?;
+        tap("image_features", &features);
+        Ok(features)
+    }
+
+    /// Pictures `[n, 3, h, w]` to what is taken from the tower, `[n, patches, width]`: with a frozen tower, all that
+    /// training needs of a picture.
+    pub fn hidden_features(&self, pixels: &Tensor) -> Result<Tensor> {
+        self.hidden(pixels, None, &mut |_, _| {})
+    }
+
+    fn hidden(&self, pixels: &Tensor, filled: Option<&[bool]>, tap: &mut Tap) -> Result<Tensor> {
         let Tower::Fixed(tower) = &self.tower else {
             return Err(Error::invalid("this tower reads patches, got pictures of one size"));
         };
@@ -264,13 +292,7 @@ impl Vlm {
             let prefix = tower.config().prefix();
             hidden = hidden.narrow(1, prefix, hidden.dim(1)? - prefix)?.contiguous()?;
         }
-        if let Some(qformer) = &self.qformer {
-            hidden = qformer.forward(&hidden, &mut |name, x| tap(&format!("qformer.{name}"), x))?;
-        }
-        tap("vision_hidden", &hidden);
-        let features = self.projector.forward(&hidden)?;
-        tap("image_features", &features);
-        Ok(features)
+        Ok(hidden)
     }
 
     /// A prompt `ids` with pictures and videos, each in the place of the next placeholders of its kind.

@@ -3,9 +3,10 @@
 //!
 //! [`Lora::load`] reads a folder; [`Decoder::with_adapter`](crate::Decoder::with_adapter) puts it beside a decoder,
 //! whose own weights may be quantised; the engine takes one per request. [`Lora::merge`] adds it to float weights
-//! instead.
+//! instead. [`Lora::of`] makes one to be trained.
 
 mod config;
+mod learn;
 mod rows;
 
 pub use rows::LoraRows;
