@@ -1,12 +1,14 @@
 //! `vela demo`: a simulated arm does what sentences ask, in real time, over zenoh, through the safety gate.
 
 use crate::chooser;
+use crate::live::Live;
 use crate::realtime::{self, Moment, Stage};
 use crate::showing;
 use crate::stats::quantile;
 use anyhow::{Context, Result};
 use serde_json::json;
 use std::io::{IsTerminal, Write};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
@@ -32,9 +34,9 @@ pub struct Args {
     /// One task (reach, push, pick, place, stack) or a sentence of your own: "pick up the green cube".
     #[arg(long)]
     task: Option<String>,
-    /// Episodes per task.
-    #[arg(long, default_value_t = 1)]
-    episodes: u64,
+    /// Episodes per task: one; with --serve, one after the other until Ctrl-C.
+    #[arg(long)]
+    episodes: Option<u64>,
     /// Decides the scenes and the policy's noise.
     #[arg(long, default_value_t = 2_000_000)]
     seed: u64,
@@ -47,9 +49,32 @@ pub struct Args {
     /// Open the rerun viewer, live.
     #[arg(long)]
     view: bool,
+    /// Serve a page that shows what the arm's camera sees, to be asked about, while the arm works.
+    #[arg(long)]
+    serve: bool,
+    /// With --serve: the address to listen at.
+    #[arg(long, default_value = "127.0.0.1", requires = "serve")]
+    host: IpAddr,
+    /// With --serve: the port to listen at; 0 takes a free one.
+    #[arg(long, default_value_t = 8080, requires = "serve")]
+    port: u16,
     /// Print JSON instead of the table.
     #[arg(long)]
     json: bool,
+}
+
+/// The episodes to be played: task and seed. Without end (`--serve` alone), the tasks take turns.
+fn episodes<'a>(args: &Args, tasks: &'a [String]) -> Box<dyn Iterator<Item = (&'a String, u64)> + 'a> {
+    let seed = args.seed;
+    match args.episodes {
+        None if args.serve => {
+            Box::new((0..).flat_map(move |k| tasks.iter().map(move |task| (task, seed + k))))
+        }
+        count => {
+            let count = count.unwrap_or(1);
+            Box::new(tasks.iter().flat_map(move |task| (0..count).map(move |k| (task, seed + k))))
+        }
+    }
 }
 
 /// One line of the table.
@@ -70,6 +95,8 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let mut policy = chooser::policy(&args.policy, &embodiment)?;
     let show = showing::open(args.rrd.as_deref(), args.view, &embodiment)?;
+    let live = if args.serve { Some(Live::start(args.host, args.port)?) } else { None };
+    let watching = Watching { show: show.as_ref(), live: live.as_ref() };
     let (robot_session, policy_session) = loopback_pair()?;
     let shutdown = AtomicBool::new(false);
     let rows = std::thread::scope(|scope| -> Result<Vec<Row>> {
@@ -83,11 +110,12 @@ pub fn run(args: &Args) -> Result<()> {
             let mut remote = RemotePolicy::new(&robot_session, BASE_KEY, &embodiment, LINK_TIMEOUT_SECS)?;
             remote.wait_ready(10.0)?;
             let mut rows = Vec::new();
-            for (number, (task, k)) in
-                tasks.iter().flat_map(|task| (0..args.episodes).map(move |k| (task, k))).enumerate()
-            {
-                let episode = Episode { task: task.clone(), seed: args.seed + k, randomise: false };
-                let (row, back) = play(args, &embodiment, remote, &episode, number, show.as_ref())?;
+            for (number, (task, seed)) in episodes(args, &tasks).enumerate() {
+                let episode = Episode { task: task.clone(), seed, randomise: false };
+                let (row, back) = play(args, &embodiment, remote, &episode, number, &watching)?;
+                if watching.is_ended() {
+                    break;
+                }
                 rows.push(row);
                 remote = back;
             }
@@ -99,10 +127,26 @@ pub fn run(args: &Args) -> Result<()> {
         served?;
         Ok(rows)
     })?;
+    if let Some(live) = live {
+        live.finish()?;
+    }
     if let Some(show) = show {
         show.finish()?;
     }
     print(args, &rows)
+}
+
+/// Who looks on.
+struct Watching<'a> {
+    show: Option<&'a Show>,
+    live: Option<&'a Live>,
+}
+
+impl Watching<'_> {
+    /// Whether somebody ended the program.
+    fn is_ended(&self) -> bool {
+        self.live.is_some_and(Live::is_ended)
+    }
 }
 
 fn play(
@@ -111,14 +155,18 @@ fn play(
     policy: RemotePolicy,
     episode: &Episode,
     number: usize,
-    show: Option<&Show>,
+    watching: &Watching,
 ) -> Result<(Row, RemotePolicy)> {
+    let show = watching.show;
     let mut table = Tabletop::blind(embodiment, Split::Test)?;
     table.reset(episode)?;
     let instruction = table.task().instruction.clone();
     let task = table.task().kind.name().to_owned();
     let scene = table.scene().clone();
     let Stage { arm, cameras, moments, .. } = realtime::split(table);
+    if let Some(live) = watching.live {
+        live.show(&moments, &instruction);
+    }
     let options = ControlOptions { seed: episode.seed, ..ControlOptions::default() };
     let (controller, events) = Controller::start(arm, cameras, policy, &instruction, &options)?;
     let handle = controller.handle();
@@ -137,6 +185,8 @@ fn play(
                 }
                 if moment.is_some_and(|m| m.outcome.finished) {
                     handle.stop("the episode is over");
+                } else if watching.is_ended() {
+                    handle.stop("the demo is over");
                 }
             }
             Err(RecvTimeoutError::Timeout) => {}
@@ -150,7 +200,7 @@ fn play(
         let words = if success { format!("done in {seconds:.1} s") } else { "not done".to_owned() };
         show.end_episode(success, &words, last.stamp);
     }
-    if !args.json {
+    if !args.json && !watching.is_ended() {
         let mark = if success { "done" } else { "not done" };
         println!("\r{task:<6} \"{instruction}\"  {mark} after {seconds:.1} s          ");
     }

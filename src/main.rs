@@ -19,6 +19,7 @@ mod episodes;
 mod eval;
 mod eval_vlm;
 mod inspect;
+mod live;
 mod openpi;
 mod operator;
 mod quantize;

@@ -4,17 +4,21 @@ use crate::{builtin, openpi};
 use anyhow::{Context, Result, bail};
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use vela_embodiment::{Clock, MonotonicClock};
 use vela_fusion::ChatModel;
-use vela_serve::{Keys, ServerConfig, Service, ServiceConfig};
+use vela_llm::Lora;
+use vela_serve::{Keys, LinkHost, Links, ServerConfig, Service, ServiceConfig};
 
 /// Bytes of encoded pictures that are remembered.
 const PICTURE_BYTES: usize = 256 << 20;
 /// Most bytes of the engine's cache if nothing is said.
 const CACHE_BYTES: usize = 1 << 30;
+/// Seconds that a picture that stands elsewhere may take.
+const FETCH_SECS: u64 = 10;
 
 /// Which model, and how much memory it may have.
 #[derive(clap::Args)]
@@ -30,6 +34,31 @@ pub struct Loading {
     threads: usize,
 }
 
+impl Loading {
+    /// The VLM inside the binary, on so many threads.
+    pub fn builtin(threads: usize) -> Self {
+        Self { model: None, context: 0, threads }
+    }
+}
+
+/// An adapter and the name that it is asked by: `NAME=DIR`.
+#[derive(Clone)]
+struct NamedAdapter {
+    name: String,
+    dir: PathBuf,
+}
+
+impl FromStr for NamedAdapter {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=').filter(|(name, dir)| !name.is_empty() && !dir.is_empty()) {
+            Some((name, dir)) => Ok(Self { name: name.to_owned(), dir: dir.into() }),
+            None => Err(format!("expected NAME=DIR, got '{text}'")),
+        }
+    }
+}
+
 /// Serve a model to OpenAI clients (/v1/chat/completions and so on) and on a page at /; Ctrl-C or SIGTERM ends it after
 /// the answers that are being given.
 #[derive(clap::Args)]
@@ -39,6 +68,16 @@ pub struct Args {
     /// The name that clients know the model by; else that of its folder or file.
     #[arg(long)]
     name: Option<String>,
+    /// A LoRA adapter of the model (a PEFT folder) that clients ask by this name in `model`; may be given several times.
+    #[arg(long, value_name = "NAME=DIR", conflicts_with = "openpi")]
+    adapter: Vec<NamedAdapter>,
+    /// Hosts that pictures named by http and https URLs are fetched from, by comma: example.org, example.org:8080,
+    /// 192.168.0.7. Private addresses only if they are named here themselves; no redirects to other hosts.
+    #[arg(long, value_name = "HOST", value_delimiter = ',', conflicts_with = "openpi")]
+    allow_image_urls: Vec<LinkHost>,
+    /// Names besides localhost that a server on a loopback address answers to (a proxy's), by comma.
+    #[arg(long, value_name = "NAME", value_delimiter = ',', conflicts_with = "openpi")]
+    allow_host: Vec<String>,
     /// The address to listen at.
     #[arg(long, default_value = "127.0.0.1")]
     host: IpAddr,
@@ -109,26 +148,55 @@ pub fn run(args: &Args) -> Result<()> {
     if args.cache_mib > 0 {
         config.engine.cache_bytes = args.cache_mib << 20;
     }
-    let service = Arc::new(Service::start(model, &name, config, Arc::new(MonotonicClock::new()))?);
+    let adapters = adapters(&args.adapter, &model)?;
+    let service = Service::start(model, &name, config, Arc::new(MonotonicClock::new()))?;
+    let service = Arc::new(linked(service.with_adapters(adapters)?, &args.allow_image_urls)?);
     let port = args.port.unwrap_or(8080);
-    let limits = ServerConfig { keys, answer_secs: args.timeout.max(1), ..ServerConfig::default() };
+    let (answer_secs, names) = (args.timeout.max(1), args.allow_host.clone());
+    let limits = ServerConfig { keys, answer_secs, names, ..ServerConfig::default() };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
         let listener = TcpListener::bind((args.host, port)).await;
         let listener = listener.with_context(|| format!("{}:{port}", args.host))?;
-        let (mut interrupt, mut terminate) =
-            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        let ending = signalled()?;
         println!("{} is served at http://{}", service.name(), listener.local_addr()?);
-        let ending = async {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
-            eprintln!("vela: finishing what is being answered");
-        };
         vela_serve::run(listener, service, limits, ending).await;
         Ok(())
     })
+}
+
+/// Waits for Ctrl-C or SIGTERM; made inside a runtime.
+pub fn signalled() -> Result<impl Future<Output = ()> + Send> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        eprintln!("vela: finishing what is being answered");
+    })
+}
+
+/// The adapters, read for the model.
+fn adapters(named: &[NamedAdapter], model: &ChatModel) -> Result<Vec<(String, Arc<Lora>)>> {
+    let read = |NamedAdapter { name, dir }: &NamedAdapter| {
+        let lora = Lora::load(dir, model.decoder().config()).with_context(|| dir.display().to_string())?;
+        Ok((name.clone(), Arc::new(lora)))
+    };
+    named.iter().map(read).collect()
+}
+
+/// The service with leave to fetch pictures from these hosts, if any.
+fn linked(service: Service, hosts: &[LinkHost]) -> Result<Service> {
+    if hosts.is_empty() {
+        return Ok(service);
+    }
+    let roots = rustls_native_certs::load_native_certs();
+    if roots.certs.is_empty() {
+        eprintln!("vela: no certificates were found on this machine: pictures come by http only");
+    }
+    let most = usize::try_from(service.config().picture.bytes)?;
+    Ok(service.with_links(Links::new(hosts.to_vec(), roots.certs, most, FETCH_SECS)?))
 }
 
 /// A model behind the engine, for so many answers at once.

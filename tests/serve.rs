@@ -106,6 +106,16 @@ fn bad_questions_are_one_sentence_each() -> Outcome {
     std::fs::write(&empty, "# none\n")?;
     let keys = empty.display().to_string();
     assert!(complaint(&["serve", "--model", &path, "--api-key-file", &keys])?.contains("at least one key"));
+    let adapter = format!("mine={path}");
+    assert!(
+        complaint(&["serve", "--model", &path, "--port", "0", "--adapter", &adapter])?
+            .contains("adapter_config.json")
+    );
+    for wrong in [["--adapter", "mine"], ["--allow-image-urls", "http://a/"], ["--allow-image-urls", "a:0"]] {
+        let output = vela(&[&["serve", "--model", &path][..], &wrong].concat())?;
+        assert_eq!(output.status.code(), Some(2), "{wrong:?}");
+        assert!(String::from_utf8(output.stderr)?.contains("expected"), "{wrong:?}");
+    }
     Ok(())
 }
 
@@ -130,7 +140,7 @@ impl Server {
         let length = body.len();
         write!(
             &stream,
-            "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n"
+            "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\n"
         )?;
         write!(&stream, "{headers}content-length: {length}\r\n\r\n{body}")?;
         Ok((stream, String::new()))
@@ -182,6 +192,54 @@ fn a_server_answers_with_its_key_and_ends_after_its_last_answer() -> Outcome {
     Ok(())
 }
 
+#[test]
+fn the_arm_s_camera_is_watched_while_it_works() -> Outcome {
+    let mut demo = Command::new(env!("CARGO_BIN_EXE_vela"))
+        .args(["demo", "--serve", "--port", "0", "--task", "reach", "--json"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let mut line = String::new();
+    let mut said = BufReader::new(demo.stderr.take().ok_or("no stderr")?);
+    said.read_line(&mut line)?;
+    let at = line.trim().rsplit("http://").next().unwrap_or_default().to_owned();
+    let server = Server(demo, at);
+    let look = || -> Outcome<Vec<u8>> {
+        let (mut stream, _) = server.send("GET", "/camera", "", "")?;
+        let mut got = Vec::new();
+        stream.read_to_end(&mut got)?;
+        Ok(got)
+    };
+    assert!(server.ask("GET", "/healthz", "", "")?.contains("\"camera\":true"));
+    let mut shots = Vec::new();
+    for _ in 0..600 {
+        let got = look()?;
+        if got.starts_with(b"HTTP/1.1 200") && shots.last() != Some(&got) {
+            shots.push(got);
+        }
+        if shots.len() == 2 {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    let [first, second] = shots.as_slice() else { return Err(format!("{} pictures", shots.len()).into()) };
+    let png = |shot: &[u8]| shot.windows(8).any(|bytes| bytes == b"\x89PNG\r\n\x1a\n");
+    assert!(png(first) && png(second) && first != second);
+    let head = String::from_utf8_lossy(first).into_owned();
+    assert!(head.contains("x-caption: ") && head.contains("content-type: image/png"));
+    // Without an end of its own, it ends when it is told to, and says how it went.
+    let mut server = server;
+    assert!(Command::new("kill").args(["-TERM", &server.0.id().to_string()]).status()?.success());
+    let mut told = String::new();
+    server.0.stdout.take().ok_or("no stdout")?.read_to_string(&mut told)?;
+    assert!(serde_json::from_str::<Value>(&told)?["episodes"].is_array(), "{told}");
+    assert_eq!(server.0.wait()?.code(), Some(0));
+    line.clear();
+    said.read_line(&mut line)?;
+    assert!(line.contains("finishing"), "{line}");
+    Ok(())
+}
+
 /// A frame from the server: its kind and its bytes.
 fn frame(stream: &mut TcpStream) -> Outcome<(u8, Vec<u8>)> {
     let mut head = [0; 2];
@@ -203,7 +261,7 @@ fn the_built_in_policy_is_served_to_openpi_clients() -> Outcome {
     let address =
         server.1.rsplit("builtin is served to openpi clients at ws://").next().ok_or("no address")?;
     let mut health = TcpStream::connect(address)?;
-    write!(health, "GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")?;
+    write!(health, "GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n")?;
     let mut answer = String::new();
     health.read_to_string(&mut answer)?;
     assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.ends_with("OK\n"), "{answer}");
@@ -211,7 +269,7 @@ fn the_built_in_policy_is_served_to_openpi_clients() -> Outcome {
     let mut robot = TcpStream::connect(address)?;
     write!(
         robot,
-        "GET / HTTP/1.1\r\nhost: x\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
+        "GET / HTTP/1.1\r\nhost: localhost\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
          sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
     )?;
     let mut head = Vec::new();
