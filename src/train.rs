@@ -49,6 +49,7 @@ pub struct Args {
 /// What else can be trained.
 #[derive(clap::Subcommand)]
 enum Other {
+    Policy(crate::train_policy::Args),
     Vlm(crate::train_vlm::Args),
 }
 
@@ -60,8 +61,10 @@ const EXECUTE: usize = 8;
 
 /// Runs the verb.
 pub fn run(args: &Args) -> Result<()> {
-    if let Some(Other::Vlm(args)) = &args.other {
-        return crate::train_vlm::run(args);
+    match &args.other {
+        Some(Other::Policy(args)) => return crate::train_policy::run(args),
+        Some(Other::Vlm(args)) => return crate::train_vlm::run(args),
+        None => {}
     }
     threads::set(args.threads);
     let config = TrainConfig::load(&args.config)?;

@@ -113,7 +113,7 @@ impl Bins {
     /// Refuses bins that cannot be told apart or drawn.
     pub fn check(self) -> Result<Self> {
         let Self { count, temperature } = self;
-        if count < 2 || count > 1 << 16 || !temperature.is_finite() || temperature < 0.0 {
+        if !(2..=1 << 16).contains(&count) || !temperature.is_finite() || temperature < 0.0 {
             return Err(Error::invalid(format!("token head: {count} bins at temperature {temperature}")));
         }
         Ok(self)

@@ -305,8 +305,35 @@ impl Vla {
             self.expert.velocity(prefix, &frame, &fixed.put(actions, x)?, &fixed.times(t)?)
         };
         let errors = self.flow.squared_errors(&mut field, actions, noise, times)?;
-        let counted = fixed.free.broadcast_as(errors.shape())?.sum_all()?.to_scalar::<f32>()?;
-        Ok((errors.broadcast_mul(&fixed.free)?.sum_all()? / f64::from(counted.max(1.0)))?)
+        mean_where(&errors, &fixed.free)
+    }
+
+    /// As [`Self::flow_loss`] with one draw per row, where of each row only the first `recorded [b]` actions count.
+    /// Differentiable.
+    ///
+    /// # Errors
+    /// Not one count per row.
+    pub fn flow_loss_within(
+        &self,
+        prefix: &Prefix,
+        actions: &Tensor,
+        noise: &Tensor,
+        times: &Tensor,
+        recorded: &[usize],
+    ) -> Result<Tensor> {
+        let (b, horizon, _) = actions.dims3()?;
+        if recorded.len() != b {
+            return Err(Error::shape("counts of recorded actions", format!("[{b}]"), &[recorded.len()]));
+        }
+        let frame = self.expert.frame(prefix, 1, horizon)?;
+        let mut field = |x: &Tensor, t: &Tensor| self.expert.velocity(prefix, &frame, x, t);
+        let errors = self.flow.squared_errors(&mut field, actions, noise, times)?;
+        let counts = |count: &usize| {
+            let count = *count;
+            (0..horizon).map(move |k| f32::from(u8::from(k < count)))
+        };
+        let counts = recorded.iter().flat_map(counts).collect::<Vec<_>>();
+        mean_where(&errors, &Tensor::from_vec(counts, (b, horizon, 1), actions.device())?)
     }
 
     /// Integrates in `steps` steps from now on.
@@ -328,6 +355,12 @@ impl Vla {
     pub fn expert(&self) -> &Expert {
         &self.expert
     }
+}
+
+/// The mean of `errors [b, horizon, dims]` where `counts [b, horizon, 1]` is 1 and not 0.
+fn mean_where(errors: &Tensor, counts: &Tensor) -> Result<Tensor> {
+    let counted = counts.broadcast_as(errors.shape())?.sum_all()?.to_scalar::<f32>()?;
+    Ok((errors.broadcast_mul(counts)?.sum_all()? / f64::from(counted.max(1.0)))?)
 }
 
 /// Actions that are given at the start of each row.
@@ -375,6 +408,29 @@ impl Fixed {
 }
 
 impl VlaInputs {
+    /// Several moments as one batch: sentences are padded at the end to the longest.
+    ///
+    /// # Errors
+    /// No moments; pictures or states of different sizes.
+    pub fn together(moments: &[Self]) -> Result<Self> {
+        let counts = moments.iter().map(|moment| Ok(moment.words.dim(1)?)).collect::<Result<Vec<_>>>()?;
+        let longest = counts.iter().copied().max().unwrap_or(0);
+        let (mut words, mut word_valid) = (Vec::new(), Vec::new());
+        for (moment, count) in moments.iter().zip(counts) {
+            words.push(moment.words.pad_with_zeros(1, 0, longest - count)?);
+            for valid in moment.word_valid.chunks(count.max(1)) {
+                word_valid.extend(valid.iter().copied().chain(std::iter::repeat_n(false, longest - count)));
+            }
+        }
+        let all = |part: fn(&Self) -> &Tensor| Tensor::cat(&moments.iter().map(part).collect::<Vec<_>>(), 0);
+        Ok(Self {
+            frames: all(|moment| &moment.frames)?,
+            words: Tensor::cat(&words, 0)?,
+            word_valid,
+            state: all(|moment| &moment.state)?,
+        })
+    }
+
     /// Refuses parts that do not belong to `b` moments.
     fn check(&self, b: usize) -> Result<()> {
         let (rows, words) = self.words.dims2()?;

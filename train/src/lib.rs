@@ -2,7 +2,7 @@
 //!
 //! Entry points: [`TrainConfig`] (a run as a file), [`Teacher`] (the environment's side), [`Library`] (what was
 //! taught so far) and [`Trainer`] (steps, averages, checkpoints); of a small VLM: [`vlm`]; of a head alone, on a
-//! frozen trunk: [`Prefixes`] and [`heads`]; of a VLM out of parts: [`adapt`].
+//! frozen trunk: [`Prefixes`] and [`heads`]; of any VLA's folder: [`finetune`]; of a VLM out of parts: [`adapt`].
 
 pub mod adapt;
 pub mod auxiliary;
@@ -10,7 +10,9 @@ pub mod batch;
 pub mod config;
 pub mod data;
 pub mod error;
+pub mod finetune;
 pub mod heads;
+mod learner;
 pub mod lesson;
 pub mod prefixes;
 pub mod trainer;

@@ -5,12 +5,12 @@ use crate::batch::{Lot, lot};
 use crate::config::TrainConfig;
 use crate::data::{Library, Shares};
 use crate::error::{Error, Result};
+use crate::learner::Learner;
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
 use std::path::Path;
 use vela_embodiment::Embodiment;
 use vela_llm::Tokenizer;
-use vela_nn::{AdamW, AdamWConfig, Device, Tensor, Var, Weights, random, shard_gradients_with};
+use vela_nn::{AdamWConfig, Device, Tensor, Weights, random, shard_gradients_with};
 use vela_policy::{Vla, VlaConfig, VlaPolicy, folder};
 
 /// What one step showed.
@@ -60,11 +60,7 @@ pub struct Trainer {
     embodiment: Embodiment,
     vla: Vla,
     auxiliary: Auxiliary,
-    vars: Vec<(String, Var)>,
-    optimizer: AdamW,
-    /// Averaged weights, in the order of `vars`.
-    average: Vec<Vec<f32>>,
-    step: usize,
+    learner: Learner,
 }
 
 impl Trainer {
@@ -82,14 +78,11 @@ impl Trainer {
         let vla = Vla::new(&weights.pp("policy"), vla_config)?;
         let (vision_width, width) = (vla_config.vision.width, vla_config.decoder.width);
         let auxiliary = Auxiliary::new(&weights.pp("auxiliary"), vision_width, width)?;
-        let vars = weights.trainable();
-        let average = vars.iter().map(|(_, var)| flat(var.as_tensor())).collect::<Result<_>>()?;
         let adamw = AdamWConfig {
             weight_decay: config.weight_decay as f32,
             max_grad_norm: config.clip_norm as f32,
             ..AdamWConfig::default()
         };
-        let optimizer = AdamW::new(vars.clone(), adamw);
         Ok(Self {
             config: config.clone(),
             vla_config: vla_config.clone(),
@@ -97,21 +90,18 @@ impl Trainer {
             embodiment: embodiment.clone(),
             vla,
             auxiliary,
-            vars,
-            optimizer,
-            average,
-            step: 0,
+            learner: Learner::new(weights.trainable(), adamw)?,
         })
     }
 
     /// Steps so far.
     pub fn steps(&self) -> usize {
-        self.step
+        self.learner.steps()
     }
 
     /// Trainable numbers of the policy, the auxiliary heads left out.
     pub fn parameters(&self) -> usize {
-        let policy = self.vars.iter().filter(|(name, _)| name.starts_with("policy."));
+        let policy = self.learner.vars().iter().filter(|(name, _)| name.starts_with("policy."));
         policy.map(|(_, var)| var.as_tensor().elem_count()).sum()
     }
 
@@ -120,7 +110,7 @@ impl Trainer {
     /// # Errors
     /// An empty library; a loss that is not finite.
     pub fn step(&mut self, library: &Library) -> Result<Report> {
-        let (config, step) = (&self.config, self.step);
+        let (config, step) = (&self.config, self.steps());
         let shares = Shares { student: config.dagger_share, early: config.early_share };
         let drawn = library.draw(config.seed, step, config.batch, shares);
         if drawn.len() != config.batch {
@@ -135,28 +125,17 @@ impl Trainer {
                 lot(&self.vla_config, &self.tokenizer, moments, config.flow_draws, &mut rng)
             })
             .collect::<Result<_>>()?;
-        let (gradients, parts) = shard_gradients_with(&self.vars, config.shards, |shard| {
+        let (gradients, parts) = shard_gradients_with(self.learner.vars(), config.shards, |shard| {
             self.loss(&lots[shard]).map_err(vela_nn::Error::invalid)
         })?;
-        if !gradients.loss.is_finite() {
-            return Err(Error::Diverged(step));
-        }
         let learning_rate = config.rate_at(step);
-        let gradient_norm = self.optimizer.step(&gradients, learning_rate as f32)?;
-        self.step += 1;
-        // The average starts short, so that it forgets the random beginning.
-        let decay = self.config.ema.min((1.0 + self.step as f64) / (10.0 + self.step as f64)) as f32;
-        for (average, (_, var)) in self.average.iter_mut().zip(&self.vars) {
-            for (a, x) in average.iter_mut().zip(flat(var.as_tensor())?) {
-                *a += (1.0 - decay) * (x - *a);
-            }
-        }
+        let gradient_norm = self.learner.step(&gradients, learning_rate, config.ema)?;
         let mean = |k: usize| {
             let trained: Option<f32> = parts.iter().map(|p: &[Option<f32>; 4]| p[k]).sum();
             trained.map(|sum| sum / parts.len() as f32)
         };
         Ok(Report {
-            step: self.step,
+            step: self.steps(),
             loss: gradients.loss,
             flow: mean(0),
             patch: mean(1),
@@ -171,12 +150,12 @@ impl Trainer {
     fn loss(&self, lot: &Lot) -> Result<(Tensor, [Option<f32>; 4])> {
         let c = &self.config;
         let seen = self.vla.see(&lot.inputs.frames)?;
-        if self.step < c.vision_steps {
+        if self.steps() < c.vision_steps {
             let patch = self.auxiliary.patch_loss(&seen, &lot.labels)?;
             let shown = patch.to_scalar::<f32>()?;
             return Ok((patch, [None, Some(shown), None, None]));
         }
-        let frozen = self.step < c.vision_steps + c.frozen_steps;
+        let frozen = self.steps() < c.vision_steps + c.frozen_steps;
         let prefix = match frozen {
             true => self.vla.prefix_on(&seen, &lot.inputs)?,
             false => self.vla.prefix(&lot.inputs)?,
@@ -198,18 +177,7 @@ impl Trainer {
 
     /// Writes everything that resuming needs: one file, whole or not at all.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let mut tensors = Vec::new();
-        for ((name, var), average) in self.vars.iter().zip(&self.average) {
-            let shape = var.as_tensor().shape();
-            tensors.push((format!("weight.{name}"), var.as_tensor().clone()));
-            let average = Tensor::from_vec(average.clone(), shape, &Device::Cpu)?;
-            tensors.push((format!("average.{name}"), average));
-        }
-        for (name, tensor) in self.optimizer.state()? {
-            tensors.push((format!("optimizer.{name}"), tensor));
-        }
-        tensors.push(("step".into(), Tensor::new(&[self.step as f32], &Device::Cpu)?));
-        Ok(vela_nn::save(path, &tensors)?)
+        self.learner.save(path)
     }
 
     /// Takes up training where [`Self::save`] left it.
@@ -217,29 +185,7 @@ impl Trainer {
     /// # Errors
     /// A torn file, or one of another model.
     pub fn resume(&mut self, path: &Path) -> Result<()> {
-        let tensors = candle_core::safetensors::load(path, &Device::Cpu)?;
-        let missing = |name: &str| Error::Parse {
-            what: path.display().to_string(),
-            why: format!("tensor '{name}' is missing or has another shape"),
-        };
-        let get = |name: String, like: &Tensor| -> Result<Tensor> {
-            let found = tensors.get(&name).filter(|t| t.shape() == like.shape());
-            found.cloned().ok_or_else(|| missing(&name))
-        };
-        let mut average = Vec::with_capacity(self.vars.len());
-        for (name, var) in &self.vars {
-            var.set(&get(format!("weight.{name}"), var.as_tensor())?)?;
-            average.push(flat(&get(format!("average.{name}"), var.as_tensor())?)?);
-        }
-        let state: HashMap<String, Tensor> = tensors
-            .iter()
-            .filter_map(|(name, t)| Some((name.strip_prefix("optimizer.")?.to_owned(), t.clone())))
-            .collect();
-        self.optimizer.load_state(&state)?;
-        self.average = average;
-        let step = tensors.get("step").ok_or_else(|| missing("step"))?.to_vec1::<f32>()?;
-        self.step = step.first().copied().ok_or_else(|| missing("step"))? as usize;
-        Ok(())
+        self.learner.resume(path)
     }
 
     /// Begins with the weights of a policy folder in place of random ones; moments and steps stay at zero.
@@ -250,7 +196,7 @@ impl Trainer {
         let path = dir.join("model.safetensors");
         let tensors = candle_core::safetensors::load(&path, &Device::Cpu)?;
         let mut found = Vec::new();
-        for (k, (name, var)) in self.vars.iter().enumerate() {
+        for (k, (name, var)) in self.learner.vars().iter().enumerate() {
             let Some(name) = name.strip_prefix("policy.") else { continue };
             let like = var.as_tensor();
             let tensor =
@@ -260,23 +206,14 @@ impl Trainer {
                 })?;
             found.push((k, tensor.to_dtype(like.dtype())?));
         }
-        for (k, tensor) in found {
-            self.vars[k].1.set(&tensor)?;
-            self.average[k] = flat(&tensor)?;
-        }
-        Ok(())
+        self.learner.set(&found)
     }
 
     /// The averaged weights of the policy, by the names of its checkpoint.
     pub fn averaged(&self) -> Result<Vec<(String, Tensor)>> {
-        let mut tensors = Vec::new();
-        for ((name, var), average) in self.vars.iter().zip(&self.average) {
-            if let Some(name) = name.strip_prefix("policy.") {
-                let shape = var.as_tensor().shape();
-                tensors.push((name.to_owned(), Tensor::from_vec(average.clone(), shape, &Device::Cpu)?));
-            }
-        }
-        Ok(tensors)
+        let policy =
+            |(name, tensor): (String, Tensor)| Some((name.strip_prefix("policy.")?.to_owned(), tensor));
+        Ok(self.learner.averaged()?.into_iter().filter_map(policy).collect())
     }
 
     /// Writes the averaged policy as a policy folder.
@@ -289,11 +226,7 @@ impl Trainer {
         let weights = Weights::from_tensors(self.averaged()?.into_iter().collect());
         let vla = Vla::new(&weights, &self.vla_config)?;
         weights.finish()?;
-        let name = format!("step {}", self.step);
+        let name = format!("step {}", self.steps());
         Ok(VlaPolicy::assemble(vla, &self.vla_config, self.tokenizer.clone(), &self.embodiment, &name)?)
     }
-}
-
-fn flat(tensor: &Tensor) -> Result<Vec<f32>> {
-    Ok(tensor.flatten_all()?.to_vec1()?)
 }

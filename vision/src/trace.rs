@@ -1,8 +1,7 @@
 //! Preprocessing and encoders on the inputs of a reference run, stage by stage, to be compared with it.
 
-use crate::names::{renamed, table};
 use crate::preprocess::{Layout, Prepared, Preprocessor};
-use crate::{Arithmetic, Picture, Reads, Tap, Towers, VisionConfig, Vit};
+use crate::{Arithmetic, Picture, Reads, Tap, Towers, Vit};
 use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
@@ -111,10 +110,7 @@ pub fn trace(dir: &Path, config: &Value, golden: &HashMap<String, Tensor>) -> Re
     if ["clip", "siglip", "siglip2"].contains(&kind) {
         return towers(dir, config, golden);
     }
-    let tower = VisionConfig::from_hf(config)?;
-    let weights = renamed(&Weights::load_dir(dir)?, "", table(kind))?;
-    let tower = Vit::new(&weights, &tower)?;
-    weights.finish()?;
+    let tower = Vit::whole(&Weights::load_dir(dir)?, config)?;
     let mut stages = Stages::new();
     for run in ["", "interp."] {
         if let Some(pixels) = golden.get(&format!("in.{run}pixel_values")) {

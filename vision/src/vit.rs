@@ -1,8 +1,10 @@
 //! The vision transformer: patches to tokens, blocks, and a pooled vector where the family has one.
 
 use crate::encoder::{Path, Sight, fused};
+use crate::names::{renamed, table};
 use crate::{Encoder, EncoderConfig, Pooling, Positions, Reads, Tap, VisionConfig, interpolate};
 use candle_core::{D, DType, Device, Tensor};
+use serde_json::Value;
 use vela_nn::{Embedding, Error, Init, Linear, Mask, Mlp, Norm, Result, Weights, attention_packed};
 
 /// A vision transformer.
@@ -76,6 +78,18 @@ impl Vit {
             pool,
             config: config.clone(),
         })
+    }
+
+    /// Reads a whole checkpoint of one tower by its `config.json` (`vit`, `siglip_vision_model`, `dinov2`, ...).
+    ///
+    /// # Errors
+    /// What [`VisionConfig::from_hf`] refuses; tensors that are missing, left over or of another shape.
+    pub fn whole(weights: &Weights, config: &Value) -> Result<Self> {
+        let kind = config.get("model_type").and_then(Value::as_str).unwrap_or("absent");
+        let weights = renamed(weights, "", table(kind))?;
+        let tower = Self::new(&weights, &VisionConfig::from_hf(config)?)?;
+        weights.finish()?;
+        Ok(tower)
     }
 
     /// What it is.

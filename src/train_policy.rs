@@ -1,0 +1,122 @@
+//! `vela train policy`: a policy that somebody trained learns from a recorded dataset.
+
+use anyhow::{Context, Result, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use std::io::Write;
+use std::path::PathBuf;
+use vela_embodiment::Embodiment;
+use vela_episodes::Dataset;
+use vela_nn::threads;
+use vela_policy::VlaParts;
+use vela_train::finetune::{Finetune, FinetuneConfig, FinetuneReport, Moments, RecordedMoments};
+
+/// Fine-tune a policy folder on a LeRobot dataset. Stop it at any time; the same command takes it up again.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The run: a TOML file.
+    #[arg(long, default_value = "configs/train/finetune.toml")]
+    config: PathBuf,
+    /// The policy folder to begin with, in place of the run's.
+    #[arg(long)]
+    base: Option<PathBuf>,
+    /// The dataset, in place of the run's.
+    #[arg(long)]
+    data: Option<PathBuf>,
+    /// Where checkpoints, the policy and the adapter go.
+    #[arg(long, default_value = "out/finetune")]
+    out: PathBuf,
+    /// Stop after this many steps in all (the run's own number by default).
+    #[arg(long)]
+    steps: Option<usize>,
+    /// Threads; the result does not depend on them. 0: as many as there are.
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What came of it.
+#[derive(Serialize)]
+struct Learnt {
+    steps: usize,
+    parameters: usize,
+    frames: usize,
+    /// Mean loss of the last steps, at most a hundred.
+    loss: Option<f32>,
+    policy: PathBuf,
+    adapter: Option<PathBuf>,
+}
+
+/// Steps whose loss is put together.
+const TOGETHER: usize = 100;
+
+/// Runs the verb.
+pub fn run(args: &Args) -> Result<()> {
+    threads::set(args.threads);
+    let mut config = FinetuneConfig::load(&args.config)?;
+    config.base = args.base.clone().unwrap_or(config.base);
+    config.data = args.data.clone().unwrap_or(config.data);
+    let dataset = Dataset::open(&config.data)?;
+    let robot = robot(&dataset)?;
+    let parts = VlaParts::open(&config.base, &robot)?;
+    let moments = RecordedMoments::new(&dataset)?;
+    let mut run = Finetune::new(&config, parts)?;
+    std::fs::create_dir_all(&args.out).with_context(|| format!("creating {}", args.out.display()))?;
+    let state = args.out.join("state.safetensors");
+    if state.exists() {
+        run.resume(&state)?;
+        eprintln!("taken up at step {}", run.steps());
+    }
+    eprintln!("{} numbers learn from {} frames", run.parameters(), moments.count());
+    let last = args.steps.unwrap_or(usize::MAX).min(config.steps);
+    let bar = ProgressBar::new(last as u64)
+        .with_style(ProgressStyle::with_template("{bar:30} {pos}/{len} steps, {eta} left  {msg}")?);
+    let mut log = std::fs::OpenOptions::new().create(true).append(true).open(args.out.join("log.jsonl"))?;
+    let mut losses = Vec::new();
+    while run.steps() < last {
+        let report: FinetuneReport = run.step(&moments)?;
+        bar.set_position(report.step as u64);
+        bar.set_message(format!("loss {:.4}", report.loss));
+        losses.push(report.loss);
+        writeln!(log, "{}", serde_json::to_string(&report)?)?;
+        if report.step.is_multiple_of(config.checkpoint_every) || report.step == last {
+            run.save(&state)?;
+            run.export(&args.out)?;
+        }
+    }
+    bar.finish_and_clear();
+    let newest = losses.get(losses.len().saturating_sub(TOGETHER)..).unwrap_or_default();
+    let adapter = args.out.join("adapter");
+    let learnt = Learnt {
+        steps: run.steps(),
+        parameters: run.parameters(),
+        frames: moments.count(),
+        loss: (!newest.is_empty()).then(|| newest.iter().sum::<f32>() / newest.len() as f32),
+        policy: args.out.join("policy"),
+        adapter: adapter.is_dir().then_some(adapter),
+    };
+    if args.json {
+        println!("{}", serde_json::to_string(&learnt)?);
+        return Ok(());
+    }
+    println!("{} after {} steps", learnt.policy.display(), learnt.steps);
+    if let Some(loss) = learnt.loss {
+        println!("loss {loss:.4} over the last {} steps", newest.len());
+    }
+    Ok(())
+}
+
+/// The robot that a dataset describes.
+fn robot(dataset: &Dataset) -> Result<Embodiment> {
+    let Some(own) = dataset.embodiment() else {
+        bail!(
+            "{}: the dataset does not describe its robot (no meta/embodiment.json), so that nobody knows its units: \
+             expected one that vela recorded",
+            dataset.folder().display()
+        );
+    };
+    // Descriptions in datasets carry no URDF, which a policy does not need.
+    Ok(own.clone())
+}

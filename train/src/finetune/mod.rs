@@ -1,0 +1,180 @@
+//! A policy that somebody trained learns from episodes of its own robot: adapters of low rank beside the matrices that are
+//! named, others as they are, and everything else stays.
+//!
+//! Entry points: [`FinetuneConfig`] (a run as a file), [`RecordedMoments`] (a LeRobot dataset) and [`Finetune`] (steps,
+//! checkpoints, what is exported).
+
+mod adapters;
+mod config;
+mod moments;
+
+pub use adapters::Adapters;
+pub use config::FinetuneConfig;
+pub use moments::{Moment, Moments, RecordedMoments};
+
+use crate::error::{Error, Result};
+use crate::learner::Learner;
+use rand::Rng;
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::path::Path;
+use vela_embodiment::ActionSpace;
+use vela_nn::{AdamWConfig, Device, Tensor, random, shard_gradients};
+use vela_policy::{VlaConfig, VlaInputs, VlaParts};
+
+/// What one step showed.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FinetuneReport {
+    /// Steps so far.
+    pub step: usize,
+    /// Squared error of the flow's velocity.
+    pub loss: f32,
+    /// Norm of the gradient before clipping.
+    pub gradient_norm: f32,
+    /// Learning rate.
+    pub learning_rate: f64,
+}
+
+/// A policy in training.
+pub struct Finetune {
+    config: FinetuneConfig,
+    parts: VlaParts,
+    constants: HashMap<String, Tensor>,
+    adapters: Adapters,
+    learner: Learner,
+    /// Whether the vision tower learns. If not, the folder's own network sees.
+    sees_anew: bool,
+}
+
+impl Finetune {
+    /// Begins with what `parts` are.
+    ///
+    /// # Errors
+    /// A run that cannot be; names that are not there; a policy whose actions are not joints.
+    pub fn new(config: &FinetuneConfig, parts: VlaParts) -> Result<Self> {
+        let refuse = |why: String| Error::Parse { what: "fine-tuning".into(), why };
+        config.check().map_err(refuse)?;
+        if parts.config().space == ActionSpace::EndEffectorDeltas {
+            return Err(refuse(
+                "expected a policy of joint targets, got one of displacements of the gripper".into(),
+            ));
+        }
+        let adapters = Adapters::new(config, parts.tensors())?;
+        let adamw = AdamWConfig {
+            weight_decay: config.weight_decay as f32,
+            max_grad_norm: config.clip_norm as f32,
+            ..AdamWConfig::default()
+        };
+        let learner = Learner::new(adapters.vars(), adamw)?;
+        let sees_anew = adapters.names().any(|name| name.contains("vision"));
+        Ok(Self {
+            config: config.clone(),
+            constants: parts.constants()?,
+            parts,
+            adapters,
+            learner,
+            sees_anew,
+        })
+    }
+
+    /// Steps so far.
+    pub fn steps(&self) -> usize {
+        self.learner.steps()
+    }
+
+    /// Numbers that learn.
+    pub fn parameters(&self) -> usize {
+        self.learner.vars().iter().map(|(_, var)| var.as_tensor().elem_count()).sum()
+    }
+
+    /// One step on moments drawn from `moments`.
+    ///
+    /// # Errors
+    /// A moment that does not fit the policy; a loss that is not finite: nothing has changed then.
+    pub fn step(&mut self, moments: &dyn Moments) -> Result<FinetuneReport> {
+        let (config, step) = (&self.config, self.steps());
+        let per_shard = config.batch / config.shards;
+        let found = shard_gradients(self.learner.vars(), config.shards, |shard| {
+            let seed = config.seed ^ ((step as u64) << 20);
+            let mut rng = random::stream(seed, &format!("fine-tuning {shard}"));
+            let drawn: Vec<usize> =
+                (0..per_shard).map(|_| rng.random_range(0..moments.count().max(1))).collect();
+            self.loss(moments, &drawn, &mut rng).map_err(vela_nn::Error::invalid)
+        })?;
+        let learning_rate = config.rate_at(step);
+        let gradient_norm = self.learner.step(&found, learning_rate, config.ema)?;
+        Ok(FinetuneReport { step: step + 1, loss: found.loss, gradient_norm, learning_rate })
+    }
+
+    /// The loss on some moments, with noise and times from `rng`. Differentiable in the variables.
+    ///
+    /// # Errors
+    /// A moment that does not fit the policy.
+    pub fn loss(&self, moments: &dyn Moments, which: &[usize], rng: &mut ChaCha8Rng) -> Result<Tensor> {
+        let own = self.parts.config();
+        let (mut inputs, mut actions, mut recorded) = (Vec::new(), Vec::new(), Vec::new());
+        for at in which {
+            let moment = moments.moment(*at, own.horizon)?;
+            inputs.push(self.parts.policy().inputs(&moment.observation)?);
+            actions.extend(normalised(own, &moment)?);
+            recorded.push(moment.recorded);
+        }
+        let (b, horizon, dims) = (which.len(), own.horizon, own.expert.action_dims);
+        let (inputs, cpu) = (VlaInputs::together(&inputs)?, &Device::Cpu);
+        let noise = Tensor::from_vec(own.flow.draw_noise(b * horizon * dims, rng), (b, horizon, dims), cpu)?;
+        let times = Tensor::from_vec(own.flow.draw_times(b, rng)?, b, cpu)?;
+        let actions = Tensor::from_vec(actions, (b, horizon, dims), cpu)?;
+        let changed = self.adapters.changed(&self.constants, |_, var| Ok(var.as_tensor().clone()))?;
+        let vla = self.parts.network(&self.constants, &changed)?;
+        let prefix = match self.sees_anew {
+            true => vla.prefix(&inputs)?,
+            false => vla.prefix_on(&self.parts.policy().vla().see(&inputs.frames)?, &inputs)?,
+        };
+        Ok(vla.flow_loss_within(&prefix, &actions, &noise, &times, &recorded)?)
+    }
+
+    /// Writes everything that resuming needs: one file, whole or not at all.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        self.learner.save(path)
+    }
+
+    /// Takes up training where [`Self::save`] left it.
+    ///
+    /// # Errors
+    /// A torn file, or one of another run.
+    pub fn resume(&mut self, path: &Path) -> Result<()> {
+        self.learner.resume(path)
+    }
+
+    /// Writes the averages: `policy`, a folder of the base's kind with the adapters added to its matrices, and `adapter`, the
+    /// adapters alone as PEFT has them.
+    ///
+    /// # Errors
+    /// A folder that cannot be written.
+    pub fn export(&self, dir: &Path) -> Result<()> {
+        let averaged = self.learner.averaged()?;
+        let by_name: HashMap<&str, &Tensor> = averaged.iter().map(|(name, t)| (name.as_str(), t)).collect();
+        let changed = self.adapters.changed(&self.constants, |name, var| {
+            Ok(by_name.get(name).map_or_else(|| var.as_tensor().clone(), |t| (*t).clone()))
+        })?;
+        self.parts.save(&dir.join("policy"), &changed)?;
+        self.adapters.save(&dir.join("adapter"), &self.config, &averaged)
+    }
+}
+
+/// A moment's actions as the network has them, padded.
+fn normalised(config: &VlaConfig, moment: &Moment) -> Result<Vec<f32>> {
+    let joints = &moment.observation.joint_positions;
+    let mut all = Vec::with_capacity(config.horizon * config.expert.action_dims);
+    for row in &moment.actions {
+        let row: Vec<f32> = match config.space {
+            ActionSpace::JointDeltas => row.iter().zip(joints).map(|(a, q)| (a - q) as f32).collect(),
+            _ => row.iter().map(|a| *a as f32).collect(),
+        };
+        let mut row = config.action.normalise(&row)?;
+        row.resize(config.expert.action_dims, 0.0);
+        all.extend(row);
+    }
+    Ok(all)
+}
