@@ -4,7 +4,10 @@ use crate::builtin;
 use anyhow::{Context, Result, bail};
 use std::path::Path;
 use vela_embodiment::{Embodiment, Policy};
-use vela_policy::{Choices, open};
+use vela_policy::{Choices, HeadPolicy, open};
+
+/// Where the heads of the comparison are.
+pub const HEADS_DIR: &str = "models/heads";
 
 /// Who drives.
 pub enum Chosen {
@@ -32,4 +35,14 @@ pub fn policy(name: &str, robot: &Embodiment) -> Result<Box<dyn Policy>> {
         }
         dir => open(Path::new(dir), robot, &Choices::default()).with_context(|| format!("loading {dir}")),
     }
+}
+
+/// A head of the comparison on the trunk inside the binary: its name, or the path of its files without their endings.
+pub fn head(name: &str) -> Result<HeadPolicy> {
+    let path = Path::new(name);
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new(HEADS_DIR));
+    let file = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    HeadPolicy::load(builtin::policy()?, dir, &file).with_context(|| {
+        format!("the head '{file}' in {}; `vela eval heads --train` makes them", dir.display())
+    })
 }

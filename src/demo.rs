@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
-use vela_embodiment::{Embodiment, Environment, Episode};
+use vela_embodiment::{Embodiment, Environment, Episode, Policy};
 use vela_nn::threads;
 use vela_robots::{
     ControlEvent, ControlOptions, ControlReport, Controller, Latest, RemotePolicy, loopback_pair,
@@ -43,6 +43,9 @@ pub struct Args {
     /// The policy: builtin, or a policy folder.
     #[arg(long, default_value = "builtin")]
     policy: String,
+    /// Another head on the trunk of the builtin policy: tokens-chunk, flow-step and so on, from models/heads, or a path.
+    #[arg(long, conflicts_with = "policy")]
+    head: Option<String>,
     /// Write a rerun recording.
     #[arg(long)]
     rrd: Option<PathBuf>,
@@ -93,7 +96,10 @@ pub fn run(args: &Args) -> Result<()> {
         Some(task) => vec![task.clone()],
         None => TaskKind::ALL.iter().map(|kind| kind.name().to_owned()).collect(),
     };
-    let mut policy = chooser::policy(&args.policy, &embodiment)?;
+    let mut policy: Box<dyn Policy> = match &args.head {
+        Some(name) => Box::new(chooser::head(name)?),
+        None => chooser::policy(&args.policy, &embodiment)?,
+    };
     let show = showing::open(args.rrd.as_deref(), args.view, &embodiment)?;
     let live = if args.serve { Some(Live::start(args.host, args.port)?) } else { None };
     let watching = Watching { show: show.as_ref(), live: live.as_ref() };

@@ -12,7 +12,8 @@ use vela_sim::expert::ScriptedExpert;
 use vela_sim::tabletop::Tabletop;
 use vela_sim::tasks::{Split, TaskKind};
 
-/// Play a suite of episodes in lockstep and count the successes; `vqa` and `pope` score a VLM.
+/// Play a suite of episodes in lockstep and count the successes; `vqa` and `pope` score a VLM, `heads` compares action
+/// heads, `rtc` delays the policy.
 #[derive(clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
@@ -54,6 +55,10 @@ enum Other {
     Vqa(crate::eval_vlm::Args),
     /// Whether the model says that things are there which are not.
     Pope(crate::eval_vlm::Args),
+    /// Ways of decoding actions, side by side.
+    Heads(crate::eval_heads::Args),
+    /// Real-time chunking under delay.
+    Rtc(crate::eval_rtc::Args),
 }
 
 /// Runs the verb.
@@ -61,6 +66,8 @@ pub fn run(args: &Args) -> Result<()> {
     match &args.other {
         Some(Other::Vqa(args)) => return crate::eval_vlm::vqa(args),
         Some(Other::Pope(args)) => return crate::eval_vlm::pope(args),
+        Some(Other::Heads(args)) => return crate::eval_heads::run(args),
+        Some(Other::Rtc(args)) => return crate::eval_rtc::run(args),
         None => {}
     }
     if args.suite != "tabletop" {

@@ -17,6 +17,8 @@ mod demo;
 mod doctor;
 mod episodes;
 mod eval;
+mod eval_heads;
+mod eval_rtc;
 mod eval_vlm;
 mod inspect;
 mod live;

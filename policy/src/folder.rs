@@ -172,6 +172,22 @@ impl VlaPolicy {
         self.guide = guide;
     }
 
+    /// Answers with chunks of `horizon` actions from now on. A delay of `d` ticks needs chunks of `2 d` at least, while one
+    /// question is asked at a time; what lies beyond the horizon of training has to be measured.
+    ///
+    /// # Errors
+    /// Fewer actions than are carried out.
+    pub fn set_horizon(&mut self, horizon: usize) -> Result<()> {
+        if horizon < self.config.execute {
+            let execute = self.config.execute;
+            return Err(Error::invalid(format!(
+                "expected chunks of at least {execute} actions, got {horizon}"
+            )));
+        }
+        (self.config.horizon, self.spec.horizon) = (horizon, horizon);
+        Ok(())
+    }
+
     /// The network.
     pub fn vla(&self) -> &Vla {
         &self.vla

@@ -1,0 +1,222 @@
+//! `vela eval heads`: what each way of decoding actions is worth, on one frozen trunk and on a task with two ways.
+
+mod play;
+mod study;
+
+use crate::chooser;
+use crate::stats::{quantile, wilson95};
+use anyhow::Result;
+use indicatif::{ProgressBar, ProgressStyle};
+use play::Played;
+pub use play::TASKS;
+use serde_json::{Value, json};
+use std::path::PathBuf;
+use vela_embodiment::{Clock, MonotonicClock, Policy};
+use vela_policy::HeadCard;
+use vela_train::two_ways::{self, Learnt};
+
+/// Compare the heads: tokens, FAST, regression, diffusion and flow, with chunks and step by step, on the tabletop, and on a
+/// task with two equally good ways around an obstacle.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Where the heads' weights are.
+    #[arg(long, default_value = crate::chooser::HEADS_DIR)]
+    dir: PathBuf,
+    /// Train the tabletop's heads first, and write them there.
+    #[arg(long)]
+    train: bool,
+    /// Where the trunk's prefixes are kept for training; made if they are not there.
+    #[arg(long, default_value = "out/heads/prefixes.safetensors")]
+    prefixes: PathBuf,
+    /// Lessons of the scripted expert, and as many of the policy that ships, for the prefixes.
+    #[arg(long, default_value_t = 800)]
+    lessons: usize,
+    /// Training steps of each of the tabletop's heads.
+    #[arg(long, default_value_t = 1000)]
+    steps: usize,
+    /// Training steps of each head on the two ways.
+    #[arg(long, default_value_t = 700)]
+    two_ways_steps: usize,
+    /// New scenes of the two ways.
+    #[arg(long, default_value_t = 400)]
+    scenes: usize,
+    /// Episodes of each head on the tabletop, over reach, push and pick in turn.
+    #[arg(long, default_value_t = 24)]
+    episodes: usize,
+    /// Seed of the first episode.
+    #[arg(long, default_value_t = 3_000_000)]
+    seed: u64,
+    /// One part only.
+    #[arg(long)]
+    only: Option<Part>,
+    /// Some of the tabletop's heads only, by name: tokens-chunk, tokens-step, fast-chunk and so on.
+    #[arg(long, value_delimiter = ',')]
+    heads: Vec<String>,
+    /// Threads of training; the result does not depend on them.
+    #[arg(long, default_value_t = 1)]
+    threads: usize,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// A part of the comparison.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// The tabletop's heads.
+    Tabletop,
+    /// The task with two ways.
+    TwoWays,
+}
+
+/// A line of the tabletop's table.
+struct Row {
+    name: String,
+    chunked: bool,
+    played: Played,
+    head_ms: f64,
+    parameters: usize,
+    bytes: u64,
+}
+
+/// Runs the verb.
+pub fn run(args: &Args) -> Result<()> {
+    let (mut rows, mut ways) = (Vec::new(), Vec::new());
+    let names: Vec<String> = match args.heads.is_empty() {
+        true => study::names(),
+        false => args.heads.clone(),
+    };
+    if args.only != Some(Part::TwoWays) {
+        if args.train {
+            study::train(args, &names)?;
+        }
+        let bar = bar(names.len() * args.episodes, "episodes")?;
+        for name in &names {
+            rows.push(judge(args, name, &bar)?);
+        }
+        bar.finish_and_clear();
+    }
+    if args.only != Some(Part::Tabletop) {
+        ways = both_ways(args)?;
+    }
+    if args.json {
+        println!(
+            "{}",
+            json!({"heads": rows.iter().map(line).collect::<Vec<_>>(), "two_ways": ways.iter().map(way).collect::<Vec<_>>()})
+        );
+        return Ok(());
+    }
+    print(args, &rows, &ways);
+    Ok(())
+}
+
+/// One head over the episodes.
+fn judge(args: &Args, name: &str, bar: &ProgressBar) -> Result<Row> {
+    let mut policy = chooser::head(&args.dir.join(name).to_string_lossy())?;
+    let [_, weights] = HeadCard::files(&args.dir, name);
+    let file = candle_core::safetensors::load(&weights, &candle_core::Device::Cpu)?;
+    let mut row = Row {
+        name: policy.card().head.kind.name().to_owned(),
+        chunked: policy.spec().horizon > 1,
+        played: Played::default(),
+        head_ms: 0.0,
+        parameters: file.values().map(candle_core::Tensor::elem_count).sum(),
+        bytes: std::fs::metadata(&weights)?.len(),
+    };
+    vela_nn::threads::with_threads(1, || -> Result<()> {
+        row.played = play::play(&mut policy, args.episodes, args.seed, &mut || bar.inc(1))?;
+        let seen = play::a_look(policy.trunk())?;
+        let clock = MonotonicClock::new();
+        let mut secs = Vec::new();
+        for seed in 0..30 {
+            let start = clock.now();
+            policy.decode(&seen, seed)?;
+            secs.push(clock.now().secs_since(start));
+        }
+        row.head_ms = quantile(&secs, 0.5) * 1e3;
+        Ok(())
+    })?;
+    Ok(row)
+}
+
+/// Every head learns the two ways and is judged.
+fn both_ways(args: &Args) -> Result<Vec<(&'static str, Learnt)>> {
+    let budget = two_ways::budget(args.two_ways_steps);
+    let kinds = two_ways::kinds()?;
+    let bar = bar(kinds.len() * budget.steps, "steps")?;
+    let one = |kind: &vela_policy::HeadKind| -> Result<(&'static str, Learnt)> {
+        let learn = || two_ways::learn(kind, &budget, args.scenes, &mut |_, _| bar.inc(1));
+        Ok((kind.name(), vela_nn::threads::with_threads(args.threads, learn)?))
+    };
+    let ways = kinds.iter().map(one).collect::<Result<_>>()?;
+    bar.finish_and_clear();
+    Ok(ways)
+}
+
+fn bar(count: usize, what: &str) -> Result<ProgressBar> {
+    let style =
+        ProgressStyle::with_template(&format!("{{bar:30}} {{pos}}/{{len}} {what}, {{eta}} left  {{msg}}"))?;
+    Ok(ProgressBar::new(count as u64).with_style(style))
+}
+
+fn line(row: &Row) -> Value {
+    let p = &row.played;
+    let tasks: Vec<Value> = p
+        .tasks
+        .iter()
+        .map(|(task, [won, all])| json!({"task": task, "successes": won, "episodes": all}))
+        .collect();
+    json!({"head": row.name, "chunked": row.chunked, "rate": p.rate(), "ci95": wilson95(p.successes(), p.episodes()),
+        "episodes": p.episodes(), "tasks": tasks, "chunk_ms": quantile(&p.infer_secs, 0.5) * 1e3,
+        "head_ms": row.head_ms, "jerk": p.jerk(), "parameters": row.parameters, "bytes": row.bytes})
+}
+
+fn way((head, Learnt { tally, ways }): &(&str, Learnt)) -> Value {
+    json!({"head": head, "rate": tally.rate, "left": tally.left, "right": tally.right, "jerk": tally.jerk, "ways": ways})
+}
+
+fn print(args: &Args, rows: &[Row], ways: &[(&str, Learnt)]) {
+    if !rows.is_empty() {
+        println!(
+            "{:<11} {:<7} {:>9} {:>7}   {:<15} {:>9} {:>8} {:>7} {:>8}",
+            "head", "chunks", "successes", "rate", "95 % interval", "chunk ms", "head ms", "jerk", "bytes"
+        );
+    }
+    for row in rows {
+        let p = &row.played;
+        let [low, high] = wilson95(p.successes(), p.episodes());
+        println!(
+            "{:<11} {:<7} {:>9} {:>5.1} %   {:<15} {:>9.1} {:>8.1} {:>7.2} {:>8}",
+            row.name,
+            if row.chunked { "yes" } else { "no" },
+            format!("{}/{}", p.successes(), p.episodes()),
+            p.rate() * 1e2,
+            format!("{:.1} - {:.1} %", low * 1e2, high * 1e2),
+            quantile(&p.infer_secs, 0.5) * 1e3,
+            row.head_ms,
+            p.jerk(),
+            row.bytes
+        );
+    }
+    if !rows.is_empty() {
+        println!(
+            "chunk ms: trunk and head, head ms: the head alone, medians on one thread; jerk: rms third difference of"
+        );
+        println!("the commanded arm joints, mrad per tick cubed");
+    }
+    if !ways.is_empty() {
+        println!(
+            "{:<14} {:>7} {:>6} {:>6} {:>6}   of {} new scenes",
+            "two ways", "rate", "left", "right", "jerk", args.scenes
+        );
+    }
+    for (head, Learnt { tally, .. }) in ways {
+        println!(
+            "{head:<14} {:>5.1} % {:>6} {:>6} {:>6.1}",
+            tally.rate * 1e2,
+            tally.left,
+            tally.right,
+            tally.jerk
+        );
+    }
+}
