@@ -6,10 +6,7 @@ use std::process::{Command, Output};
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
 fn vela(words: &[&str]) -> std::io::Result<Output> {
-    Command::new(env!("CARGO_BIN_EXE_vela"))
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .args(words)
-        .output()
+    Command::new(env!("CARGO_BIN_EXE_vela")).current_dir(env!("CARGO_MANIFEST_DIR")).args(words).output()
 }
 
 fn json(words: &[&str]) -> Result<serde_json::Value, Box<dyn std::error::Error>> {
