@@ -1,5 +1,6 @@
-//! The fleet's files (`configs/fleet`, explained in `docs/fleet.md`), started: a router, arms, a policy and an operator with
-//! certificates made here. Only the address, the paths and, where a test says so, one line differ from what is shipped.
+//! The fleet's files (`configs/fleet`, explained in `docs/fleet.md`), started: a router, arms, a policy and an operator
+//! with certificates made here. Only the address, the paths and, where a test says so, one line differ from what is
+//! shipped.
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use std::path::{Path, PathBuf};

@@ -188,7 +188,7 @@ fn open(listen: &str, connect: &str) -> Result<Session> {
     let text = format!(
         "{{mode: 'peer', listen: {{endpoints: [{listen}]}}, connect: {{endpoints: [{connect}]}}, \
          scouting: {{multicast: {{enabled: false}}, gossip: {{enabled: false}}}}, \
-         transport: {{link: {{tx: {{lease: 60000}}}}}}}}"
+         transport: {{link: {{tx: {{lease: 60000}}}}, shared_memory: {{enabled: false}}}}}}"
     );
     let link = |error: zenoh::Error| Error::Link(error.to_string());
     zenoh::open(zenoh::Config::from_json5(&text).map_err(link)?).wait().map_err(link)
