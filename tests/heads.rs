@@ -1,0 +1,62 @@
+//! `vela eval heads` and `vela eval rtc` end to end: what they print, with little work.
+
+use serde_json::Value;
+use std::process::Command;
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+fn vela(words: &[&str]) -> Result<Value, Box<dyn std::error::Error>> {
+    let out = Command::new(env!("CARGO_BIN_EXE_vela"))
+        .args(words)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()?;
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    Ok(serde_json::from_slice(&out.stdout)?)
+}
+
+#[test]
+fn the_heads_that_ship_play_and_the_two_ways_are_judged() -> Outcome {
+    let report = vela(&[
+        "eval",
+        "heads",
+        "--json",
+        "--episodes",
+        "2",
+        "--heads",
+        "regression-chunk,flow-step",
+        "--two-ways-steps",
+        "2",
+        "--scenes",
+        "3",
+    ])?;
+    let heads = report["heads"].as_array().ok_or("no heads")?;
+    for (row, (head, chunked)) in heads.iter().zip([("regression", true), ("flow", false)]) {
+        assert_eq!((row["head"].as_str(), row["chunked"].as_bool()), (Some(head), Some(chunked)));
+        assert_eq!(row["ci95"].as_array().map(Vec::len), Some(2), "{row}");
+        assert_eq!(row["episodes"], 2);
+        let positive = |key: &str| row[key].as_f64().is_some_and(|x| x > 0.0);
+        assert!(
+            row["rate"].is_number() && ["chunk_ms", "head_ms", "jerk", "bytes"].into_iter().all(positive),
+            "{row}"
+        );
+    }
+    let ways = report["two_ways"].as_array().ok_or("no ways")?;
+    let names: Vec<&str> = ways.iter().filter_map(|row| row["head"].as_str()).collect();
+    assert_eq!(names, ["tokens", "tokens_at_once", "fast", "regression", "diffusion", "flow"]);
+    let counted = |row: &Value| row["rate"].is_number() && row["left"].is_u64() && row["right"].is_u64();
+    assert!(ways.iter().all(counted), "{ways:?}");
+    Ok(())
+}
+
+#[test]
+fn delayed_chunks_are_played_with_and_without_real_time_chunking() -> Outcome {
+    let report = vela(&["eval", "rtc", "--json", "--episodes", "2", "--delay-ms", "200"])?;
+    let rows = report["rtc"].as_array().ok_or("no rows")?;
+    let seen: Vec<_> = rows.iter().map(|row| (row["delay_ms"].as_u64(), row["rtc"].as_bool())).collect();
+    let each = |ms| [(Some(ms), Some(false)), (Some(ms), Some(true))];
+    assert_eq!(seen, [each(0), each(200)].concat());
+    let jump = |k: usize| rows[k]["jump"]["p50"].as_f64().unwrap_or(f64::NAN);
+    // The same episodes and the same noise every time.
+    assert!(jump(3) < jump(2), "with {} and without {}", jump(3), jump(2));
+    Ok(())
+}
