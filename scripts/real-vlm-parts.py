@@ -1,5 +1,5 @@
-"""The parts of a real VLM as one folder: a DINOv2-small encoder out of an ONNX file and SmolLM2-135M-Instruct out of a GGUF
-file, as safetensors under the names of the InternVL family, whose projector is missing until `vela train vlm` made one.
+"""The parts of a real VLM as one folder: a DINOv2-small encoder out of an ONNX file and SmolLM2-135M-Instruct out of a
+GGUF file, as safetensors under the names of the InternVL family. The projector is missing: `vela train vlm` makes it.
 
     real-vlm-parts.py ENCODER.onnx DECODER.gguf FOLDER
 
@@ -23,8 +23,8 @@ SHUFFLE = 2
 
 
 def encoder(path):
-    """DINOv2's tensors under its own names. Matrices of linear layers stand transposed in the ONNX file, without a name; which
-    layer they belong to is said by the node that multiplies by them. The table of positions is in two parts."""
+    """DINOv2's tensors under its own names. Matrices of linear layers stand transposed in the ONNX file and have no
+    name; which layer they belong to is said by the node that multiplies by them. The positions are in two parts."""
     graph = onnx.load(path).graph
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     start = "backbone."
@@ -73,7 +73,8 @@ def decoder(reader, heads):
 def tokenizer(keys):
     """`tokenizer.json` of a GGUF file's byte-level BPE, with the picture's placeholder behind its tokens."""
     tokens = keys("tokenizer.ggml.tokens")
-    special = [(i, token) for i, (token, kind) in enumerate(zip(tokens, keys("tokenizer.ggml.token_type"))) if kind == 3]
+    kinds = keys("tokenizer.ggml.token_type")
+    special = [(i, token) for i, (token, kind) in enumerate(zip(tokens, kinds)) if kind == 3]
     special.append((len(tokens), PLACEHOLDER))
     assert keys("tokenizer.ggml.pre") == "smollm", "a pre-tokenizer that this script does not know"
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
@@ -84,7 +85,10 @@ def tokenizer(keys):
         "padding": None,
         "added_tokens": [{"id": i, "content": token, **flags} for i, token in special],
         "normalizer": None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, byte_level]},
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [{"type": "Digits", "individual_digits": True}, byte_level],
+        },
         "post_processor": None,
         "decoder": byte_level,
         "model": {
@@ -208,7 +212,8 @@ def main(onnx_path, gguf_path, folder):
         "model.safetensors.index.json": {"metadata": {}, "weight_map": dict(sorted(where.items()))},
     }
     for file, value in written.items():
-        (folder / file).write_text(json.dumps(value, indent=None if file == "tokenizer.json" else 2, ensure_ascii=False))
+        indent = None if file == "tokenizer.json" else 2
+        (folder / file).write_text(json.dumps(value, indent=indent, ensure_ascii=False))
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     for file, tensors in files.items():
         save(folder / file, tensors)

@@ -52,7 +52,7 @@ pub struct Args {
 #[derive(clap::Subcommand)]
 enum Other {
     /// Questions about pictures that training never saw, by kind.
-    Vqa(crate::eval_vlm::Args),
+    Vqa(crate::eval_pairs::Args),
     /// Whether the model says that things are there which are not.
     Pope(crate::eval_vlm::Args),
     /// Ways of decoding actions, side by side.
@@ -64,7 +64,7 @@ enum Other {
 /// Runs the verb.
 pub fn run(args: &Args) -> Result<()> {
     match &args.other {
-        Some(Other::Vqa(args)) => return crate::eval_vlm::vqa(args),
+        Some(Other::Vqa(args)) => return crate::eval_pairs::run(args),
         Some(Other::Pope(args)) => return crate::eval_vlm::pope(args),
         Some(Other::Heads(args)) => return crate::eval_heads::run(args),
         Some(Other::Rtc(args)) => return crate::eval_rtc::run(args),

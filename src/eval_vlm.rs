@@ -27,10 +27,10 @@ pub struct Args {
     seed: u64,
     /// builtin, or a VLM's folder.
     #[arg(long, default_value = "builtin")]
-    model: String,
+    pub model: String,
     /// Print JSON.
     #[arg(long)]
-    json: bool,
+    pub json: bool,
 }
 
 impl Args {
@@ -51,18 +51,20 @@ impl Args {
 
 /// Right answers of all.
 #[derive(Clone, Copy, Default)]
-struct Score {
+pub struct Score {
     right: usize,
     all: usize,
 }
 
 impl Score {
-    fn add(&mut self, right: bool) {
+    /// Counts one more.
+    pub fn add(&mut self, right: bool) {
         self.right += usize::from(right);
         self.all += 1;
     }
 
-    fn plus(self, other: Self) -> Self {
+    /// Both together.
+    pub fn plus(self, other: Self) -> Self {
         Self { right: self.right + other.right, all: self.all + other.all }
     }
 
@@ -70,11 +72,13 @@ impl Score {
         self.right as f64 / self.all.max(1) as f64
     }
 
-    fn json(self) -> Value {
+    /// For programs.
+    pub fn json(self) -> Value {
         json!({"right": self.right, "all": self.all, "rate": self.rate(), "ci95": wilson95(self.right, self.all)})
     }
 
-    fn text(self) -> String {
+    /// For people.
+    pub fn text(self) -> String {
         let [low, high] = wilson95(self.right, self.all).map(|x| x * 1e2);
         format!("{:>5.1} % ({low:.0}-{high:.0} of {})", self.rate() * 1e2, self.all)
     }

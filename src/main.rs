@@ -6,6 +6,7 @@
 mod out;
 
 mod act;
+mod adapt_vlm;
 mod album;
 mod answerer;
 mod ask;
@@ -18,6 +19,7 @@ mod doctor;
 mod episodes;
 mod eval;
 mod eval_heads;
+mod eval_pairs;
 mod eval_rtc;
 mod eval_vlm;
 mod inspect;
@@ -35,6 +37,7 @@ mod sim;
 mod stats;
 mod teacher;
 mod train;
+mod train_policy;
 mod train_vlm;
 mod verify;
 

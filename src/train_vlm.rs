@@ -1,4 +1,5 @@
-//! `vela train vlm`: the small VLM from questions about the simulator's pictures.
+//! `vela train vlm`: the small VLM from questions about the simulator's pictures. Of a run that names parts, see
+//! `adapt_vlm`.
 
 use crate::album::{TabletopAlbum, words};
 use anyhow::{Context, Result};
@@ -10,18 +11,18 @@ use vela_nn::{Device, Tensor, threads};
 use vela_policy::VlaPolicy;
 use vela_train::vlm::{Album, Folder, VlmReport, VlmTrainConfig, VlmTrainer, tokenizer};
 
-/// Train the small VLM. Stop it at any time; the same command takes it up again.
+/// Train the small VLM, or what joins given parts to one. Stop it at any time; the same command takes it up again.
 #[derive(clap::Args)]
 pub struct Args {
     /// The run: a TOML file.
     #[arg(long, default_value = "configs/train/vlm.toml")]
-    config: PathBuf,
+    pub config: PathBuf,
     /// Where pictures, checkpoints and the exported model go.
     #[arg(long, default_value = "out/tabletop-vlm")]
-    out: PathBuf,
+    pub out: PathBuf,
     /// Stop after this many steps in all (the run's own number by default).
     #[arg(long)]
-    steps: Option<usize>,
+    pub steps: Option<usize>,
     /// Threads; the result does not depend on them. 0: as many as there are.
     #[arg(long, default_value_t = 0)]
     threads: usize,
@@ -33,6 +34,9 @@ const TOGETHER: usize = 50;
 /// Runs the verb.
 pub fn run(args: &Args) -> Result<()> {
     threads::set(args.threads);
+    if crate::adapt_vlm::is_meant(&args.config) {
+        return crate::adapt_vlm::run(args);
+    }
     let config = VlmTrainConfig::load(&args.config)?;
     let (tower, mut tensors) = tower(&config.tower)?;
     if let Some(start) = &config.start {

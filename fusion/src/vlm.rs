@@ -159,8 +159,8 @@ impl Vlm {
         })
     }
 
-    /// Reads a Hugging Face folder. If there is a LoRA adapter of the decoder in it (as PEFT saves it), that is beside the
-    /// decoder's matrices.
+    /// Reads a Hugging Face folder. A LoRA adapter of the decoder in it (as PEFT saves it) is put beside the decoder's
+    /// matrices.
     ///
     /// # Errors
     /// What the config's readers refuse; every missing, unused or mis-shaped tensor, in one error.

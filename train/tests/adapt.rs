@@ -1,5 +1,5 @@
-//! Projector and adapter between parts that stay as they are: what they read, that they learn, and that what is written down
-//! is the same model to whoever opens it.
+//! Projector and adapter between parts that stay as they are: what they read, that they learn, and that what is written
+//! down is the same model to whoever opens it.
 
 mod tiny_vlm;
 

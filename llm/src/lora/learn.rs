@@ -12,7 +12,7 @@ impl Lora {
     /// `weights`': variables if that is fresh. The scale is 1, and a fresh one changes nothing yet.
     ///
     /// # Errors
-    /// A rank of 0; a target that the decoder does not have; one whose rows have another order than in a Hugging Face folder.
+    /// A rank of 0; a target that the decoder does not have; rows in another order than in a Hugging Face folder.
     pub fn of(weights: &Weights, config: &DecoderConfig, rank: usize, targets: &[String]) -> Result<Self> {
         if rank == 0 {
             return Err(Error::invalid("adapter: expected a rank of at least 1, got 0"));

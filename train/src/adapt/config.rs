@@ -14,8 +14,10 @@ pub struct AdaptConfig {
     pub parts: PathBuf,
     /// The folder of the questions ([`PictureSet::load`](super::PictureSet::load)).
     pub data: PathBuf,
-    /// Steps at the beginning in which the projector alone learns to bring forth, among the words of the questions, those
-    /// that answers name; the decoder does not take part.
+    /// Learn from the first so many pictures only.
+    pub first_pictures: Option<usize>,
+    /// Steps at the beginning in which the projector alone learns to bring forth, among the words of the questions,
+    /// those that answers name; the decoder does not take part.
     pub word_steps: usize,
     /// Pictures per such step.
     pub word_pictures: usize,

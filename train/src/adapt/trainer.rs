@@ -38,7 +38,7 @@ pub struct Adaptation {
     lora: Lora,
     projector: Group,
     adapter: Group,
-    /// The words among which the projector brings forth those that answers name: their tokens, and their rows of the table.
+    /// The words among which the projector brings forth those that answers name: their tokens, and their embeddings.
     words: (Vec<u32>, Tensor),
     step: usize,
 }
@@ -194,7 +194,7 @@ impl Adaptation {
         Ok((cross_entropy(&rows, &Tensor::from_vec(targets, count, &Device::Cpu)?, None)?, right))
     }
 
-    /// Questions about a picture: the mean cross-entropy of the answers' tokens, and which answers would come out whole.
+    /// Questions about a picture: the mean cross-entropy of the answers' tokens, and which answers come out whole.
     fn ask(
         &self,
         set: &PictureSet,
@@ -293,8 +293,8 @@ impl Adaptation {
         Ok(())
     }
 
-    /// Writes `projector.safetensors` and the adapter as PEFT saves it into a folder that is there: beside copies of the parts'
-    /// files, it is a VLM's.
+    /// Writes `projector.safetensors` and the adapter as PEFT saves it into a folder: with the parts' files they make a
+    /// VLM's.
     pub fn export(&self, dir: &Path) -> Result<()> {
         std::fs::create_dir_all(dir).map_err(at(dir))?;
         let adapter = &self.config.adapter;

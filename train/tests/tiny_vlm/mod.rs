@@ -98,6 +98,7 @@ pub fn run(parts: &Path, data: &Path) -> AdaptConfig {
         seed: 3,
         parts: parts.into(),
         data: data.into(),
+        first_pictures: None,
         word_steps: 30,
         word_pictures: 3,
         projector_steps: 20,
