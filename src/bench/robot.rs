@@ -1,4 +1,5 @@
-//! `vela bench robot`: what stands between a camera and a joint beside the model, and how well the control loop keeps time.
+//! `vela bench robot`: what stands between a camera and a joint beside the model, and how well the control loop keeps
+//! time.
 
 mod beat;
 mod edge;
@@ -12,9 +13,11 @@ use serde::Serialize;
 use vela_embodiment::{
     ActionChunk, ActionSpace, Camera, Embodiment, Error, InferOptions, Observation, Policy, PolicySpec,
 };
+use vela_robots::loopback_pair_with;
 use vela_robots::ros2::cameras::ImageKind;
 use vela_sim::tabletop::Tabletop;
 use vela_sim::tasks::Split;
+use zenoh::Session;
 
 /// Pictures of the cameras, pixels.
 const SIZE: (u32, u32) = (640, 480);
@@ -59,6 +62,8 @@ impl Spread {
 struct Measured {
     jpeg_to_command: Edge,
     raw_to_command: Edge,
+    /// The same over TCP, without shared memory.
+    raw_over_tcp: Edge,
     /// A question with both pictures to a policy in another session that does not think, and its answer.
     question: Spread,
     hz: f64,
@@ -73,11 +78,13 @@ pub fn run(args: &Args) -> Result<()> {
         bail!("expected --secs and --hz above 0 and --burn-secs of at least 0");
     }
     let pictures = pictures()?;
-    let jpeg_to_command = edge::measure(args, &pictures, ImageKind::Compressed)?;
-    let raw_to_command = edge::measure(args, &pictures, ImageKind::Raw)?;
+    let jpeg_to_command = edge::measure(args, &pictures, ImageKind::Compressed, true)?;
+    let raw_to_command = edge::measure(args, &pictures, ImageKind::Raw, true)?;
+    let raw_over_tcp = edge::measure(args, &pictures, ImageKind::Raw, false)?;
     let question = question::measure(args, &pictures)?;
     let (control, bare) = beat::measure(args)?;
-    let measured = Measured { jpeg_to_command, raw_to_command, question, hz: args.hz, control, bare };
+    let measured =
+        Measured { jpeg_to_command, raw_to_command, raw_over_tcp, question, hz: args.hz, control, bare };
     if args.json {
         println!("{}", serde_json::to_string(&measured)?);
         return Ok(());
@@ -89,8 +96,13 @@ pub fn run(args: &Args) -> Result<()> {
     for (what, edge) in [
         ("two JPEG pictures to command", &measured.jpeg_to_command),
         ("two raw pictures to command", &measured.raw_to_command),
+        ("the same without shared memory", &measured.raw_over_tcp),
     ] {
         line(what, &edge.total);
+        println!("  {} kB together", edge.bytes / 1000);
+        if edge.lost > 0 {
+            println!("  {} were lost on the way", edge.lost);
+        }
         line("  to the robot, unpacked", &edge.seen);
         line("  plan, gate, message", &edge.decided);
         line("  back to the arm", &edge.carried);
@@ -103,6 +115,12 @@ pub fn run(args: &Args) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// The arm's session and the policy's.
+fn sessions(shared_memory: bool) -> Result<(Session, Session)> {
+    let setting = ("transport/shared_memory/enabled", if shared_memory { "true" } else { "false" });
+    Ok(loopback_pair_with(&[setting])?)
 }
 
 /// The arm with cameras of this size and this rate.
@@ -156,7 +174,8 @@ impl Policy for Still {
     }
 }
 
-/// What both cameras see, with the noise of a real sensor: `[height, width, 3]` each.
+/// What both cameras see, `[height, width, 3]` each, with a sensor's noise in its brightness: a camera's own JPEG has
+/// little of it in its colours, which are halved before they are packed.
 fn pictures() -> Result<Vec<Vec<u8>>> {
     use rand::Rng;
     let table = Tabletop::blind(&Embodiment::so101()?, Split::Test)?;
@@ -167,8 +186,9 @@ fn pictures() -> Result<Vec<Vec<u8>>> {
             let mut rng = vela_embodiment::stream(0, name);
             let view = vela_sim::camera::view(name, &drawing, SIZE.0, SIZE.1)?;
             let mut rgb = vela_sim::render::render(&drawing, &view);
-            for byte in &mut rgb {
-                *byte = byte.saturating_add_signed(rng.random_range(-4..=4));
+            for pixel in rgb.chunks_exact_mut(3) {
+                let noise = rng.random_range(-3..=3);
+                pixel.iter_mut().for_each(|byte| *byte = byte.saturating_add_signed(noise));
             }
             Ok(rgb)
         })

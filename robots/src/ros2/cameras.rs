@@ -198,8 +198,8 @@ fn raw(camera: &Camera, message: &ImageRef) -> std::result::Result<Arc<[u8]>, St
 
 #[cfg(test)]
 mod tests {
-    use crate::ros2::messages::Image;
     use super::*;
+    use crate::ros2::messages::Image;
     use rand::Rng;
 
     const GOLDEN: &[u8] = include_bytes!("../../../tests/golden/ros2/image.cdr");
@@ -229,6 +229,32 @@ mod tests {
         let grey = Image { encoding: "mono8".into(), ..image };
         let frame = frame_of(&camera(3, 2), ImageKind::Raw, Stamp(5), &messages::encode(&grey)?)?;
         assert_eq!(frame.rgb[..], [0, 0, 0, 1, 1, 1, 2, 2, 2, 12, 12, 12, 13, 13, 13, 14, 14, 14]);
+        Ok(())
+    }
+
+    /// Decoded in place when it is RGB, converted when it is not: the same pixels as the library's own way.
+    #[test]
+    fn jpeg_and_png_of_any_colour_become_rgb() -> Result<()> {
+        let image = image::RgbImage::from_fn(5, 4, |x, y| image::Rgb([x as u8 * 40, y as u8 * 50, 90]));
+        let image = image::DynamicImage::ImageRgb8(image);
+        let kinds = [
+            (image.clone(), image::ImageFormat::Jpeg),
+            (image.to_luma8().into(), image::ImageFormat::Jpeg),
+            (image.to_rgba8().into(), image::ImageFormat::Png),
+            (image, image::ImageFormat::Png),
+        ];
+        for (image, format) in kinds {
+            let mut data = Cursor::new(Vec::new());
+            image.write_to(&mut data, format).map_err(|e| Error::Robot(e.to_string()))?;
+            let data = data.into_inner();
+            let wanted = image::load_from_memory(&data).map_err(|e| Error::Robot(e.to_string()))?;
+            let message = CompressedImage { format: "?".into(), data, ..CompressedImage::default() };
+            let bytes = messages::encode(&message)?;
+            let frame = frame_of(&camera(5, 4), ImageKind::Compressed, Stamp(5), &bytes)?;
+            assert_eq!(frame.rgb[..], wanted.into_rgb8().into_raw()[..], "{format:?}");
+            let small = frame_of(&camera(4, 4), ImageKind::Compressed, Stamp(5), &bytes);
+            assert!(small.is_err_and(|e| e.to_string().contains("expected 4x4, got 5x4")));
+        }
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! From two pictures and the joints on zenoh to the command that answers them, without a model.
 
-use super::{Args, PACE_HZ, SIZE, Spread, Still, WARM_UP, robot};
+use super::{Args, PACE_HZ, SIZE, Spread, Still, WARM_UP, robot, sessions};
 use anyhow::{Result, bail};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -17,12 +17,16 @@ use vela_robots::ros2::driver::{RosArm, RosConfig};
 use vela_robots::ros2::keys::{self, Topic};
 use vela_robots::ros2::messages::{self, CompressedImage, Image, JointState};
 use vela_robots::ros2::{DOMAIN, TRAJECTORY};
-use vela_robots::{ChunkQueue, Resolver, loopback_pair};
+use vela_robots::{ChunkQueue, Resolver};
 use zenoh::{Session, Wait};
 
 /// From the moment the arm publishes joints and two pictures to the moment it has the command that answers them.
 #[derive(Serialize)]
 pub(super) struct Edge {
+    /// Bytes of both pictures' messages.
+    pub(super) bytes: usize,
+    /// Pictures that did not come within half a second: a network that is busy drops them.
+    pub(super) lost: usize,
     pub(super) total: Spread,
     /// Of it: to the robot's side, unpacked.
     pub(super) seen: Spread,
@@ -39,7 +43,7 @@ fn message(camera: &str, rgb: &[u8], kind: ImageKind) -> Result<(String, Vec<u8>
     Ok(match kind {
         ImageKind::Compressed => {
             let mut data = Vec::new();
-            image::codecs::jpeg::JpegEncoder::new_with_quality(&mut data, 90).encode(
+            image::codecs::jpeg::JpegEncoder::new_with_quality(&mut data, 85).encode(
                 rgb,
                 width,
                 height,
@@ -63,8 +67,13 @@ fn message(camera: &str, rgb: &[u8], kind: ImageKind) -> Result<(String, Vec<u8>
 }
 
 /// The arm in one session, the robot's side in another: pictures and joints over, a command back, one after another.
-pub(super) fn measure(args: &Args, pictures: &[Vec<u8>], kind: ImageKind) -> Result<Edge> {
-    let (near, far) = loopback_pair()?;
+pub(super) fn measure(
+    args: &Args,
+    pictures: &[Vec<u8>],
+    kind: ImageKind,
+    shared_memory: bool,
+) -> Result<Edge> {
+    let (near, far) = sessions(shared_memory)?;
     let robot = robot(SIZE, PACE_HZ)?;
     let clock = Arc::new(MonotonicClock::new());
     let (arrived, commands) = channel::<Stamp>();
@@ -91,33 +100,33 @@ pub(super) fn measure(args: &Args, pictures: &[Vec<u8>], kind: ImageKind) -> Res
     };
     let done = AtomicBool::new(false);
     let (mut total, mut seen, mut decided, mut carried) = (vec![], vec![], vec![], vec![]);
+    let mut lost = 0;
     let (between, stages) = channel::<[Stamp; 2]>();
     std::thread::scope(|scope| -> Result<()> {
-        let side = scope.spawn(|| robot_side(&near, &robot, kind, &*clock, &between, &done));
-        let rounds = (args.secs * PACE_HZ).ceil() as usize + WARM_UP;
+        let side = scope.spawn(|| robot_side(&near, &robot, kind, &clock, &between, &done));
+        let rounds = (args.secs * PACE_HZ).ceil() as usize;
         let mut due = clock.now();
-        let (mut answered, mut lost) = (0, 0);
-        while answered < rounds && !side.is_finished() {
-            due = due.plus_secs(1.0 / PACE_HZ);
+        let mut answered = 0;
+        for _ in 0..rounds + WARM_UP {
+            due = due.plus_secs(1.0 / PACE_HZ).max(clock.now());
             clock.sleep_until(due);
+            // An answer that came too late is nobody's.
+            while commands.try_recv().is_ok() || stages.try_recv().is_ok() {}
             let start = clock.now();
             said.iter().try_for_each(publish)?;
-            match commands.recv_timeout(Duration::from_millis(500)) {
-                Ok(end) => {
-                    answered += 1;
-                    let [unpacked, sent] = stages.recv_timeout(Duration::from_secs(1))?;
-                    if answered > WARM_UP {
-                        total.push(end.secs_since(start));
-                        seen.push(unpacked.secs_since(start));
-                        decided.push(sent.secs_since(unpacked));
-                        carried.push(end.secs_since(sent).max(0.0));
-                    }
-                }
-                // The first ones, while the sessions do not know each other yet.
-                Err(_) if answered == 0 && lost < 20 => lost += 1,
-                Err(_) => break,
+            let Ok(end) = commands.recv_timeout(Duration::from_millis(500)) else {
+                // The first ones are, while the sessions do not know each other yet.
+                lost += usize::from(answered > WARM_UP);
+                continue;
+            };
+            answered += 1;
+            let [unpacked, sent] = stages.recv_timeout(Duration::from_secs(1))?;
+            if answered > WARM_UP {
+                total.push(end.secs_since(start));
+                seen.push(unpacked.secs_since(start));
+                decided.push(sent.secs_since(unpacked));
+                carried.push(end.secs_since(sent).max(0.0));
             }
-            due = due.max(clock.now().plus_secs(-1.0 / PACE_HZ));
         }
         done.store(true, Ordering::Release);
         // Whoever waits for a picture gets one.
@@ -128,7 +137,8 @@ pub(super) fn measure(args: &Args, pictures: &[Vec<u8>], kind: ImageKind) -> Res
         bail!("no command came back over zenoh");
     }
     let [total, seen, decided, carried] = [total, seen, decided, carried].map(|secs| Spread::of(&secs));
-    Ok(Edge { total, seen, decided, carried })
+    let bytes = said[1..].iter().map(|(_, message)| message.len()).sum();
+    Ok(Edge { bytes, lost, total, seen, decided, carried })
 }
 
 /// Everything that `vela robot` does between a picture and a command, without waiting for the next tick.

@@ -1,14 +1,14 @@
 //! A question with two pictures to a policy in another session that does not think, and its answer.
 
-use super::{Args, PACE_HZ, SIZE, Spread, Still, WARM_UP, robot};
+use super::{Args, PACE_HZ, SIZE, Spread, Still, WARM_UP, robot, sessions};
 use anyhow::Result;
 use std::sync::atomic::{AtomicBool, Ordering};
 use vela_embodiment::{Clock, Frame, InferOptions, MonotonicClock, Observation, Policy, Stamp};
-use vela_robots::{RemotePolicy, loopback_pair, serve_policy};
+use vela_robots::{RemotePolicy, serve_policy};
 
 /// Questions with both pictures over the native link, one after another.
 pub(super) fn measure(args: &Args, pictures: &[Vec<u8>]) -> Result<Spread> {
-    let (near, far) = loopback_pair()?;
+    let (near, far) = sessions(true)?;
     let robot = robot(SIZE, PACE_HZ)?;
     let clock = MonotonicClock::new();
     let frames = robot.cameras.iter().zip(pictures).map(|(camera, rgb)| Frame {
