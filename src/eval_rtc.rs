@@ -24,7 +24,7 @@ pub struct Args {
     #[arg(long, value_delimiter = ',', default_values_t = [100, 200, 300])]
     delay_ms: Vec<u64>,
     /// Episodes of each delay, over reach, push and pick in turn.
-    #[arg(long, default_value_t = 60)]
+    #[arg(long, default_value_t = 30)]
     episodes: usize,
     /// Seed of the first episode.
     #[arg(long, default_value_t = 4_000_000)]
