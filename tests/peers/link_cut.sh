@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A link cut and healed between two machines: two network namespaces, the simulated arm in one, the policy in the other, and
-# the cable between them pulled out three times for a second and a half. The arm must hold, go on and never be stopped.
+# A link cut and healed between two machines: two network namespaces, the simulated arm in one, the policy in the other,
+# and the cable between them pulled out for a second and a half, again and again. The arm must hold and go on each time.
 #
 #   cargo build --release && sudo tests/peers/link_cut.sh        (needs iproute2 and the right to make namespaces)
 set -euo pipefail
@@ -31,19 +31,29 @@ ip netns exec "$one" "$vela" sim --task stack --hold-secs 30 --zenoh "$work/robo
 arm=$!
 for _ in $(seq 100); do grep -q '^running' "$work/sim.txt" && break; sleep 0.2; done
 grep -q '^running' "$work/sim.txt" || { echo "the arm never moved" >&2; cat "$work"/*.txt >&2; exit 1; }
-for cut in 1 2 3; do
-  sleep 2
+# As often as the episode lasts: out for a second and a half, in again until the arm moves.
+while kill -0 "$arm" 2>/dev/null; do
+  sleep 1
   ip -n "$one" link set a$$ down
   sleep 1.5
   ip -n "$one" link set a$$ up
+  before=$(grep -c '^running' "$work/sim.txt")
+  for _ in $(seq 100); do
+    kill -0 "$arm" 2>/dev/null && [ "$(grep -c '^running' "$work/sim.txt")" -le "$before" ] || break
+    sleep 0.1
+  done
 done
 wait "$arm" || { echo "vela sim failed" >&2; cat "$work/sim.txt" >&2; exit 1; }
 cat "$work/sim.json"
 holds=$(grep -c '^holding' "$work/sim.txt") || true
 runs=$(grep -c '^running' "$work/sim.txt") || true
 echo "held $holds times, ran again $runs times"
-# For each cut in the episode: a plan lasts half a second.
-[ "$holds" -ge 2 ] && [ "$runs" -eq $((holds + 1)) ] || { echo "expected holds and their ends" >&2; cat "$work/sim.txt" >&2; exit 1; }
+# The episode may end while the arm holds.
+[ "$holds" -ge 1 ] && [ "$runs" -ge "$holds" ] || {
+  echo "expected a hold for each cut, and its end" >&2
+  cat "$work/sim.txt" >&2
+  exit 1
+}
 grep -q '"state":"Stopped' "$work/sim.json" && grep -q 'the episode is over' "$work/sim.json" \
   || { echo "expected the episode to end by itself" >&2; exit 1; }
 echo "ok"
