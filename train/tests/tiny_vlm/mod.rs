@@ -38,22 +38,20 @@ pub fn write_parts(dir: &Path) -> Outcome {
         "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]});
     let weights = Weights::fresh(7);
     Vlm::new(&weights, &VlmConfig::from_hf(&config)?)?;
-    let mut files: [(&str, &str, &str, Vec<(String, Tensor)>); 2] = [
-        ("vision.", "model.vision_tower.", "vision.safetensors", Vec::new()),
-        ("text.", "model.language_model.", "text.safetensors", Vec::new()),
-    ];
     let mut map = serde_json::Map::new();
-    for (name, var) in weights.trainable() {
-        for (ours, theirs, file, tensors) in &mut files {
-            let Some(rest) = name.strip_prefix(*ours) else { continue };
+    for (ours, theirs, file) in [
+        ("vision.", "model.vision_tower.", "vision.safetensors"),
+        ("text.", "model.language_model.", "text.safetensors"),
+    ] {
+        let mut tensors: Vec<(String, Tensor)> = Vec::new();
+        for (name, var) in weights.trainable() {
+            let Some(rest) = name.strip_prefix(ours) else { continue };
             // Fresh words are small beside what layers add.
             let scale = if rest.starts_with("embed_tokens") { 20.0 } else { 1.0 };
-            map.insert(format!("{theirs}{rest}"), (*file).into());
+            map.insert(format!("{theirs}{rest}"), file.into());
             tensors.push((format!("{theirs}{rest}"), (var.as_tensor() * scale)?));
         }
-    }
-    for (_, _, file, tensors) in &files {
-        vela_nn::save(&dir.join(file), tensors)?;
+        vela_nn::save(&dir.join(file), &tensors)?;
     }
     for part in ["layer_norm", "linear_1", "linear_2"] {
         for kind in ["weight", "bias"] {
