@@ -224,12 +224,12 @@ fn every_configuration_parses() -> Outcome {
             ("zenoh" | "fleet", "json5") => {
                 zenoh::Config::from_file(&path).map_err(|e| e.to_string())?;
             }
-            ("train", "toml") if path.file_stem().is_some_and(|name| name == "vlm") => {
-                vela_train::vlm::VlmTrainConfig::load(&path)?;
-            }
-            ("train", "toml") => {
-                vela_train::TrainConfig::load(&path)?;
-            }
+            ("train", "toml") => match path.file_stem().and_then(|stem| stem.to_str()) {
+                Some("vlm") => drop(vela_train::vlm::VlmTrainConfig::load(&path)?),
+                Some("real-vlm") => drop(vela_train::adapt::AdaptConfig::load(&path)?),
+                Some("finetune") => drop(vela_train::finetune::FinetuneConfig::load(&path)?),
+                _ => drop(vela_train::TrainConfig::load(&path)?),
+            },
             // Inside the binary: parsed whenever a task is named.
             ("tasks", "toml") => {
                 vela_sim::language::TaskBook::builtin()?;
