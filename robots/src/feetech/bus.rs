@@ -14,6 +14,9 @@ const PRESENT_BYTES: u8 = 15;
 
 /// A servo answers within this time; a USB adapter may keep an answer for some of it.
 const PATIENCE: Duration = Duration::from_millis(8);
+/// Before anything moves there is no hurry: a busy computer may need so long to hear an answer, and asks so often.
+const PATIENCE_AT_FIRST: Duration = Duration::from_millis(60);
+const TRIES_AT_FIRST: usize = 5;
 /// A question that was garbled is asked again at once, so often.
 const TRIES: usize = 2;
 
@@ -53,9 +56,11 @@ impl Bus {
 
     /// Asks every servo whether it is there.
     pub(super) fn find(&mut self, joints: &[&str]) -> Result<()> {
+        let patient = |e| Error::Robot(format!("serial port: {e}"));
+        self.port.set_timeout(PATIENCE_AT_FIRST).map_err(patient)?;
         let mut missing = Vec::new();
         for (id, joint) in self.ids.iter().zip(joints) {
-            let there = (0..3).any(|_| {
+            let there = (0..TRIES_AT_FIRST).any(|_| {
                 // A late answer to the last question is not this one's.
                 let _ = self.port.clear(ClearBuffer::Input);
                 self.handler.ping(self.port.as_mut(), *id).unwrap_or(false)
@@ -64,6 +69,7 @@ impl Bus {
                 missing.push(format!("{id} ('{joint}')"));
             }
         }
+        self.port.set_timeout(PATIENCE).map_err(patient)?;
         if missing.is_empty() {
             return Ok(());
         }
