@@ -225,10 +225,10 @@ fn every_configuration_parses() -> Outcome {
                 zenoh::Config::from_file(&path).map_err(|e| e.to_string())?;
             }
             ("train", "toml") => match path.file_stem().and_then(|stem| stem.to_str()) {
-                Some("vlm") => drop(vela_train::vlm::VlmTrainConfig::load(&path)?),
-                Some("real-vlm") => drop(vela_train::adapt::AdaptConfig::load(&path)?),
-                Some("finetune") => drop(vela_train::finetune::FinetuneConfig::load(&path)?),
-                _ => drop(vela_train::TrainConfig::load(&path)?),
+                Some("vlm") => vela_train::vlm::VlmTrainConfig::load(&path).map(|_| ())?,
+                Some("real-vlm") => vela_train::adapt::AdaptConfig::load(&path).map(|_| ())?,
+                Some("finetune") => vela_train::finetune::FinetuneConfig::load(&path).map(|_| ())?,
+                _ => vela_train::TrainConfig::load(&path).map(|_| ())?,
             },
             // Inside the binary: parsed whenever a task is named.
             ("tasks", "toml") => {
