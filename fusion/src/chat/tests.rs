@@ -220,7 +220,7 @@ fn what_an_answer_looked_at_is_the_mean_of_its_attention() -> Result<()> {
         let eyes = model.eyes.as_ref().ok_or_else(|| Error::invalid("no eyes"))?;
         let ids = integers(&golden["in.input_ids"])?;
         let seen = model.look(&png(&golden["in.image"])?, &Limits::default())?;
-        let prompt = eyes.chat_prompt(&ids, &[seen.clone()])?;
+        let prompt = eyes.chat_prompt(&ids, std::slice::from_ref(&seen))?;
         let answer = integers(&golden["out.generated"])?;
         let got = model.attention(&prompt, &answer, None)?;
         let [map] = got.as_slice() else { return Err(Error::invalid("expected one map")) };
@@ -228,7 +228,7 @@ fn what_an_answer_looked_at_is_the_mean_of_its_attention() -> Result<()> {
         // The same by way of the VLM's own prompt: prompt and answer but for its last token, as one text.
         let chosen = &answer[..answer.len() - 1];
         let whole = [&ids, chosen].concat();
-        let read = eyes.vlm.prompt(&whole, &[seen.encoded.clone()])?;
+        let read = eyes.vlm.prompt(&whole, std::slice::from_ref(&seen.encoded))?;
         let prompted: Vec<bool> = (0..whole.len()).map(|at| at < ids.len()).collect();
         let mut asked = Asked(Vec::new(), ids.len() - 1);
         let (embeds, positions) = (&read.embeds, &read.positions);
