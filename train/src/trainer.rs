@@ -90,7 +90,7 @@ impl Trainer {
             embodiment: embodiment.clone(),
             vla,
             auxiliary,
-            learner: Learner::new(weights.trainable(), adamw)?,
+            learner: Learner::new(vec![(weights.trainable(), 1.0)], adamw)?,
         })
     }
 
@@ -101,7 +101,8 @@ impl Trainer {
 
     /// Trainable numbers of the policy, the auxiliary heads left out.
     pub fn parameters(&self) -> usize {
-        let policy = self.learner.vars().iter().filter(|(name, _)| name.starts_with("policy."));
+        let vars = self.learner.vars(&[0]);
+        let policy = vars.iter().filter(|(name, _)| name.starts_with("policy."));
         policy.map(|(_, var)| var.as_tensor().elem_count()).sum()
     }
 
@@ -125,18 +126,19 @@ impl Trainer {
                 lot(&self.vla_config, &self.tokenizer, moments, config.flow_draws, &mut rng)
             })
             .collect::<Result<_>>()?;
-        let (gradients, parts) = shard_gradients_with(self.learner.vars(), config.shards, |shard| {
+        let (gradients, parts) = shard_gradients_with(&self.learner.vars(&[0]), config.shards, |shard| {
             self.loss(&lots[shard]).map_err(vela_nn::Error::invalid)
         })?;
         let learning_rate = config.rate_at(step);
-        let gradient_norm = self.learner.step(&gradients, learning_rate, config.ema)?;
+        let loss = gradients.loss;
+        let gradient_norm = self.learner.step(&[0], gradients, learning_rate, config.ema)?;
         let mean = |k: usize| {
             let trained: Option<f32> = parts.iter().map(|p: &[Option<f32>; 4]| p[k]).sum();
             trained.map(|sum| sum / parts.len() as f32)
         };
         Ok(Report {
             step: self.steps(),
-            loss: gradients.loss,
+            loss,
             flow: mean(0),
             patch: mean(1),
             grounding: mean(2),
@@ -196,7 +198,7 @@ impl Trainer {
         let path = dir.join("model.safetensors");
         let tensors = candle_core::safetensors::load(&path, &Device::Cpu)?;
         let mut found = Vec::new();
-        for (k, (name, var)) in self.learner.vars().iter().enumerate() {
+        for (k, (name, var)) in self.learner.vars(&[0]).iter().enumerate() {
             let Some(name) = name.strip_prefix("policy.") else { continue };
             let like = var.as_tensor();
             let tensor =

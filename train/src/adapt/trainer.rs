@@ -2,15 +2,16 @@
 
 use super::{AdaptConfig, Asked, Features, Parts, PictureSet};
 use crate::error::{Error, Result, at};
+use crate::learner::Learner;
 use crate::vlm::{Form, Phrase, QuestionAnswer, Sequence};
-use candle_core::{D, DType, Device, Tensor, Var};
+use candle_core::{D, DType, Device, Tensor};
 use rand::seq::{IndexedRandom, SliceRandom};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use vela_fusion::Encoded;
 use vela_llm::{Cache, Decoder, Lora};
-use vela_nn::{AdamW, AdamWConfig, Gradients, Weights, cross_entropy, linear, random, shard_gradients_with};
+use vela_nn::{AdamWConfig, Weights, cross_entropy, linear, random, shard_gradients_with};
 
 /// What one step showed.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -25,22 +26,18 @@ pub struct AdaptReport {
     pub right: BTreeMap<String, (usize, usize)>,
 }
 
-/// Variables that learn at one rate.
-struct Group {
-    vars: Vec<(String, Var)>,
-    optimizer: AdamW,
-}
+/// The two groups of variables.
+const PROJECTOR: usize = 0;
+const ADAPTER: usize = 1;
 
 /// Projector and adapter in training.
 pub struct Adaptation {
     config: AdaptConfig,
     parts: Parts,
     lora: Lora,
-    projector: Group,
-    adapter: Group,
+    learner: Learner,
     /// The words among which the projector brings forth those that answers name: their tokens, and their embeddings.
     words: (Vec<u32>, Tensor),
-    step: usize,
 }
 
 /// By kind, what was right.
@@ -69,27 +66,19 @@ impl Adaptation {
             max_grad_norm: config.clip_norm as f32,
             ..AdamWConfig::default()
         };
-        let group = |vars: Vec<(String, Var)>| Group { optimizer: AdamW::new(vars.clone(), adamw), vars };
-        Ok(Self {
-            projector: group(fresh.trainable()),
-            adapter: group(beside.trainable()),
-            config: config.clone(),
-            parts,
-            lora,
-            words,
-            step: 0,
-        })
+        let groups = vec![(fresh.trainable(), 1.0), (beside.trainable(), config.adapter_share)];
+        Ok(Self { learner: Learner::new(groups, adamw)?, config: config.clone(), parts, lora, words })
     }
 
     /// Steps so far.
     pub fn steps(&self) -> usize {
-        self.step
+        self.learner.steps()
     }
 
     /// Numbers of projector and adapter.
     pub fn parameters(&self) -> (usize, usize) {
-        let count = |group: &Group| group.vars.iter().map(|(_, var)| var.elem_count()).sum();
-        (count(&self.projector), count(&self.adapter))
+        let count = |group: usize| self.learner.vars(&[group]).iter().map(|(_, var)| var.elem_count()).sum();
+        (count(PROJECTOR), count(ADAPTER))
     }
 
     /// The parts, with the projector as it is now.
@@ -107,7 +96,7 @@ impl Adaptation {
     /// # Errors
     /// Features of other pictures; a loss that is not finite.
     pub fn step(&mut self, set: &PictureSet, features: &Features) -> Result<AdaptReport> {
-        let (config, step) = (&self.config, self.step);
+        let (config, step) = (&self.config, self.steps());
         if features.count() != set.pictures.len() {
             let why =
                 format!("expected features of {} pictures, got {}", set.pictures.len(), features.count());
@@ -115,13 +104,10 @@ impl Adaptation {
         }
         let at_words = step < config.word_steps;
         let adapts = step >= config.word_steps + config.projector_steps;
-        let mut vars = self.projector.vars.clone();
-        if adapts {
-            vars.extend(self.adapter.vars.clone());
-        }
+        let learning: &[usize] = if adapts { &[PROJECTOR, ADAPTER] } else { &[PROJECTOR] };
         let shards = if at_words { config.word_pictures } else { config.pictures };
         let shown = self.order(set.pictures.len(), shards);
-        let (gradients, right) = shard_gradients_with(&vars, shards, |shard| {
+        let (gradients, right) = shard_gradients_with(&self.learner.vars(learning), shards, |shard| {
             let index = shown[shard];
             let piece = match at_words {
                 true => self.name(set, features, index),
@@ -129,30 +115,20 @@ impl Adaptation {
             };
             piece.map_err(vela_nn::Error::invalid)
         })?;
-        if !gradients.loss.is_finite() {
-            return Err(Error::Diverged(step));
-        }
-        let (rate, loss) = (config.rate_at(step), gradients.loss);
-        let mut values = gradients.values;
-        let rest = values.split_off(self.projector.vars.len());
-        self.projector.optimizer.step(&Gradients { loss, values }, rate as f32)?;
-        if adapts {
-            let rate = (rate * config.adapter_share) as f32;
-            self.adapter.optimizer.step(&Gradients { loss, values: rest }, rate)?;
-        }
-        self.step += 1;
+        let (learning_rate, loss) = (config.rate_at(step), gradients.loss);
+        self.learner.step(learning, gradients, learning_rate, 0.0)?;
         let mut sums: BTreeMap<String, (usize, usize)> = BTreeMap::new();
         for (kind, whole) in right.into_iter().flatten() {
             let counts = sums.entry(kind.to_owned()).or_default();
             *counts = (counts.0 + usize::from(whole), counts.1 + 1);
         }
-        Ok(AdaptReport { step: self.step, loss, learning_rate: rate, right: sums })
+        Ok(AdaptReport { step: step + 1, loss, learning_rate, right: sums })
     }
 
     /// The pictures of this step: all are shown once before any is shown again; each kind of step counts by itself.
     fn order(&self, count: usize, shards: usize) -> Vec<usize> {
-        let (kind, done) = match self.step.checked_sub(self.config.word_steps) {
-            None => ("words", self.step),
+        let (kind, done) = match self.steps().checked_sub(self.config.word_steps) {
+            None => ("words", self.steps()),
             Some(done) => ("answers", done),
         };
         let mut epochs: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
@@ -203,7 +179,7 @@ impl Adaptation {
         lora: Option<&Lora>,
     ) -> Result<(Tensor, Right)> {
         let mut rng =
-            random::stream(self.config.seed ^ ((self.step as u64) << 20), &format!("asked {index}"));
+            random::stream(self.config.seed ^ ((self.steps() as u64) << 20), &format!("asked {index}"));
         let asked: Vec<&QuestionAnswer> =
             set.pictures[index].asked.choose_multiple(&mut rng, self.config.questions).collect();
         let tokens = self.tokens(features, index)?;
@@ -244,25 +220,9 @@ impl Adaptation {
         Ok((loss, kinds.zip(sequence.lengths.iter().map(whole)).collect()))
     }
 
-    fn groups(&self) -> [(&'static str, &Group); 2] {
-        [("projector", &self.projector), ("adapter", &self.adapter)]
-    }
-
     /// Writes everything that resuming needs: one file, whole or not at all.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let mut tensors = vec![("step".into(), Tensor::new(&[self.step as f32], &Device::Cpu)?)];
-        for (kind, group) in self.groups() {
-            let state = group.optimizer.state()?;
-            tensors
-                .extend(state.into_iter().map(|(name, tensor)| (format!("{kind}.optimizer.{name}"), tensor)));
-            tensors.extend(
-                group
-                    .vars
-                    .iter()
-                    .map(|(name, var)| (format!("{kind}.weight.{name}"), var.as_tensor().clone())),
-            );
-        }
-        Ok(vela_nn::save(path, &tensors)?)
+        self.learner.save(path)
     }
 
     /// Takes up training where [`Self::save`] left it.
@@ -270,27 +230,7 @@ impl Adaptation {
     /// # Errors
     /// A torn file, or one of another model.
     pub fn resume(&mut self, path: &Path) -> Result<()> {
-        let tensors = candle_core::safetensors::load(path, &Device::Cpu)?;
-        let missing = |name: &str| Error::Parse {
-            what: path.display().to_string(),
-            why: format!("tensor '{name}' is missing or has another shape"),
-        };
-        for (kind, group) in [("projector", &mut self.projector), ("adapter", &mut self.adapter)] {
-            for (name, var) in &group.vars {
-                let name = format!("{kind}.weight.{name}");
-                let found = tensors.get(&name).filter(|found| found.shape() == var.shape());
-                var.set(found.ok_or_else(|| missing(&name))?)?;
-            }
-            let start = format!("{kind}.optimizer.");
-            let state = tensors
-                .iter()
-                .filter_map(|(name, tensor)| Some((name.strip_prefix(&start)?.to_owned(), tensor.clone())))
-                .collect();
-            group.optimizer.load_state(&state)?;
-        }
-        let step = tensors.get("step").ok_or_else(|| missing("step"))?.to_vec1::<f32>()?;
-        self.step = step.first().copied().ok_or_else(|| missing("step"))? as usize;
-        Ok(())
+        self.learner.resume(path)
     }
 
     /// Writes `projector.safetensors` and the adapter as PEFT saves it into a folder: with the parts' files they make a
@@ -298,17 +238,18 @@ impl Adaptation {
     pub fn export(&self, dir: &Path) -> Result<()> {
         std::fs::create_dir_all(dir).map_err(at(dir))?;
         let adapter = &self.config.adapter;
-        let vars = |group: &Group| -> Vec<(String, Tensor)> {
-            group.vars.iter().map(|(name, var)| (name.clone(), var.as_tensor().clone())).collect()
+        let vars = |group: usize| -> Vec<(String, Tensor)> {
+            let vars = self.learner.vars(&[group]).into_iter();
+            vars.map(|(name, var)| (name, var.as_tensor().clone())).collect()
         };
-        Lora::save(dir, adapter.rank, &adapter.targets, &adapter.base, &vars(&self.adapter))?;
+        Lora::save(dir, adapter.rank, &adapter.targets, &adapter.base, &vars(ADAPTER))?;
         let theirs = |name: &str| {
             let start = "projector.modality_projection.";
             let name =
                 name.replace(&format!("{start}fc1"), "linear_1").replace(&format!("{start}fc2"), "linear_2");
             format!("model.multi_modal_projector.{}", name.replace("projector.norm", "layer_norm"))
         };
-        let halves: Vec<(String, Tensor)> = vars(&self.projector)
+        let halves: Vec<(String, Tensor)> = vars(PROJECTOR)
             .into_iter()
             .map(|(name, tensor)| Ok((theirs(&name), tensor.to_dtype(DType::F16)?)))
             .collect::<Result<_>>()?;

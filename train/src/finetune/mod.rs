@@ -66,7 +66,7 @@ impl Finetune {
             max_grad_norm: config.clip_norm as f32,
             ..AdamWConfig::default()
         };
-        let learner = Learner::new(adapters.vars(), adamw)?;
+        let learner = Learner::new(vec![(adapters.vars(), 1.0)], adamw)?;
         let sees_anew = adapters.names().any(|name| name.contains("vision"));
         Ok(Self {
             config: config.clone(),
@@ -85,7 +85,7 @@ impl Finetune {
 
     /// Numbers that learn.
     pub fn parameters(&self) -> usize {
-        self.learner.vars().iter().map(|(_, var)| var.as_tensor().elem_count()).sum()
+        self.learner.vars(&[0]).iter().map(|(_, var)| var.as_tensor().elem_count()).sum()
     }
 
     /// One step on moments drawn from `moments`.
@@ -95,7 +95,7 @@ impl Finetune {
     pub fn step(&mut self, moments: &dyn Moments) -> Result<FinetuneReport> {
         let (config, step) = (&self.config, self.steps());
         let per_shard = config.batch / config.shards;
-        let found = shard_gradients(self.learner.vars(), config.shards, |shard| {
+        let found = shard_gradients(&self.learner.vars(&[0]), config.shards, |shard| {
             let seed = config.seed ^ ((step as u64) << 20);
             let mut rng = random::stream(seed, &format!("fine-tuning {shard}"));
             let drawn: Vec<usize> =
@@ -103,8 +103,9 @@ impl Finetune {
             self.loss(moments, &drawn, &mut rng).map_err(vela_nn::Error::invalid)
         })?;
         let learning_rate = config.rate_at(step);
-        let gradient_norm = self.learner.step(&found, learning_rate, config.ema)?;
-        Ok(FinetuneReport { step: step + 1, loss: found.loss, gradient_norm, learning_rate })
+        let loss = found.loss;
+        let gradient_norm = self.learner.step(&[0], found, learning_rate, config.ema)?;
+        Ok(FinetuneReport { step: step + 1, loss, gradient_norm, learning_rate })
     }
 
     /// The loss on some moments, with noise and times from `rng`. Differentiable in the variables.

@@ -5,16 +5,14 @@ use super::dense::{Dense, Grid};
 use super::sequence::{Form, Phrase, Sequence, opening};
 use super::{Album, Folder, QuestionAnswer, Spot, VlmTrainConfig};
 use crate::error::{Error, Result};
+use crate::learner::Learner;
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use vela_fusion::{Encoded, Tower, Vlm, VlmConfig};
 use vela_llm::Cache;
-use vela_nn::{
-    AdamW, AdamWConfig, D, DType, Device, Gradients, Tensor, Var, Weights, cross_entropy, random,
-    shard_gradients_with,
-};
+use vela_nn::{AdamWConfig, D, DType, Device, Tensor, Weights, cross_entropy, random, shard_gradients_with};
 use vela_policy::vla::signed_planes;
 
 /// What one step showed.
@@ -31,15 +29,6 @@ pub struct VlmReport {
     pub right: BTreeMap<String, (usize, usize)>,
 }
 
-/// Variables that learn at one rate.
-struct Group {
-    /// How their names begin.
-    starts: &'static [&'static str],
-    vars: Vec<(String, Var)>,
-    optimizer: AdamW,
-    share: f64,
-}
-
 /// A VLM in training.
 pub struct VlmTrainer {
     config: VlmTrainConfig,
@@ -47,10 +36,7 @@ pub struct VlmTrainer {
     vlm: Vlm,
     dense: Dense,
     opening: Vec<u32>,
-    groups: Vec<Group>,
-    /// Averaged weights, in the order of the groups' variables.
-    average: Vec<Vec<f32>>,
-    step: usize,
+    learner: Learner,
 }
 
 /// By name, what was right.
@@ -62,11 +48,13 @@ struct Seen {
     tokens: Encoded,
 }
 
-const TEXT: &[&str] = &["text.", "lm_head."];
-const PROJECTOR: &[&str] = &["projector."];
-const VISION: &[&str] = &["vision."];
+/// How the names of the variables begin that learn at one rate.
+const GROUPS: [&[&str]; 4] = [&["text.", "lm_head."], &["projector."], &["vision."], &["dense."]];
+const TEXT: usize = 0;
+const PROJECTOR: usize = 1;
+const VISION: usize = 2;
 /// The layer of the loss on the image tokens: never exported.
-const DENSE: &[&str] = &["dense."];
+const DENSE: usize = 3;
 
 /// A fresh table of words is widened by this: words are to be as large as what the first layer adds.
 const WORD_SCALE: f64 = 15.0;
@@ -106,37 +94,30 @@ impl VlmTrainer {
             max_grad_norm: config.clip_norm as f32,
             ..AdamWConfig::default()
         };
-        let group = |starts: &'static [&'static str], share: f64| {
-            let belongs = |name: &str| starts.iter().any(|start| name.starts_with(start));
-            let vars: Vec<_> = vars.iter().filter(|(name, _)| belongs(name)).cloned().collect();
-            Group { starts, optimizer: AdamW::new(vars.clone(), adamw), vars, share }
+        let group = |k: usize| {
+            let belongs = |name: &str| GROUPS[k].iter().any(|start| name.starts_with(start));
+            let share = if k == VISION { config.tower_share } else { 1.0 };
+            (vars.iter().filter(|(name, _)| belongs(name)).cloned().collect(), share)
         };
-        let groups = vec![
-            group(TEXT, 1.0),
-            group(PROJECTOR, 1.0),
-            group(VISION, config.tower_share),
-            group(DENSE, 1.0),
-        ];
-        let average =
-            groups.iter().flat_map(|group| &group.vars).map(|(_, var)| flat(var)).collect::<Result<_>>()?;
+        let learner = Learner::new((0..GROUPS.len()).map(group).collect(), adamw)?;
         let patches = tower.patches();
         let opening = opening(&folder.tokenizer, &vlm_config.kind, vlm.projector().tokens(patches))?;
-        Ok(Self { config: config.clone(), folder, vlm, dense, opening, groups, average, step: 0 })
+        Ok(Self { config: config.clone(), folder, vlm, dense, opening, learner })
     }
 
     /// Steps so far.
     pub fn steps(&self) -> usize {
-        self.step
+        self.learner.steps()
     }
 
     /// Numbers of the model; the layer that exists in training only does not count.
     pub fn parameters(&self) -> usize {
-        let groups = self.groups.iter().filter(|group| group.starts != DENSE);
-        groups.flat_map(|group| &group.vars).map(|(_, var)| var.elem_count()).sum()
+        let vars = self.learner.vars(&[TEXT, PROJECTOR, VISION]);
+        vars.iter().map(|(_, var)| var.elem_count()).sum()
     }
 
     /// The groups that learn at a step.
-    fn learning(&self, step: usize) -> &'static [&'static [&'static str]] {
+    fn learning(&self, step: usize) -> &'static [usize] {
         let (text, look) = (self.config.text_steps, self.config.look_steps);
         match step {
             step if step < text => &[TEXT],
@@ -150,14 +131,12 @@ impl VlmTrainer {
     /// # Errors
     /// An empty album; a loss that is not finite.
     pub fn step(&mut self, album: &dyn Album) -> Result<VlmReport> {
-        let (config, step) = (&self.config, self.step);
+        let (config, step) = (&self.config, self.steps());
         if album.count() == 0 {
             return Err(Error::Parse { what: "training".into(), why: "there are no pictures".into() });
         }
         let learning = self.learning(step);
-        let learns = |group: &Group| learning.contains(&group.starts);
-        let vars: Vec<(String, Var)> =
-            self.groups.iter().filter(|group| learns(group)).flat_map(|group| group.vars.clone()).collect();
+        let vars = self.learner.vars(learning);
         let (answers, pictured) = (learning.contains(&TEXT), learning.contains(&VISION));
         let asking = if answers { config.pictures + 1 } else { 0 };
         let shards = asking + if pictured { config.look_pictures } else { 0 };
@@ -173,31 +152,14 @@ impl VlmTrainer {
             };
             piece.map_err(vela_nn::Error::invalid)
         })?;
-        if !gradients.loss.is_finite() {
-            return Err(Error::Diverged(step));
-        }
-        let rate = config.rate_at(step);
-        let mut values = gradients.values.into_iter();
-        for group in self.groups.iter_mut().filter(|group| learning.contains(&group.starts)) {
-            let own = values.by_ref().take(group.vars.len()).collect();
-            let own = Gradients { loss: gradients.loss, values: own };
-            group.optimizer.step(&own, (rate * group.share) as f32)?;
-        }
-        self.step += 1;
-        // The average starts short, so that it forgets the random beginning.
-        let decay = self.config.ema.min((1.0 + self.step as f64) / (10.0 + self.step as f64)) as f32;
-        let vars = self.groups.iter().flat_map(|group| &group.vars);
-        for (average, (_, var)) in self.average.iter_mut().zip(vars) {
-            for (a, x) in average.iter_mut().zip(flat(var)?) {
-                *a += (1.0 - decay) * (x - *a);
-            }
-        }
+        let (learning_rate, loss) = (config.rate_at(step), gradients.loss);
+        self.learner.step(learning, gradients, learning_rate, config.ema)?;
         let mut sums: BTreeMap<String, (usize, usize)> = BTreeMap::new();
         for (kind, whole) in right.into_iter().flatten() {
             let counts = sums.entry(kind.to_owned()).or_default();
             *counts = (counts.0 + usize::from(whole), counts.1 + 1);
         }
-        Ok(VlmReport { step: self.step, loss: gradients.loss, learning_rate: rate, right: sums })
+        Ok(VlmReport { step: step + 1, loss, learning_rate, right: sums })
     }
 
     /// A picture drawn from the album, moved a little: its tokens, the loss on them, and what they told rightly.
@@ -263,18 +225,7 @@ impl VlmTrainer {
 
     /// Writes everything that resuming needs: one file, whole or not at all.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let mut tensors = vec![("step".into(), Tensor::new(&[self.step as f32], &Device::Cpu)?)];
-        let vars = self.groups.iter().flat_map(|group| &group.vars);
-        for ((name, var), average) in vars.zip(&self.average) {
-            tensors.push((format!("weight.{name}"), var.as_tensor().clone()));
-            let average = Tensor::from_slice(average, var.shape(), &Device::Cpu)?;
-            tensors.push((format!("average.{name}"), average));
-        }
-        for (k, group) in self.groups.iter().enumerate() {
-            let state = group.optimizer.state()?;
-            tensors.extend(state.into_iter().map(|(name, tensor)| (format!("optimizer{k}.{name}"), tensor)));
-        }
-        Ok(vela_nn::save(path, &tensors)?)
+        self.learner.save(path)
     }
 
     /// Takes up training where [`Self::save`] left it.
@@ -282,50 +233,16 @@ impl VlmTrainer {
     /// # Errors
     /// A torn file, or one of another model.
     pub fn resume(&mut self, path: &Path) -> Result<()> {
-        let tensors = candle_core::safetensors::load(path, &Device::Cpu)?;
-        let missing = |name: &str| Error::Parse {
-            what: path.display().to_string(),
-            why: format!("tensor '{name}' is missing or has another shape"),
-        };
-        let get = |name: String, like: &Tensor| -> Result<Tensor> {
-            let found = tensors.get(&name).filter(|t| t.shape() == like.shape());
-            found.cloned().ok_or_else(|| missing(&name))
-        };
-        let mut average = Vec::with_capacity(self.average.len());
-        for (name, var) in self.groups.iter().flat_map(|group| &group.vars) {
-            var.set(&get(format!("weight.{name}"), var.as_tensor())?)?;
-            average.push(get(format!("average.{name}"), var.as_tensor())?.flatten_all()?.to_vec1()?);
-        }
-        for (k, group) in self.groups.iter_mut().enumerate() {
-            let start = format!("optimizer{k}.");
-            let state = tensors
-                .iter()
-                .filter_map(|(name, tensor)| Some((name.strip_prefix(&start)?.to_owned(), tensor.clone())))
-                .collect();
-            group.optimizer.load_state(&state)?;
-        }
-        self.average = average;
-        let step = tensors.get("step").ok_or_else(|| missing("step"))?.to_vec1::<f32>()?;
-        self.step = step.first().copied().ok_or_else(|| missing("step"))? as usize;
-        Ok(())
+        self.learner.resume(path)
     }
 
     /// Writes the averaged model as a folder.
     pub fn export(&self, dir: &Path) -> Result<()> {
-        let vars = self.groups.iter().flat_map(|group| &group.vars);
-        let tensors: Vec<(String, Tensor)> = vars
-            .zip(&self.average)
-            .filter(|((name, _), _)| !DENSE.iter().any(|start| name.starts_with(start)))
-            .map(|((name, var), average)| {
-                Ok((name.clone(), Tensor::from_slice(average, var.shape(), &Device::Cpu)?))
-            })
-            .collect::<Result<_>>()?;
+        let exported =
+            |(name, _): &(String, Tensor)| !GROUPS[DENSE].iter().any(|start| name.starts_with(start));
+        let tensors: Vec<_> = self.learner.averaged()?.into_iter().filter(exported).collect();
         self.folder.save(dir, &tensors)
     }
-}
-
-fn flat(var: &Var) -> Result<Vec<f32>> {
-    Ok(var.as_tensor().flatten_all()?.to_vec1()?)
 }
 
 /// A square picture moved by `[x, y]` pixels, its rim repeated.
