@@ -2,13 +2,20 @@
 //!
 //! A [`ServoArm`] is the joint side of such an arm. Units are LeRobot's where people and files meet them (its calibration
 //! file, degrees or -100 to 100, gripper 0 to 100) and rad inside. Torque stays on when the loop ends or the program
-//! dies: an arm under load does not fall. It goes off only by [`ServoArm::relax`].
+//! dies: an arm under load does not fall. It goes off only by [`ServoArm::relax`]. A [`LeaderArm`] is one without torque,
+//! moved by a hand, that [`teleoperate`] makes another arm follow; a [`Calibrator`] measures either.
 
 mod bus;
+mod calibrate;
 mod calibration;
+mod leader;
+mod teleoperate;
 
 pub use bus::ServoState;
+pub use calibrate::{Calibrator, Span};
 pub use calibration::{Calibration, MotorCalibration, Unit};
+pub use leader::LeaderArm;
+pub use teleoperate::{HandGuided, Teleoperation, TeleoperationEvent, teleoperate};
 
 use bus::Bus;
 use serde::{Deserialize, Serialize};
@@ -60,6 +67,34 @@ fn strong() -> f64 {
     13.0
 }
 
+/// Refuses servos that keep another calibration than the file says: every position would be another one.
+fn require_calibrated(bus: &mut Bus, embodiment: &Embodiment, calibration: &Calibration) -> Result<()> {
+    let mut differences = Vec::new();
+    for joint in embodiment.joint_names() {
+        let file = calibration.motor(joint)?;
+        let servo = bus.kept(file.id)?;
+        // How it counts is the file's own matter.
+        if (MotorCalibration { drive_mode: file.drive_mode, ..servo.clone() }) != *file {
+            let said = |m: &MotorCalibration| {
+                format!("offset {}, range {} to {}", m.homing_offset, m.range_min, m.range_max)
+            };
+            differences.push(format!(
+                "servo {} ('{joint}') keeps {}, the file says {}",
+                file.id,
+                said(&servo),
+                said(file)
+            ));
+        }
+    }
+    if differences.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Robot(format!(
+        "{}: calibrate the arm (--calibrate), or write the file's values to its servos (--apply-calibration)",
+        differences.join("; ")
+    )))
+}
+
 /// The joints of a servo arm.
 pub struct ServoArm {
     embodiment: Embodiment,
@@ -77,8 +112,8 @@ impl ServoArm {
     /// on: nothing moves.
     ///
     /// # Errors
-    /// The port cannot be opened, a servo does not answer (each is named), the calibration misses a joint or does not
-    /// fit, or a servo is too warm or badly supplied.
+    /// The port cannot be opened, a servo does not answer (each is named), the calibration misses a joint or is not the
+    /// one that the servos keep, or a servo is too warm or badly supplied.
     pub fn open(embodiment: &Embodiment, calibration: Calibration, config: &ServoConfig) -> Result<Self> {
         if !(config.torque > 0.0 && config.torque <= 1.0) {
             return Err(Error::Shape {
@@ -90,6 +125,7 @@ impl ServoArm {
         let ids = calibration.ids(embodiment)?;
         let mut bus = Bus::open(&config.port, config.baud, ids)?;
         bus.find(&embodiment.joint_names())?;
+        require_calibrated(&mut bus, embodiment, &calibration)?;
         let model = vela_embodiment::RobotModel::from_urdf(&embodiment.urdf)?;
         let mut full_load = Vec::with_capacity(embodiment.joints.len());
         for joint in &embodiment.joints {

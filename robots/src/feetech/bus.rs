@@ -1,11 +1,23 @@
 //! The servos' serial bus: what the driver reads and writes, in registers of the STS3215.
 
+use super::MotorCalibration;
 use rustypot::{DynamixelProtocolHandler, SyncReadError};
 use serialport::{ClearBuffer, SerialPort};
 use std::time::Duration;
 use vela_embodiment::{Error, Result};
 
-/// Registers: torque on, goal, limit of the torque, and the block from the position to the current.
+// Registers: what is kept, then torque on, goal, limit of the torque, and the block from the position to the current.
+
+/// What a servo keeps without power: its range, its offset and its mode; written only while it is not locked.
+const RANGE: u8 = 9;
+const HOMING_OFFSET: u8 = 31;
+const OPERATING_MODE: u8 = 33;
+const LOCK: u8 = 55;
+/// The servo goes to positions.
+const POSITION_MODE: u8 = 0;
+/// Signs: of a position, and of an offset.
+const POSITION_SIGN: u32 = 15;
+const OFFSET_SIGN: u32 = 11;
 const TORQUE_ENABLE: u8 = 40;
 const GOAL_POSITION: u8 = 42;
 const TORQUE_LIMIT: u8 = 48;
@@ -76,6 +88,98 @@ impl Bus {
         Err(Error::Robot(format!("no answer from servo {}: power and cables?", missing.join(", "))))
     }
 
+    /// Does `act` for one servo until it succeeds, with the patience of before anything moves.
+    fn patiently<T>(
+        &mut self,
+        id: u8,
+        mut act: impl FnMut(
+            &DynamixelProtocolHandler,
+            &mut dyn SerialPort,
+        ) -> std::result::Result<T, Box<dyn std::error::Error>>,
+    ) -> Result<T> {
+        let failed = |e: &dyn std::fmt::Display| Error::Link(format!("servo bus: servo {id}: {e}"));
+        self.port.set_timeout(PATIENCE_AT_FIRST).map_err(|e| failed(&e))?;
+        let mut done = Err(failed(&"no answer"));
+        for _ in 0..TRIES_AT_FIRST {
+            let _ = self.port.clear(ClearBuffer::Input);
+            done = act(&self.handler, self.port.as_mut()).map_err(|e| failed(&e));
+            if done.is_ok() {
+                break;
+            }
+        }
+        self.port.set_timeout(PATIENCE).map_err(|e| failed(&e))?;
+        done
+    }
+
+    /// Writes a register of one servo and reads it back.
+    fn keep(&mut self, id: u8, register: u8, data: &[u8]) -> Result<()> {
+        self.patiently(id, |handler, port| handler.write(port, id, register, data))?;
+        let bytes = data.len() as u8;
+        let kept = self.patiently(id, |handler, port| handler.read(port, id, register, bytes))?;
+        if kept == data {
+            return Ok(());
+        }
+        Err(Error::Robot(format!("servo {id}: register {register} was set to {data:?} and holds {kept:?}")))
+    }
+
+    /// Takes the torque off every servo and makes sure of it.
+    pub(super) fn release(&mut self) -> Result<()> {
+        self.ids.clone().into_iter().try_for_each(|id| self.keep(id, TORQUE_ENABLE, &[0]))
+    }
+
+    /// Torque off, and what the servos keep may be written.
+    pub(super) fn unlock(&mut self) -> Result<()> {
+        self.release()?;
+        for id in self.ids.clone() {
+            self.keep(id, LOCK, &[0])?;
+            self.keep(id, OPERATING_MODE, &[POSITION_MODE])?;
+        }
+        Ok(())
+    }
+
+    /// Nothing that the servos keep is written by accident any more.
+    pub(super) fn lock(&mut self) -> Result<()> {
+        self.ids.clone().into_iter().try_for_each(|id| self.keep(id, LOCK, &[1]))
+    }
+
+    /// The calibration that a servo keeps itself.
+    pub(super) fn kept(&mut self, id: u8) -> Result<MotorCalibration> {
+        let range = self.patiently(id, |handler, port| handler.read(port, id, RANGE, 4))?;
+        let offset = self.patiently(id, |handler, port| handler.read(port, id, HOMING_OFFSET, 2))?;
+        let (&[a, b, c, d], &[low, high]) = (range.as_slice(), offset.as_slice()) else {
+            return Err(Error::Link(format!("servo bus: servo {id}: an answer has the wrong length")));
+        };
+        let ticks = |low, high| i32::from(u16::from_le_bytes([low, high]));
+        let homing_offset = signed(low, high, OFFSET_SIGN);
+        Ok(MotorCalibration {
+            id,
+            drive_mode: 0,
+            homing_offset,
+            range_min: ticks(a, b),
+            range_max: ticks(c, d),
+        })
+    }
+
+    /// Makes a servo keep this calibration; [`Self::unlock`] comes first.
+    pub(super) fn calibrate(&mut self, motor: &MotorCalibration) -> Result<()> {
+        self.keep(motor.id, HOMING_OFFSET, &word(motor.homing_offset, OFFSET_SIGN))?;
+        let [a, b] = word(motor.range_min, POSITION_SIGN);
+        let [c, d] = word(motor.range_max, POSITION_SIGN);
+        self.keep(motor.id, RANGE, &[a, b, c, d])
+    }
+
+    /// Where every servo is, ticks, with the patience of before anything moves.
+    pub(super) fn positions(&mut self) -> Result<Vec<i32>> {
+        let each = self.ids.clone().into_iter().map(|id| {
+            let at = self.patiently(id, |handler, port| handler.read(port, id, PRESENT, 2))?;
+            match at[..] {
+                [low, high] => Ok(signed(low, high, POSITION_SIGN)),
+                _ => Err(Error::Link(format!("servo bus: servo {id}: an answer has the wrong length"))),
+            }
+        });
+        each.collect()
+    }
+
     /// The state of every servo.
     pub(super) fn read(&mut self) -> Result<Vec<ServoState>> {
         let mut last = String::new();
@@ -105,7 +209,7 @@ impl Bus {
     }
 
     pub(super) fn send_goals(&mut self, ticks: &[i32]) -> Result<()> {
-        let goals: Vec<Vec<u8>> = ticks.iter().map(|t| word(*t).to_vec()).collect();
+        let goals: Vec<Vec<u8>> = ticks.iter().map(|t| word(*t, POSITION_SIGN).to_vec()).collect();
         self.write(GOAL_POSITION, &goals)
     }
 
@@ -126,10 +230,11 @@ impl Bus {
     }
 }
 
-/// Sign and magnitude, as Feetech writes positions.
-fn word(ticks: i32) -> [u8; 2] {
-    let magnitude = ticks.unsigned_abs().min(0x7fff) as u16;
-    (magnitude | if ticks < 0 { 0x8000 } else { 0 }).to_le_bytes()
+/// Sign and magnitude, as Feetech writes positions and offsets.
+fn word(ticks: i32, sign_bit: u32) -> [u8; 2] {
+    let sign = 1_u16 << sign_bit;
+    let magnitude = ticks.unsigned_abs().min(u32::from(sign) - 1) as u16;
+    (magnitude | if ticks < 0 { sign } else { 0 }).to_le_bytes()
 }
 
 fn signed(low: u8, high: u8, sign_bit: u32) -> i32 {
@@ -150,7 +255,7 @@ fn state(id: u8, bytes: &[u8], status: u8) -> Option<ServoState> {
     ];
     Some(ServoState {
         id,
-        ticks: signed(p0, p1, 15),
+        ticks: signed(p0, p1, POSITION_SIGN),
         load: f64::from(signed(l0, l1, 10)) / 1000.0,
         voltage_v: f64::from(volts) / 10.0,
         temperature_c: f64::from(celsius),

@@ -80,6 +80,23 @@ impl Calibration {
         Ok(read)
     }
 
+    /// Writes LeRobot's JSON file, whole or not at all; its folder is made.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let io = |source| Error::Io { path: path.display().to_string(), source };
+        let mut text = Vec::new();
+        let indented = serde_json::ser::PrettyFormatter::with_indent(b"    ");
+        let mut writer = serde_json::Serializer::with_formatter(&mut text, indented);
+        self.serialize(&mut writer).map_err(|e| io(e.into()))?;
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).map_err(io)?;
+        }
+        let beside = path.with_extension("json.new");
+        std::fs::write(&beside, &text).and_then(|()| std::fs::rename(&beside, path)).map_err(io)
+    }
+
     /// The motors' numbers in the embodiment's joint order.
     ///
     /// # Errors
@@ -88,7 +105,7 @@ impl Calibration {
         embodiment.joint_names().into_iter().map(|joint| self.motor(joint).map(|motor| motor.id)).collect()
     }
 
-    fn motor(&self, joint: &str) -> Result<&MotorCalibration> {
+    pub(super) fn motor(&self, joint: &str) -> Result<&MotorCalibration> {
         self.motors.get(joint).ok_or_else(|| Error::Unknown {
             kind: "joint in the calibration",
             name: joint.to_owned(),

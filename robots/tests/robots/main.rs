@@ -2,11 +2,14 @@
 //! that behave and misbehave.
 
 mod arm;
+mod calibrate;
 mod control;
 mod cut;
 mod driver;
+mod emulator;
 mod faults;
 mod link;
 mod rollout;
 mod ros2;
 mod servos;
+mod teleoperate;

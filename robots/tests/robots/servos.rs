@@ -1,9 +1,8 @@
-//! A bus of STS3215 servos on a pseudo-terminal, with everything that goes wrong on such a bus; and the driver against it.
+//! The driver of servo arms against the emulated bus.
 
 use crate::arm::{FakePolicy, eventually, frames};
-use serialport::{SerialPort, TTYPort};
-use std::io::{Read, Write};
-use std::sync::{Arc, Mutex, PoisonError};
+use crate::emulator::{Emulator, Table};
+use std::sync::Arc;
 use std::time::Duration;
 use vela_embodiment::{
     Clock, Embodiment, Error, Frame, FrameSource, GateConfig, JointSide, MonotonicClock, Result, SafetyGate,
@@ -11,153 +10,11 @@ use vela_embodiment::{
 use vela_robots::feetech::{Calibration, MotorCalibration, ServoArm, ServoConfig};
 use vela_robots::{ControlOptions, Controller, State};
 
-const SERVOS: u8 = 6;
-
-/// What the test sets and sees while the bus runs.
-#[derive(Default)]
-struct Table {
-    registers: Vec<[u8; 128]>,
-    /// Answers to swallow a byte of.
-    lose: u32,
-    /// Answers to send with a wrong checksum.
-    garble: u32,
-    silent: Option<u8>,
-    unplugged: bool,
-    questions: u32,
-    /// Lowest and highest goal that each servo was sent.
-    goals: Vec<(u16, u16)>,
+pub fn bus() -> Result<Emulator> {
+    Emulator::start().map_err(|e| Error::Robot(e.to_string()))
 }
 
-struct Emulator {
-    table: Arc<Mutex<Table>>,
-    port: String,
-    thread: Option<std::thread::JoinHandle<()>>,
-}
-
-impl Emulator {
-    fn start() -> Result<Self> {
-        let (mut master, slave) = TTYPort::pair().map_err(|e| Error::Robot(e.to_string()))?;
-        let port = slave.name().ok_or_else(|| Error::Robot("a terminal without a name".into()))?;
-        drop(slave);
-        let mut servo = [0_u8; 128];
-        servo[56..58].copy_from_slice(&2048_u16.to_le_bytes());
-        servo[42..44].copy_from_slice(&2048_u16.to_le_bytes());
-        (servo[62], servo[63]) = (74, 31);
-        let servos = usize::from(SERVOS);
-        let goals = vec![(u16::MAX, 0); servos];
-        let table = Arc::new(Mutex::new(Table { registers: vec![servo; servos], goals, ..Table::default() }));
-        let shared = table.clone();
-        let thread = std::thread::spawn(move || {
-            let _ = master.set_timeout(Duration::from_millis(20));
-            let (mut waiting, mut chunk) = (Vec::new(), [0; 256]);
-            loop {
-                match master.read(&mut chunk) {
-                    Ok(n) => waiting.extend_from_slice(&chunk[..n]),
-                    Err(e) if e.kind() == std::io::ErrorKind::TimedOut => {}
-                    // Nobody has the port open.
-                    Err(_) => std::thread::sleep(Duration::from_millis(5)),
-                }
-                let mut table = shared.lock().unwrap_or_else(PoisonError::into_inner);
-                if table.unplugged {
-                    break;
-                }
-                while let Some((packet, rest)) = split(&waiting) {
-                    let answer = table.answer(&packet);
-                    waiting = rest;
-                    let _ = master.write_all(&answer);
-                }
-            }
-        });
-        Ok(Self { table, port, thread: Some(thread) })
-    }
-
-    fn set<T>(&self, act: impl FnOnce(&mut Table) -> T) -> T {
-        act(&mut self.table.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
-impl Drop for Emulator {
-    fn drop(&mut self) {
-        self.set(|table| table.unplugged = true);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-/// The first whole packet (number, instruction, parameters) and what follows it.
-fn split(bytes: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
-    let start = bytes.windows(2).position(|w| w == [255, 255])?;
-    let length = usize::from(*bytes.get(start + 3)?);
-    let end = start + 4 + length;
-    (bytes.len() >= end).then(|| {
-        let sum = bytes[start + 2..end - 1].iter().fold(0_u8, |sum, b| sum.wrapping_add(*b));
-        assert_eq!(!sum, bytes[end - 1], "the driver's checksum");
-        ([&bytes[start + 2..start + 3], &bytes[start + 4..end - 1]].concat(), bytes[end..].to_vec())
-    })
-}
-
-impl Table {
-    fn status(&mut self, id: u8, data: &[u8]) -> Vec<u8> {
-        if self.silent == Some(id) || id == 0 || id > SERVOS {
-            return Vec::new();
-        }
-        let alarm = self.registers[usize::from(id - 1)][65];
-        let mut bytes = vec![255, 255, id, data.len() as u8 + 2, alarm];
-        bytes.extend_from_slice(data);
-        bytes.push(!bytes[2..].iter().fold(0_u8, |sum, b| sum.wrapping_add(*b)));
-        if self.lose > 0 {
-            self.lose -= 1;
-            bytes.remove(5);
-        } else if self.garble > 0 {
-            self.garble -= 1;
-            if let Some(last) = bytes.last_mut() {
-                *last = last.wrapping_add(1);
-            }
-        }
-        bytes
-    }
-
-    fn write(&mut self, id: u8, register: u8, data: &[u8]) {
-        let servo = usize::from(id - 1);
-        let at = usize::from(register);
-        self.registers[servo][at..at + data.len()].copy_from_slice(data);
-        if register == 42 {
-            let goal = u16::from_le_bytes([data[0], data[1]]);
-            let seen = &mut self.goals[servo];
-            *seen = (seen.0.min(goal), seen.1.max(goal));
-            // Under torque it is there at once.
-            if self.registers[servo][40] == 1 {
-                self.registers[servo][56..58].copy_from_slice(data);
-            }
-        }
-    }
-
-    fn answer(&mut self, packet: &[u8]) -> Vec<u8> {
-        self.questions += 1;
-        match *packet {
-            [id, 1] => self.status(id, &[]),
-            [_, 0x82, register, length, ref ids @ ..] => {
-                let at = usize::from(register)..usize::from(register) + usize::from(length);
-                let answers = ids.iter().map(|id| {
-                    let data = self.registers[usize::from(id - 1)][at.clone()].to_vec();
-                    self.status(*id, &data)
-                });
-                answers.collect::<Vec<_>>().concat()
-            }
-            [_, 0x83, register, length, ref data @ ..] => {
-                for one in data.chunks(usize::from(length) + 1) {
-                    self.write(one[0], register, &one[1..]);
-                }
-                Vec::new()
-            }
-            // No servo knows it, none answers.
-            _ => Vec::new(),
-        }
-    }
-}
-
-fn calibration(robot: &Embodiment) -> Calibration {
+pub fn calibration(robot: &Embodiment) -> Calibration {
     let motor = |k: usize| MotorCalibration {
         id: k as u8 + 1,
         drive_mode: 0,
@@ -169,7 +26,7 @@ fn calibration(robot: &Embodiment) -> Calibration {
     Calibration { motors: motors.collect() }
 }
 
-fn config(emulator: &Emulator) -> ServoConfig {
+pub fn config(emulator: &Emulator) -> ServoConfig {
     ServoConfig {
         port: emulator.port.clone(),
         baud: 1_000_000,
@@ -187,7 +44,7 @@ fn open(emulator: &Emulator) -> Result<ServoArm> {
 
 #[test]
 fn opening_moves_nothing_limits_the_torque_and_names_who_is_missing() -> Result<()> {
-    let emulator = Emulator::start()?;
+    let emulator = bus()?;
     let mut arm = open(&emulator)?;
     let reading = arm.joints()?;
     assert!(reading.positions[..5].iter().all(|q| q.abs() < 1e-9), "{:?}", reading.positions);
@@ -219,7 +76,7 @@ fn opening_moves_nothing_limits_the_torque_and_names_who_is_missing() -> Result<
 
 #[test]
 fn lost_bytes_and_bad_checksums_cost_a_reading_and_never_a_wrong_one() -> Result<()> {
-    let emulator = Emulator::start()?;
+    let emulator = bus()?;
     let mut arm = open(&emulator)?;
     let good = arm.joints()?.positions;
     for (lose, garble) in [(1, 0), (0, 1), (3, 0), (0, 12), (2, 2)] {
@@ -242,7 +99,7 @@ fn arm_age(arm: &ServoArm, stamp: &vela_embodiment::Stamp) -> f64 {
 
 #[test]
 fn a_servo_that_overheats_starves_or_drops_out_is_named() -> Result<()> {
-    let emulator = Emulator::start()?;
+    let emulator = bus()?;
     let mut arm = open(&emulator)?;
     let mut said = |act: &dyn Fn(&mut Table)| {
         emulator.set(act);
@@ -268,7 +125,7 @@ fn a_servo_that_overheats_starves_or_drops_out_is_named() -> Result<()> {
     Ok(())
 }
 
-struct Eyes(Embodiment, Arc<dyn Clock>, u8);
+pub struct Eyes(pub Embodiment, pub Arc<dyn Clock>, pub u8);
 
 impl FrameSource for Eyes {
     fn frames(&mut self) -> Result<Vec<Frame>> {
@@ -285,7 +142,7 @@ impl FrameSource for Eyes {
 /// The whole way: policy, queue, gate, driver, bus, servos; then the cable is pulled.
 #[test]
 fn a_policy_moves_the_servos_through_the_gate_until_the_cable_is_pulled() -> Result<()> {
-    let emulator = Emulator::start()?;
+    let emulator = bus()?;
     let arm = open(&emulator)?;
     let robot = arm.embodiment().clone();
     let eyes = Eyes(robot.clone(), arm.clock(), 0);
@@ -318,7 +175,7 @@ fn a_policy_moves_the_servos_through_the_gate_until_the_cable_is_pulled() -> Res
 /// A servo that pushes harder than the run allows may only give way.
 #[test]
 fn the_load_that_a_servo_reports_reaches_the_gate() -> Result<()> {
-    let emulator = Emulator::start()?;
+    let emulator = bus()?;
     let mut arm = open(&emulator)?;
     // 90 % of full load on the elbow, toward greater positions.
     emulator.set(|table| table.registers[2][60..62].copy_from_slice(&900_u16.to_le_bytes()));
