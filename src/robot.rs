@@ -75,12 +75,15 @@ pub fn run(args: &Args) -> Result<()> {
     if args.look {
         return look(args, &mut arm);
     }
-    let cameras = TopicCameras::listen(&session, &embodiment, file.domain(), &file.cameras, &arm.clock())?;
+    let (clock, real_time) = (arm.clock(), file.control.real_time);
+    let cameras =
+        TopicCameras::listen(&session, &embodiment, file.domain(), &file.cameras, &clock, real_time)?;
     let remote = RemotePolicy::new(&session, &file.key, &embodiment, LINK_TIMEOUT_SECS)?;
     let options = ControlOptions {
         gate: file.gate.clone(),
         start_within_secs: args.wait_secs,
         stop_after_hold_secs: args.hold_secs,
+        real_time,
         ..ControlOptions::default()
     };
     let (controller, events) = Controller::start(arm, cameras, remote, &args.task, &options)?;
@@ -118,6 +121,7 @@ pub fn run(args: &Args) -> Result<()> {
                     (ControlEvent::Tick(tick), Some(log)) if tick.held || !tick.trips.is_empty() => {
                         writeln!(log, "{}", verdict(tick)).context("writing the log of verdicts")?;
                     }
+                    (ControlEvent::Scheduled(scheduling), _) => eprintln!("{scheduling}"),
                     (ControlEvent::State { state, .. }, _) => eprintln!("{}", words(state)),
                     _ => {}
                 }
@@ -129,7 +133,8 @@ pub fn run(args: &Args) -> Result<()> {
     let report = controller.wait().report;
     if args.json {
         let answer = json!({"state": words(&report.state), "ticks": report.ticks, "ticks_late": report.late_ticks,
-            "ticks_held": report.held_ticks, "chunks": report.chunks, "trips": report.trips});
+            "ticks_held": report.held_ticks, "real_time": report.real_time, "chunks": report.chunks,
+            "trips": report.trips});
         println!("{answer}");
     } else {
         println!("{} after {} ticks, {} chunks", words(&report.state), report.ticks, report.chunks);

@@ -77,6 +77,8 @@ pub fn event(show: &Show, event: &ControlEvent, moment: &Moment) {
         }
         ControlEvent::Failed { why, stamp } => show.note(why, *stamp),
         ControlEvent::State { state, stamp } => show.note(&format!("{state:?}"), *stamp),
+        // Said on standard error, once.
+        ControlEvent::Scheduled(_) => {}
         ControlEvent::Tick(report) => {
             let seen = Observation {
                 frames: Vec::new(),

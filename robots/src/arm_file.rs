@@ -33,6 +33,24 @@ pub struct ArmFile {
     /// What this arm narrows.
     #[serde(default)]
     pub gate: GateConfig,
+    /// How its control loop runs.
+    #[serde(default, rename = "loop")]
+    pub control: LoopConfig,
+}
+
+/// How the control loop of a real arm runs.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LoopConfig {
+    /// The loop and the threads that unpack pictures ask the system for a real-time priority (`SCHED_FIFO`), so that
+    /// whatever else the machine does they come first. Without the right to it they run all the same.
+    pub real_time: bool,
+}
+
+impl Default for LoopConfig {
+    fn default() -> Self {
+        Self { real_time: true }
+    }
 }
 
 fn key() -> String {

@@ -16,6 +16,7 @@ mod tick;
 pub use report::{ControlEvent, ControlReport, TickReport};
 pub use shared::{ControlHandle, Latest};
 
+use crate::priority::{self, Urgency};
 use crate::resolve::{Resolver, require_policy_fits};
 use shared::{EventSink, Shared};
 use std::sync::Arc;
@@ -44,6 +45,9 @@ pub struct ControlOptions {
     pub late_part: f64,
     /// Events that may wait for a slow listener.
     pub events: usize,
+    /// The loop's thread and the camera thread ask the system for a real-time priority: for arms whose loop and cameras
+    /// only pass messages on. A simulated one computes there, which must not stop everything else.
+    pub real_time: bool,
 }
 
 impl Default for ControlOptions {
@@ -58,6 +62,7 @@ impl Default for ControlOptions {
             start_within_secs: 10.0,
             late_part: 0.25,
             events: 512,
+            real_time: false,
         }
     }
 }
@@ -130,7 +135,14 @@ where
 
         let cameras = spawn("vela-camera", {
             let (shared, sink, embodiment) = (shared.clone(), sink.clone(), embodiment.clone());
-            move || camera::run(cameras, &embodiment, &shared, &sink)
+            let real_time = options.real_time;
+            move || {
+                if real_time {
+                    // The loop says whether it was given.
+                    let _ = priority::ask(Urgency::Picture);
+                }
+                camera::run(cameras, &embodiment, &shared, &sink)
+            }
         })?;
         let policy = spawn("vela-planner", {
             let (shared, sink, options) = (shared.clone(), sink.clone(), options.clone());

@@ -7,6 +7,7 @@ pub mod arm_file;
 pub mod control;
 pub mod feetech;
 pub mod link;
+pub mod priority;
 pub mod queue;
 pub mod resolve;
 pub mod rollout;

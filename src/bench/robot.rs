@@ -7,7 +7,7 @@ mod question;
 
 use crate::stats::quantile;
 use anyhow::{Result, bail};
-use beat::Beat;
+use beat::{Beat, Beats};
 use edge::Edge;
 use serde::Serialize;
 use vela_embodiment::{
@@ -68,8 +68,10 @@ struct Measured {
     question: Spread,
     hz: f64,
     control: Beat,
-    /// A loop that only waits, measured beside it.
+    /// A loop that only waits, measured beside it on a plain thread.
     bare: Beat,
+    /// The same on a thread that asked for the control loop's priority.
+    bare_real_time: Beat,
 }
 
 /// Runs the verb.
@@ -82,9 +84,18 @@ pub fn run(args: &Args) -> Result<()> {
     let raw_to_command = edge::measure(args, &pictures, ImageKind::Raw, true)?;
     let raw_over_tcp = edge::measure(args, &pictures, ImageKind::Raw, false)?;
     let question = question::measure(args, &pictures)?;
-    let (control, bare) = beat::measure(args)?;
-    let measured =
-        Measured { jpeg_to_command, raw_to_command, raw_over_tcp, question, hz: args.hz, control, bare };
+    let Beats { control, bare, bare_real_time } = beat::measure(args)?;
+    let hz = args.hz;
+    let measured = Measured {
+        jpeg_to_command,
+        raw_to_command,
+        raw_over_tcp,
+        question,
+        hz,
+        control,
+        bare,
+        bare_real_time,
+    };
     if args.json {
         println!("{}", serde_json::to_string(&measured)?);
         return Ok(());
@@ -108,10 +119,19 @@ pub fn run(args: &Args) -> Result<()> {
         line("  back to the arm", &edge.carried);
     }
     line("question and answer, both pictures", &measured.question);
-    for (what, beat) in [("control loop", &measured.control), ("bare timer beside it", &measured.bare)] {
+    for (what, beat) in [
+        ("control loop", &measured.control),
+        ("bare timer beside it", &measured.bare),
+        ("bare timer of its priority", &measured.bare_real_time),
+    ] {
         println!(
-            "{what:<22} {:.0} Hz: {} of {} ticks late ({:.3} %), the worst by {:.2} ms",
-            args.hz, beat.late, beat.ticks, beat.late_percent, beat.worst_late_ms
+            "{what:<27} {:.0} Hz, {}: {} of {} ticks late ({:.3} %), the worst by {:.2} ms",
+            args.hz,
+            if beat.real_time { "SCHED_FIFO" } else { "a plain thread" },
+            beat.late,
+            beat.ticks,
+            beat.late_percent,
+            beat.worst_late_ms
         );
     }
     Ok(())

@@ -1,6 +1,7 @@
 //! What the loop tells while it runs and when it has ended.
 
 use super::State;
+use crate::priority::Scheduling;
 use crate::queue::Merge;
 use crate::resolve::Plan;
 use std::collections::BTreeMap;
@@ -33,6 +34,8 @@ pub struct TickReport {
 /// What listeners see.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ControlEvent {
+    /// The loop asked for a real-time priority; comes first, and only if it asked.
+    Scheduled(Scheduling),
     /// New frames with the joints of their moment.
     Observed(Arc<Observation>),
     /// The policy answered. Comes from the planner, before the loop has taken the plan.
@@ -98,6 +101,8 @@ pub struct ControlReport {
     pub trips: BTreeMap<TripReason, u64>,
     /// Events that a slow listener missed.
     pub events_dropped: u64,
+    /// Whether the loop ran in real time.
+    pub real_time: bool,
     /// How it ended.
     pub state: State,
 }
@@ -116,6 +121,7 @@ impl ControlReport {
             last_failure: None,
             trips: BTreeMap::new(),
             events_dropped: 0,
+            real_time: false,
             state: State::Holding { reason: "waiting for the first plan".into() },
         }
     }

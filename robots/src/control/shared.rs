@@ -38,6 +38,16 @@ impl<T: Clone> Latest<T> {
         true
     }
 
+    /// Replaces the value, for a writer that may wait until a reader has copied the old one.
+    pub fn put(&self, value: T) {
+        let mut slot = lock(&self.slot);
+        slot.0 += 1;
+        // Given back to the memory after the lock.
+        let _old = slot.1.replace(value);
+        drop(slot);
+        self.changed.notify_all();
+    }
+
     /// The value, if there is one.
     pub fn get(&self) -> Option<T> {
         lock(&self.slot).1.clone()
@@ -271,5 +281,7 @@ mod tests {
         assert_eq!(latest.wait_newer(0, Duration::from_millis(1)), Some((1, 5)));
         assert_eq!(latest.wait_newer(1, Duration::from_millis(1)), None);
         assert_eq!(latest.get(), Some(5));
+        latest.put(6);
+        assert_eq!(latest.wait_newer(1, Duration::from_millis(1)), Some((2, 6)));
     }
 }

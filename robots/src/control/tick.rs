@@ -4,6 +4,7 @@ use super::planner::{Request, Thought};
 use super::report::{ControlEvent, ControlReport, TickReport};
 use super::shared::{EventSink, Shared};
 use super::{ControlOptions, State};
+use crate::priority::{self, Scheduling, Urgency};
 use crate::queue::{ChunkQueue, Merge};
 use crate::resolve::Plan;
 use std::sync::atomic::Ordering;
@@ -31,6 +32,11 @@ pub(super) fn run<A: JointSide>(
     sink: &EventSink,
     options: &ControlOptions,
 ) -> (A, ControlReport) {
+    let scheduling = options.real_time.then(|| priority::ask(Urgency::Control));
+    let real_time = scheduling.as_ref().is_some_and(Scheduling::is_real_time);
+    if let Some(scheduling) = scheduling {
+        sink.send(ControlEvent::Scheduled(scheduling));
+    }
     let first = arm.joints().and_then(|reading| {
         let mut gate = SafetyGate::new(arm.embodiment(), options.gate.clone(), &reading.positions)?;
         gate.listen_to(&shared.emergency);
@@ -54,7 +60,7 @@ pub(super) fn run<A: JointSide>(
         shared,
         sink,
         options,
-        report: ControlReport::new(),
+        report: ControlReport { real_time, ..ControlReport::new() },
         asked: 0,
         in_flight: false,
         retry_from: Stamp(0),

@@ -4,11 +4,13 @@ use super::keys;
 use super::messages::{self, CompressedImage, ImageRef};
 use crate::control::Latest;
 use crate::link::failed;
+use crate::priority::{self, Urgency};
 use image::ImageDecoder;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io::Cursor;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use vela_embodiment::{Camera, Clock, Embodiment, Error, Frame, FrameSource, Result, Stamp};
 use zenoh::bytes::ZBytes;
@@ -38,13 +40,76 @@ pub struct CameraTopic {
     pub kind: ImageKind,
 }
 
-/// The ear of one camera.
+/// How long a picture may let itself be waited for.
+const PATIENCE: Duration = Duration::from_millis(900);
+
+/// What the ear of a camera heard last.
+type Heard = Latest<(Stamp, ZBytes)>;
+/// What was unpacked last.
+type Unpacked = Latest<std::result::Result<Frame, String>>;
+
+/// One camera: its ear, and a thread that unpacks what it hears.
 struct Eye {
-    camera: Camera,
-    kind: ImageKind,
-    newest: Arc<Latest<(Stamp, ZBytes)>>,
+    name: String,
+    unpacked: Arc<Unpacked>,
     seen: u64,
+    closed: Arc<AtomicBool>,
     _inlet: Subscriber<()>,
+}
+
+impl Eye {
+    fn open(
+        session: &Session,
+        camera: &Camera,
+        domain: u32,
+        topic: &CameraTopic,
+        clock: &Arc<dyn Clock>,
+        real_time: bool,
+    ) -> Result<Self> {
+        let (heard, unpacked) = (Arc::new(Heard::default()), Arc::new(Unpacked::default()));
+        let closed = Arc::new(AtomicBool::new(false));
+        let key = keys::any_type(domain, &topic.topic);
+        let inlet = session.declare_subscriber(key.as_str()).callback({
+            let (heard, clock) = (heard.clone(), clock.clone());
+            move |sample: Sample| heard.put((clock.now(), sample.payload().clone()))
+        });
+        let inlet = inlet.wait().map_err(|e| failed(&key, e))?;
+        let unpacking = {
+            let (unpacked, closed) = (unpacked.clone(), closed.clone());
+            let (camera, kind) = (camera.clone(), topic.kind);
+            move || {
+                if real_time {
+                    // The control loop's thread asks for the same and says what came of it.
+                    let _ = priority::ask(Urgency::Picture);
+                }
+                unpack(&camera, kind, &heard, &unpacked, &closed);
+            }
+        };
+        let name = camera.name.clone();
+        let thread = std::thread::Builder::new().name(format!("vela-eye-{name}"));
+        thread
+            .spawn(unpacking)
+            .map_err(|e| Error::Robot(format!("cannot start the thread of camera '{name}': {e}")))?;
+        Ok(Self { name, unpacked, seen: 0, closed, _inlet: inlet })
+    }
+}
+
+impl Drop for Eye {
+    fn drop(&mut self) {
+        self.closed.store(true, Ordering::Release);
+    }
+}
+
+/// Unpacks every picture as it comes, or the newest one when they come faster than that.
+fn unpack(camera: &Camera, kind: ImageKind, heard: &Heard, unpacked: &Unpacked, closed: &AtomicBool) {
+    let mut seen = 0;
+    while !closed.load(Ordering::Acquire) {
+        let Some((number, (stamp, bytes))) = heard.wait_newer(seen, Duration::from_millis(100)) else {
+            continue;
+        };
+        seen = number;
+        unpacked.put(frame_of(camera, kind, stamp, &bytes.to_bytes()));
+    }
 }
 
 /// Cameras on topics.
@@ -53,7 +118,9 @@ pub struct TopicCameras {
 }
 
 impl TopicCameras {
-    /// Listens to a topic per camera of the embodiment, by the camera's name; stamps are on `clock`, on arrival.
+    /// Listens to a topic per camera of the embodiment, by the camera's name; stamps are on `clock`, on arrival. Each
+    /// picture is unpacked on a thread of its camera's own, which asks for a priority just under the control loop's if
+    /// it is to be in `real_time`.
     ///
     /// # Errors
     /// A camera has no topic or a topic no camera; the session is closed.
@@ -63,6 +130,7 @@ impl TopicCameras {
         domain: u32,
         topics: &BTreeMap<String, CameraTopic>,
         clock: &Arc<dyn Clock>,
+        real_time: bool,
     ) -> Result<Self> {
         let join = |names: Vec<&str>| names.join(", ");
         let known: Vec<&str> = embodiment.cameras.iter().map(|camera| camera.name.as_str()).collect();
@@ -76,19 +144,7 @@ impl TopicCameras {
                 name: camera.name.clone(),
                 known: join(topics.keys().map(String::as_str).collect()),
             })?;
-            let newest = Arc::new(Latest::default());
-            let key = keys::any_type(domain, &topic.topic);
-            let inlet = session
-                .declare_subscriber(key.as_str())
-                .callback({
-                    let (newest, clock) = (newest.clone(), clock.clone());
-                    move |sample: Sample| {
-                        newest.offer((clock.now(), sample.payload().clone()));
-                    }
-                })
-                .wait()
-                .map_err(|e| failed(&key, e))?;
-            eyes.push(Eye { camera: camera.clone(), kind: topic.kind, newest, seen: 0, _inlet: inlet });
+            eyes.push(Eye::open(session, camera, domain, topic, clock, real_time)?);
         }
         Ok(Self { eyes })
     }
@@ -96,35 +152,25 @@ impl TopicCameras {
 
 impl FrameSource for TopicCameras {
     fn frames(&mut self) -> Result<Vec<Frame>> {
-        let mut came = Vec::with_capacity(self.eyes.len());
-        for eye in &mut self.eyes {
-            let name = &eye.camera.name;
-            let newer = eye.newest.wait_newer(eye.seen, Duration::from_millis(900));
-            let (number, message) =
+        let newest = |eye: &mut Eye| {
+            let name = &eye.name;
+            let newer = eye.unpacked.wait_newer(eye.seen, PATIENCE);
+            let (number, frame) =
                 newer.ok_or_else(|| Error::Robot(format!("camera '{name}' sent nothing for 0.9 s")))?;
             eye.seen = number;
-            came.push(message);
-        }
-        // A picture takes about as long to unpack as everything else together: side by side they cost one.
-        std::thread::scope(|scope| {
-            let unpack = |(eye, (stamp, bytes)): (&Eye, &(Stamp, ZBytes))| {
-                frame_of(&eye.camera, eye.kind, *stamp, &bytes.to_bytes())
-            };
-            let mut pictures = self.eyes.iter().zip(&came);
-            let first = pictures.next();
-            let others: Vec<_> = pictures.map(|picture| scope.spawn(move || unpack(picture))).collect();
-            let first = first.map(unpack);
-            let died = |_| Err(Error::Robot("the thread of a picture died".into()));
-            first
-                .into_iter()
-                .chain(others.into_iter().map(|thread| thread.join().unwrap_or_else(died)))
-                .collect()
-        })
+            frame.map_err(Error::Robot)
+        };
+        self.eyes.iter_mut().map(newest).collect()
     }
 }
 
 /// The picture in a message; it must have the camera's size.
-fn frame_of(camera: &Camera, kind: ImageKind, stamp: Stamp, bytes: &[u8]) -> Result<Frame> {
+fn frame_of(
+    camera: &Camera,
+    kind: ImageKind,
+    stamp: Stamp,
+    bytes: &[u8],
+) -> std::result::Result<Frame, String> {
     let pixels = match kind {
         ImageKind::Compressed => {
             messages::decode(bytes).map_err(|e| e.to_string()).and_then(|m| file(camera, &m))
@@ -132,7 +178,7 @@ fn frame_of(camera: &Camera, kind: ImageKind, stamp: Stamp, bytes: &[u8]) -> Res
         ImageKind::Raw => messages::decode(bytes).map_err(|e| e.to_string()).and_then(|m| raw(camera, &m)),
     };
     let name = camera.name.clone();
-    let rgb = pixels.map_err(|why| Error::Robot(format!("picture of camera '{name}': {why}")))?;
+    let rgb = pixels.map_err(|why| format!("picture of camera '{name}': {why}"))?;
     Ok(Frame { camera: name, width: camera.width, height: camera.height, rgb, stamp })
 }
 
@@ -198,11 +244,15 @@ fn raw(camera: &Camera, message: &ImageRef) -> std::result::Result<Arc<[u8]>, St
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{frame_of as frame_or_why, *};
     use crate::ros2::messages::Image;
     use rand::Rng;
 
     const GOLDEN: &[u8] = include_bytes!("../../../tests/golden/ros2/image.cdr");
+
+    fn frame_of(camera: &Camera, kind: ImageKind, stamp: Stamp, bytes: &[u8]) -> Result<Frame> {
+        frame_or_why(camera, kind, stamp, bytes).map_err(Error::Robot)
+    }
 
     fn camera(width: u32, height: u32) -> Camera {
         Camera { name: "front".into(), width, height }

@@ -146,8 +146,8 @@ fn ordered(what: &str, command: &Command, places: Vec<usize>, embodiment: &Embod
     Ok(own)
 }
 
-/// What came from the arm last.
-type Heard = Arc<Mutex<Option<std::result::Result<JointReading, String>>>>;
+/// What came from the arm.
+type Heard = Option<std::result::Result<JointReading, String>>;
 
 /// One controller that we speak to.
 struct Way {
@@ -162,7 +162,9 @@ struct Way {
 /// The joints of an arm that speaks ROS 2.
 pub struct RosArm {
     embodiment: Embodiment,
-    heard: Heard,
+    heard: Arc<Mutex<Heard>>,
+    /// The newest of it that the control loop has seen: it never waits for whoever is hearing the next.
+    last: Heard,
     ways: Vec<Way>,
     clock: Arc<MonotonicClock>,
     _inlet: Subscriber<()>,
@@ -196,7 +198,7 @@ impl RosArm {
             });
         }
         let clock = Arc::new(MonotonicClock::new());
-        let heard = Heard::default();
+        let heard = Arc::new(Mutex::new(None));
         let key = keys::any_type(config.domain, &config.joint_states);
         let inlet = session
             .declare_subscriber(key.as_str())
@@ -207,13 +209,17 @@ impl RosArm {
                     let reading = messages::decode::<JointState>(&sample.payload().to_bytes())
                         .and_then(|state| reading_of(&state, &names, stamp))
                         .map_err(|error| error.to_string());
-                    *heard.lock().unwrap_or_else(PoisonError::into_inner) = Some(reading);
+                    let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
+                    // The old one is given back to the memory after the lock.
+                    let _old = heard.replace(reading);
+                    drop(heard);
                 }
             })
             .wait()
             .map_err(|e| failed(&key, e))?;
         let embodiment = embodiment.clone();
-        let mut arm = Self { embodiment, heard, ways, clock, _inlet: inlet, _tokens: declaring.done() };
+        let tokens = declaring.done();
+        let mut arm = Self { embodiment, heard, last: None, ways, clock, _inlet: inlet, _tokens: tokens };
         let deadline = arm.clock.now().plus_secs(wait_secs);
         loop {
             match arm.joints() {
@@ -233,8 +239,10 @@ impl JointSide for RosArm {
     }
 
     fn joints(&mut self) -> Result<JointReading> {
-        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        match heard.as_ref() {
+        if let Ok(heard) = self.heard.try_lock() {
+            self.last.clone_from(&heard);
+        }
+        match &self.last {
             Some(Ok(reading)) => Ok(reading.clone()),
             Some(Err(why)) => Err(Error::Robot(format!("the arm's joint states: {why}"))),
             None => Err(Error::Robot("no joint states came from the arm".into())),

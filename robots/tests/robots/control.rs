@@ -3,7 +3,7 @@
 use crate::arm::{FakeArm, FakeCameras, FakePolicy, Switches, eventually};
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
-use vela_embodiment::{Result, Stamp};
+use vela_embodiment::{Error, Result, Stamp};
 use vela_robots::{ControlEvent, ControlHandle, ControlOptions, Controller, Plan, State};
 
 struct Running {
@@ -60,6 +60,24 @@ fn it_runs_moves_the_arm_and_gives_everything_back() -> Result<()> {
     assert!(events.iter().any(|e| matches!(e, ControlEvent::Tick(_))));
     assert!(events.iter().any(|e| matches!(e, ControlEvent::Chunk { .. })));
     assert!(events.iter().any(|e| matches!(e, ControlEvent::Observed(_))));
+    Ok(())
+}
+
+/// Whether it is given or not: the first event says it, the report says the same, and the loop runs.
+#[test]
+fn a_loop_that_asks_for_real_time_says_what_it_got() -> Result<()> {
+    let run = start(&ControlOptions { real_time: true, ..ControlOptions::default() })?;
+    assert!(eventually(|| running(&run.handle)));
+    let mut events = run.events.try_iter();
+    let given = match events.find(|event| !matches!(event, ControlEvent::Observed(_))) {
+        Some(ControlEvent::Scheduled(scheduling)) => scheduling.is_real_time(),
+        other => return Err(Error::Robot(format!("expected how the loop is scheduled, got {other:?}"))),
+    };
+    assert_eq!(run.controller.finish().report.real_time, given);
+    let run = start(&ControlOptions::default())?;
+    assert!(eventually(|| running(&run.handle)));
+    assert!(!run.controller.finish().report.real_time);
+    assert!(!run.events.iter().any(|event| matches!(event, ControlEvent::Scheduled(_))));
     Ok(())
 }
 

@@ -67,7 +67,7 @@ fn drives(config: &RosConfig, kind: ImageKind) -> Result<()> {
         (camera.to_owned(), CameraTopic { topic: format!("/{camera}/image_raw{ending}"), kind })
     };
     let topics: BTreeMap<_, _> = [topic("front"), topic("wrist")].into();
-    let eyes = TopicCameras::listen(&near, &robot, 0, &topics, &driver.clock())?;
+    let eyes = TopicCameras::listen(&near, &robot, 0, &topics, &driver.clock(), false)?;
     let mut policy = FakePolicy::new()?;
     policy.step = 0.002;
     let (controller, _events) = Controller::start(driver, eyes, policy, "go on", &patient())?;

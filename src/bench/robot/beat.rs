@@ -6,11 +6,13 @@ use serde::Serialize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
+use std::thread::JoinHandle;
 use std::time::Duration;
 use vela_embodiment::{
     Action, ActionChunk, Applied, Camera, Checked, Clock, Embodiment, Frame, FrameSource, InferOptions,
-    JointReading, JointSide, MonotonicClock, Observation, Policy, PolicySpec,
+    JointReading, JointSide, MonotonicClock, Observation, Policy, PolicySpec, Stamp,
 };
+use vela_robots::priority::{self, Urgency};
 use vela_robots::{ControlOptions, Controller};
 
 /// Pause between two thoughts of the policy that burns, s.
@@ -19,6 +21,8 @@ const REST_SECS: f64 = 1.0;
 /// How a loop kept time.
 #[derive(Serialize)]
 pub(super) struct Beat {
+    /// Whether the system gave it a real-time priority.
+    pub(super) real_time: bool,
     pub(super) ticks: u64,
     pub(super) late: u64,
     pub(super) late_percent: f64,
@@ -26,9 +30,45 @@ pub(super) struct Beat {
 }
 
 impl Beat {
-    fn new(ticks: u64, late: u64, worst_late_secs: f64) -> Self {
+    fn new(real_time: bool, ticks: u64, late: u64, worst_late_secs: f64) -> Self {
         let late_percent = 100.0 * late as f64 / ticks.max(1) as f64;
-        Self { ticks, late, late_percent, worst_late_ms: worst_late_secs * 1e3 }
+        Self { real_time, ticks, late, late_percent, worst_late_ms: worst_late_secs * 1e3 }
+    }
+}
+
+/// The loops that were measured side by side.
+pub(super) struct Beats {
+    pub(super) control: Beat,
+    pub(super) bare: Beat,
+    pub(super) bare_real_time: Beat,
+}
+
+/// A loop that only waits.
+struct Bare {
+    period_secs: f64,
+    /// A tick that starts later than this counts, s.
+    late_secs: f64,
+    end: Stamp,
+    clock: Arc<MonotonicClock>,
+}
+
+impl Bare {
+    fn start(self, real_time: bool) -> std::io::Result<JoinHandle<Beat>> {
+        let name = if real_time { "bare-real-time" } else { "bare-timer" };
+        std::thread::Builder::new().name(name.into()).spawn(move || {
+            let given = real_time && priority::ask(Urgency::Control).is_real_time();
+            let (mut ticks, mut late, mut worst, mut due) = (0, 0, 0.0_f64, self.clock.now());
+            while self.clock.now() < self.end {
+                self.clock.sleep_until(due);
+                let now = self.clock.now();
+                let by = now.secs_since(due).max(0.0);
+                ticks += 1;
+                late += u64::from(by > self.late_secs);
+                worst = worst.max(by);
+                due = if by > self.late_secs { now } else { due }.plus_secs(self.period_secs);
+            }
+            Beat::new(given, ticks, late, worst)
+        })
     }
 }
 
@@ -121,8 +161,8 @@ impl Policy for Burner {
     }
 }
 
-/// The control loop of an arm and, on another thread, a loop that only waits, while the policy burns the cores.
-pub(super) fn measure(args: &Args) -> Result<(Beat, Beat)> {
+/// The control loop of an arm and, on other threads, two loops that only wait, while the policy burns the cores.
+pub(super) fn measure(args: &Args) -> Result<Beats> {
     let robot = robot((96, 96), args.hz)?;
     let clock = Arc::new(MonotonicClock::new());
     let done = Arc::new(AtomicBool::new(false));
@@ -134,26 +174,13 @@ pub(super) fn measure(args: &Args) -> Result<(Beat, Beat)> {
         max_frame_age_secs: f64::INFINITY,
         stop_after_hold_secs: f64::INFINITY,
         start_within_secs: f64::INFINITY,
+        real_time: true,
         ..ControlOptions::default()
     };
     let (period, late_secs) = (robot.period_secs(), options.late_part * robot.period_secs());
     let end = clock.now().plus_secs(args.secs);
-    let bare = std::thread::Builder::new().name("bare-timer".into()).spawn({
-        let clock = clock.clone();
-        move || {
-            let (mut ticks, mut late, mut worst, mut due) = (0, 0, 0.0_f64, clock.now());
-            while clock.now() < end {
-                clock.sleep_until(due);
-                let now = clock.now();
-                let by = now.secs_since(due).max(0.0);
-                ticks += 1;
-                late += u64::from(by > late_secs);
-                worst = worst.max(by);
-                due = if by > late_secs { now } else { due }.plus_secs(period);
-            }
-            Beat::new(ticks, late, worst)
-        }
-    })?;
+    let bare = || Bare { period_secs: period, late_secs, end, clock: clock.clone() };
+    let (plain, real_time) = (bare().start(false)?, bare().start(true)?);
     let (controller, events) = Controller::start(arm, cameras, policy, "stand", &options)?;
     while clock.now() < end {
         if let Err(RecvTimeoutError::Disconnected) = events.recv_timeout(Duration::from_millis(100)) {
@@ -162,6 +189,11 @@ pub(super) fn measure(args: &Args) -> Result<(Beat, Beat)> {
     }
     done.store(true, Ordering::Release);
     let report = controller.finish().report;
-    let bare = bare.join().ok().context("the bare timer's thread died")?;
-    Ok((Beat::new(report.ticks, report.late_ticks, report.worst_late_secs), bare))
+    let joined = |thread: JoinHandle<Beat>| thread.join().ok().context("the bare timer's thread died");
+    let worst = report.worst_late_secs;
+    Ok(Beats {
+        control: Beat::new(report.real_time, report.ticks, report.late_ticks, worst),
+        bare: joined(plain)?,
+        bare_real_time: joined(real_time)?,
+    })
 }

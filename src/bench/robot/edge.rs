@@ -12,6 +12,7 @@ use vela_embodiment::{
     Clock, Embodiment, FrameSource, GateConfig, InferOptions, JointSide, MonotonicClock, Observation, Policy,
     SafetyGate, Stamp,
 };
+use vela_robots::priority::{self, Urgency};
 use vela_robots::ros2::cameras::{CameraTopic, ImageKind, TopicCameras};
 use vela_robots::ros2::driver::{RosArm, RosConfig};
 use vela_robots::ros2::keys::{self, Topic};
@@ -155,9 +156,10 @@ fn robot_side(
         .iter()
         .map(|camera| (camera.name.clone(), CameraTopic { topic: format!("/{}/image", camera.name), kind }))
         .collect();
+    let _ = priority::ask(Urgency::Control);
     let mut arm = RosArm::connect(session, robot, &RosConfig::default(), 10.0)?;
     let own = arm.clock();
-    let mut cameras = TopicCameras::listen(session, robot, DOMAIN, &topics, &own)?;
+    let mut cameras = TopicCameras::listen(session, robot, DOMAIN, &topics, &own, true)?;
     let resolver = Resolver::new(robot)?;
     let mut policy = Still::new(robot);
     let mut queue = ChunkQueue::new(robot.period_secs(), policy.spec().execute);
