@@ -1,13 +1,15 @@
-//! `vela robot`: a real arm, on USB or speaking ROS 2 over zenoh, behind the safety gate; a policy (`vela act`) moves it.
+//! `vela robot`: a real arm, on USB or speaking ROS 2 over zenoh, behind the safety gate; a policy (`vela act`) moves it,
+//! or a hand that holds a second arm.
 
 use crate::demo::LINK_TIMEOUT_SECS;
-use crate::operator;
+use crate::{calibrate, leading, operator};
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
-use vela_embodiment::JointSide;
+use vela_embodiment::{JointSide, Policy};
+use vela_robots::feetech::HandGuided;
 use vela_robots::ros2::cameras::TopicCameras;
 use vela_robots::{
     ArmFile, ControlEvent, ControlOptions, Controller, RealArm, RemotePolicy, Side, State, TickReport,
@@ -29,6 +31,15 @@ pub struct Args {
     /// Take the torque off the servos, so that the arm can be moved by hand. It falls if nobody holds it.
     #[arg(long)]
     relax: bool,
+    /// Measure the servos by hand, as LeRobot does, and write its calibration file where the arm's file names it.
+    #[arg(long, conflicts_with_all = ["look", "relax"])]
+    calibrate: bool,
+    /// Write the calibration file that the arm's file names (LeRobot's own, for example) to the servos.
+    #[arg(long, conflicts_with_all = ["look", "relax", "calibrate"])]
+    apply_calibration: bool,
+    /// The file of a second servo arm without torque: the arm follows the hand that moves it, and no policy.
+    #[arg(long, value_name = "FILE")]
+    leader: Option<PathBuf>,
     /// Press the emergency stop of the arm with this base key, from anywhere on zenoh, and do nothing else.
     #[arg(long, value_name = "KEY")]
     stop: Option<String>,
@@ -44,9 +55,9 @@ pub struct Args {
     /// Seconds to wait for the arm and then for a policy.
     #[arg(long, default_value_t = 60.0)]
     wait_secs: f64,
-    /// Seconds to hold when the policy, a camera or the link is gone before giving up.
-    #[arg(long, default_value_t = 2.0)]
-    hold_secs: f64,
+    /// Seconds to hold when the policy, a camera or the link is gone before giving up: 2, behind a leader 600.
+    #[arg(long)]
+    hold_secs: Option<f64>,
     /// Print how it went as JSON.
     #[arg(long)]
     json: bool,
@@ -65,6 +76,9 @@ pub fn run(args: &Args) -> Result<()> {
         return Ok(());
     }
     let path = args.config.as_ref().context("--config FILE is needed")?;
+    if args.calibrate || args.apply_calibration {
+        return calibrate::run(path, args.apply_calibration, args.json);
+    }
     let (file, embodiment) = ArmFile::load(path)?;
     let session = open_session(Side::Robot, args.zenoh.as_deref())?;
     let mut arm = file.connect(&session, &embodiment, args.wait_secs)?;
@@ -78,23 +92,33 @@ pub fn run(args: &Args) -> Result<()> {
     let (clock, real_time) = (arm.clock(), file.control.real_time);
     let cameras =
         TopicCameras::listen(&session, &embodiment, file.domain(), &file.cameras, &clock, real_time)?;
-    let remote = RemotePolicy::new(&session, &file.key, &embodiment, LINK_TIMEOUT_SECS)?;
+    let guided = args.leader.is_some().then(|| HandGuided::new(&embodiment));
+    let policy: Box<dyn Policy> = match &guided {
+        Some(guided) => Box::new(guided.clone()),
+        None => Box::new(RemotePolicy::new(&session, &file.key, &embodiment, LINK_TIMEOUT_SECS)?),
+    };
     let options = ControlOptions {
         gate: file.gate.clone(),
         start_within_secs: args.wait_secs,
-        stop_after_hold_secs: args.hold_secs,
+        stop_after_hold_secs: args.hold_secs.unwrap_or(if guided.is_some() { 600.0 } else { 2.0 }),
         real_time,
         ..ControlOptions::default()
     };
-    let (controller, events) = Controller::start(arm, cameras, remote, &args.task, &options)?;
+    let (controller, events) = Controller::start(arm, cameras, policy, &args.task, &options)?;
     let handle = controller.handle();
     let stop = handle.emergency_stop();
     let _listener = listen_for_stop(&session, &file.key, &stop)?;
     operator::watch(&stop);
-    eprintln!(
-        "the arm '{}' is on zenoh as '{}'; now run `vela act --key {}`",
-        embodiment.name, file.key, file.key
-    );
+    let next = if guided.is_some() {
+        "it follows the leader".to_owned()
+    } else {
+        format!("now run `vela act --key {}`", file.key)
+    };
+    eprintln!("the arm '{}' is on zenoh as '{}'; {next}", embodiment.name, file.key);
+    let leading = match (&args.leader, guided) {
+        (Some(leader), Some(guided)) => Some(leading::start(leader, &embodiment, &handle, guided)?),
+        _ => None,
+    };
     // An arm that is a ROS 2 robot already needs no second voice, at most a description.
     let (mut node, _topic) = match &file.ros2 {
         None => (Some(ros2::Node::start(&session, &embodiment, &handle)?), None),
@@ -133,13 +157,14 @@ pub fn run(args: &Args) -> Result<()> {
     let report = controller.wait().report;
     if args.json {
         let answer = json!({"state": words(&report.state), "ticks": report.ticks, "ticks_late": report.late_ticks,
-            "ticks_held": report.held_ticks, "real_time": report.real_time, "chunks": report.chunks,
-            "trips": report.trips});
+            "ticks_held": report.held_ticks, "real_time": report.real_time, "chunks": report.chunks, "trips": report.trips});
         println!("{answer}");
     } else {
         println!("{} after {} ticks, {} chunks", words(&report.state), report.ticks, report.chunks);
     }
-    if report.chunks == 0 {
+    if let Some(leading) = leading {
+        leading.finish()?;
+    } else if report.chunks == 0 {
         bail!("no policy moved the arm: {}", words(&report.state));
     }
     Ok(())
@@ -148,24 +173,28 @@ pub fn run(args: &Args) -> Result<()> {
 fn look(args: &Args, arm: &mut RealArm) -> Result<()> {
     let reading = arm.joints()?;
     let names = arm.embodiment().joint_names().into_iter().map(str::to_owned).collect::<Vec<_>>();
-    let servos = match arm {
-        RealArm::Servos(servos) => servos.servos()?,
-        RealArm::Ros2(_) => Vec::new(),
+    let (servos, lerobot) = match arm {
+        RealArm::Servos(arm) => {
+            let servos = arm.servos()?;
+            let lerobot = arm.in_lerobot_units(&servos)?;
+            (servos, lerobot)
+        }
+        RealArm::Ros2(_) => (Vec::new(), Vec::new()),
     };
     let mut rows = Vec::new();
     for (k, name) in names.iter().enumerate() {
         let servo = servos.get(k);
         rows.push(json!({"joint": name, "position": reading.positions[k], "servo": servo.map(|s| s.id),
             "temperature_c": servo.map(|s| s.temperature_c), "voltage_v": servo.map(|s| s.voltage_v),
-            "load": servo.map(|s| s.load)}));
+            "load": servo.map(|s| s.load), "lerobot": lerobot.get(k)}));
     }
     if args.json {
         println!("{}", json!({ "joints": rows }));
     } else {
         for (k, name) in names.iter().enumerate() {
-            let of = servos
-                .get(k)
-                .map_or(String::new(), |s| format!("  {:.0} °C  {:.1} V", s.temperature_c, s.voltage_v));
+            let of = servos.get(k).zip(lerobot.get(k)).map_or(String::new(), |(s, at)| {
+                format!("  LeRobot {at:7.2}  {:.0} °C  {:.1} V", s.temperature_c, s.voltage_v)
+            });
             println!("{name:>16} {:8.4}{of}", reading.positions[k]);
         }
     }

@@ -43,6 +43,16 @@ pub trait Policy: Send {
     fn infer(&mut self, history: &[Observation], options: &InferOptions) -> Result<ActionChunk>;
 }
 
+impl<P: Policy + ?Sized> Policy for Box<P> {
+    fn spec(&self) -> &PolicySpec {
+        (**self).spec()
+    }
+
+    fn infer(&mut self, history: &[Observation], options: &InferOptions) -> Result<ActionChunk> {
+        (**self).infer(history, options)
+    }
+}
+
 /// What was really sent to the motors.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Applied {

@@ -164,6 +164,20 @@ impl ServoArm {
         self.bus.read()
     }
 
+    /// Where these servos are as LeRobot says it: degrees from the middle of the range, the gripper 0 (closed) to 100.
+    ///
+    /// # Errors
+    /// Never for the servos of this arm.
+    pub fn in_lerobot_units(&self, servos: &[ServoState]) -> Result<Vec<f64>> {
+        let gripper = self.embodiment.gripper.as_ref().map(|gripper| gripper.joint.as_str());
+        let joints = self.embodiment.joint_names().into_iter().zip(servos);
+        let each = joints.map(|(joint, servo)| {
+            let unit = if gripper == Some(joint) { Unit::Percent } else { Unit::Degrees };
+            self.calibration.in_unit(joint, unit, servo.ticks)
+        });
+        each.collect()
+    }
+
     fn ticks(&self, positions: &[f64]) -> Result<Vec<i32>> {
         let joints = self.embodiment.joints.iter().zip(positions);
         joints.map(|(joint, q)| self.calibration.ticks(&self.embodiment, &joint.name, *q)).collect()

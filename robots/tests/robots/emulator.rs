@@ -37,6 +37,9 @@ impl Emulator {
         let port = slave.name().ok_or_else(|| std::io::Error::other("a terminal without a name"))?;
         drop(slave);
         let mut servo = [0_u8; 128];
+        // Firmware 3.10 of model 777, the STS3215.
+        (servo[0], servo[1]) = (3, 10);
+        servo[3..5].copy_from_slice(&777_u16.to_le_bytes());
         servo[9..11].copy_from_slice(&1000_u16.to_le_bytes());
         servo[11..13].copy_from_slice(&3096_u16.to_le_bytes());
         servo[42..44].copy_from_slice(&2048_u16.to_le_bytes());
