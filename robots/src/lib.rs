@@ -5,6 +5,7 @@
 
 pub mod arm_file;
 pub mod control;
+pub mod external;
 pub mod feetech;
 pub mod link;
 pub mod priority;
@@ -20,6 +21,7 @@ pub use control::{
     ControlEvent, ControlHandle, ControlOptions, ControlReport, Controller, Finished, Latest, State,
     TickReport,
 };
+pub use external::{External, ExternalExpert};
 pub use link::{
     RemotePolicy, ServeEvent, ServeReport, Side, StopListener, listen_for_stop, loopback_pair,
     loopback_pair_with, open_session, press_stop, release_stop, serve_policy,

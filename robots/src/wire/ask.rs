@@ -37,12 +37,34 @@ struct Seen {
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Picture {
+pub(super) struct Picture {
     camera: String,
     width: u32,
     height: u32,
     stamp: u64,
     rgb: Bytes,
+}
+
+impl Picture {
+    pub(super) fn of(f: &Frame) -> Self {
+        Self {
+            camera: f.camera.clone(),
+            width: f.width,
+            height: f.height,
+            stamp: f.stamp.0,
+            rgb: Bytes(f.rgb.clone()),
+        }
+    }
+
+    pub(super) fn frame(self) -> Result<Frame> {
+        let expected = u64::from(self.width) * u64::from(self.height) * 3;
+        if self.rgb.0.len() as u64 != expected {
+            let (camera, w, h, n) = (self.camera, self.width, self.height, self.rgb.0.len());
+            return Err(refuse(format!("camera '{camera}': {w}x{h} RGB is {expected} bytes, got {n}")));
+        }
+        let Self { camera, width, height, stamp, rgb } = self;
+        Ok(Frame { camera, width, height, rgb: rgb.0, stamp: Stamp(stamp) })
+    }
 }
 
 /// Bytes of a question.
@@ -54,17 +76,7 @@ pub fn encode(ask: &Ask) -> Result<Vec<u8>> {
         stamp: o.stamp.0,
         instruction: o.instruction.clone(),
         joints: Numbers(o.joint_positions.clone()),
-        frames: o
-            .frames
-            .iter()
-            .map(|f| Picture {
-                camera: f.camera.clone(),
-                width: f.width,
-                height: f.height,
-                stamp: f.stamp.0,
-                rgb: Bytes(f.rgb.clone()),
-            })
-            .collect(),
+        frames: o.frames.iter().map(Picture::of).collect(),
     };
     let body = Body {
         sequence: ask.sequence,
@@ -85,26 +97,8 @@ pub fn decode(bytes: &[u8]) -> Result<Ask> {
     let body: Body = unpack(Kind::Ask, bytes)?;
     let mut history = Vec::new();
     for seen in body.history {
-        let mut frames = Vec::new();
-        for f in seen.frames {
-            let expected = u64::from(f.width) * u64::from(f.height) * 3;
-            if f.rgb.0.len() as u64 != expected {
-                let (w, h, n) = (f.width, f.height, f.rgb.0.len());
-                return Err(refuse(format!(
-                    "camera '{}': {w}x{h} RGB is {expected} bytes, got {n}",
-                    f.camera
-                )));
-            }
-            frames.push(Frame {
-                camera: f.camera,
-                width: f.width,
-                height: f.height,
-                rgb: f.rgb.0,
-                stamp: Stamp(f.stamp),
-            });
-        }
         history.push(Observation {
-            frames,
+            frames: seen.frames.into_iter().map(Picture::frame).collect::<Result<_>>()?,
             joint_positions: seen.joints.0,
             instruction: seen.instruction,
             stamp: Stamp(seen.stamp),

@@ -1,7 +1,8 @@
 //! The native wire between control loop and policy: one whole, versioned message per direction.
 //!
 //! Layout: `VELA`, kind (u8), version (u8), then a MessagePack map. [`ask`] goes from the robot to the policy,
-//! [`answer`] back, [`hello`] is the first exchange of both, [`load`] is how one policy of several is chosen. Byte strings carry pixels and numbers (f64, little
+//! [`answer`] back, [`hello`] is the first exchange of both, [`load`] is how one policy of several is chosen,
+//! [`world`] is what an environment in another process is told and says. Byte strings carry pixels and numbers (f64, little
 //! endian), so that a decoder never allocates more than a small multiple of what arrived.
 
 pub mod answer;
@@ -9,6 +10,7 @@ pub mod ask;
 pub mod hello;
 pub mod load;
 mod packed;
+pub mod world;
 
 use serde::{Serialize, de::DeserializeOwned};
 use vela_embodiment::{Error, Result};
@@ -35,6 +37,16 @@ pub enum Kind {
     Welcome = 4,
     /// How busy a policy is.
     Load = 5,
+    /// Which episode an environment is to set up.
+    Reset = 6,
+    /// What an environment is to do for some ticks.
+    Step = 7,
+    /// How an environment stands.
+    Moment = 8,
+    /// What an environment's cameras show.
+    View = 9,
+    /// What an environment's expert would do.
+    Label = 10,
 }
 
 impl Kind {
@@ -45,6 +57,11 @@ impl Kind {
             3 => "hello".into(),
             4 => "welcome".into(),
             5 => "load".into(),
+            6 => "reset".into(),
+            7 => "step".into(),
+            8 => "moment".into(),
+            9 => "view".into(),
+            10 => "label".into(),
             other => format!("kind {other}"),
         }
     }

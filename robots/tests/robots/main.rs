@@ -7,6 +7,7 @@ mod control;
 mod cut;
 mod driver;
 mod emulator;
+mod external;
 mod faults;
 mod link;
 mod rollout;
