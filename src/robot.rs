@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 use vela_embodiment::{JointSide, Policy};
 use vela_robots::feetech::HandGuided;
+use vela_robots::priority::{self, Urgency};
 use vela_robots::ros2::cameras::TopicCameras;
 use vela_robots::{
     ArmFile, ControlEvent, ControlOptions, Controller, RealArm, RemotePolicy, Side, State, TickReport,
@@ -80,7 +81,10 @@ pub fn run(args: &Args) -> Result<()> {
         return calibrate::run(path, args.apply_calibration, args.json);
     }
     let (file, embodiment) = ArmFile::load(path)?;
-    let session = open_session(Side::Robot, args.zenoh.as_deref())?;
+    let open = || open_session(Side::Robot, args.zenoh.as_deref());
+    // Commands of the arm and pictures for it come first here; whoever thinks about them is in another process.
+    let session =
+        if file.control.real_time { priority::urgently(Urgency::Message, open)?? } else { open()? };
     let mut arm = file.connect(&session, &embodiment, args.wait_secs)?;
     if args.relax {
         let RealArm::Servos(servos) = &mut arm else { bail!("only servos on USB can be relaxed from here") };
@@ -95,7 +99,10 @@ pub fn run(args: &Args) -> Result<()> {
     let guided = args.leader.is_some().then(|| HandGuided::new(&embodiment));
     let policy: Box<dyn Policy> = match &guided {
         Some(guided) => Box::new(guided.clone()),
-        None => Box::new(RemotePolicy::new(&session, &file.key, &embodiment, LINK_TIMEOUT_SECS)?),
+        None => {
+            let remote = RemotePolicy::new(&session, &file.key, &embodiment, LINK_TIMEOUT_SECS)?;
+            file.translated(Box::new(remote), &embodiment)?
+        }
     };
     let options = ControlOptions {
         gate: file.gate.clone(),

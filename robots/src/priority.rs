@@ -10,7 +10,9 @@ use std::fmt;
 pub enum Urgency {
     /// Keeps the control loop's time.
     Control,
-    /// Makes pictures ready; the control loop interrupts it.
+    /// Carries messages; only the control loop interrupts it.
+    Message,
+    /// Makes pictures ready; messages that come meanwhile interrupt it.
     Picture,
 }
 
@@ -19,7 +21,8 @@ impl Urgency {
     pub fn priority(self) -> u8 {
         match self {
             Self::Control => 50,
-            Self::Picture => 49,
+            Self::Message => 49,
+            Self::Picture => 48,
         }
     }
 }
@@ -86,6 +89,25 @@ pub fn ask(urgency: Urgency) -> Scheduling {
     }
 }
 
+/// Runs `work` on a thread of its own that asks for a real-time priority, and waits for it. Every thread that it starts
+/// asks no more: it has the same. A zenoh session that is opened here carries its messages with it.
+///
+/// # Errors
+/// The thread cannot be started or died.
+pub fn urgently<T: Send>(urgency: Urgency, work: impl FnOnce() -> T + Send) -> vela_embodiment::Result<T> {
+    use vela_embodiment::Error;
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("vela-urgent".into());
+        let thread = thread.spawn_scoped(scope, || {
+            // Whoever keeps time says what came of its own question.
+            let _ = ask(urgency);
+            work()
+        });
+        let thread = thread.map_err(|e| Error::Robot(format!("cannot start an urgent thread: {e}")))?;
+        thread.join().map_err(|_| Error::Robot("an urgent thread died".into()))
+    })
+}
+
 /// Asks the system for a real-time priority for the calling thread: not on this one.
 #[cfg(not(unix))]
 pub fn ask(_: Urgency) -> Scheduling {
@@ -96,25 +118,25 @@ pub fn ask(_: Urgency) -> Scheduling {
 mod tests {
     use super::*;
 
+    /// Priority and policy of the calling thread: fields 40 and 41 of proc_pid_stat(5), counted behind the name.
+    #[cfg(target_os = "linux")]
+    fn own() -> Option<(u8, u8)> {
+        let stat = std::fs::read_to_string("/proc/thread-self/stat").ok()?;
+        let fields: Vec<&str> = stat.rsplit(')').next()?.split_whitespace().collect();
+        Some((fields.get(37)?.parse().ok()?, fields.get(38)?.parse().ok()?))
+    }
+
     #[test]
-    fn a_thread_has_what_it_was_told_it_has() {
-        let asked = std::thread::spawn(|| {
+    #[cfg(target_os = "linux")]
+    fn a_thread_has_what_it_was_told_and_so_have_those_that_it_starts() -> vela_embodiment::Result<()> {
+        let (given, own_one, child) = urgently(Urgency::Message, || {
             let given = ask(Urgency::Picture);
-            #[cfg(target_os = "linux")]
-            {
-                let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap_or_default();
-                // Fields 40 and 41 of proc_pid_stat(5), counted behind the name in brackets: rt_priority and policy.
-                let fields: Vec<&str> =
-                    stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-                let (priority, policy) = (fields.get(37).copied(), fields.get(38).copied());
-                match given.is_real_time() {
-                    true => assert_eq!((priority, policy), (Some("49"), Some("1")), "{stat}"),
-                    false => assert_eq!((priority, policy), (Some("0"), Some("0")), "{stat}"),
-                }
-            }
-            given
-        });
-        assert!(asked.join().is_ok());
+            (given, own(), std::thread::spawn(own).join().ok().flatten())
+        })?;
+        let expected = if given.is_real_time() { (48, 1) } else { (0, 0) };
+        assert_eq!((own_one, child), (Some(expected), Some(expected)), "{given}");
+        assert_eq!(own(), Some((0, 0)), "the thread that waited is as it was");
+        Ok(())
     }
 
     #[test]

@@ -14,6 +14,7 @@ use vela_embodiment::{
     ActionChunk, ActionSpace, Camera, Embodiment, Error, InferOptions, Observation, Policy, PolicySpec,
 };
 use vela_robots::loopback_pair_with;
+use vela_robots::priority::{self, Urgency};
 use vela_robots::ros2::cameras::ImageKind;
 use vela_sim::tabletop::Tabletop;
 use vela_sim::tasks::Split;
@@ -140,7 +141,8 @@ pub fn run(args: &Args) -> Result<()> {
 /// The arm's session and the policy's.
 fn sessions(shared_memory: bool) -> Result<(Session, Session)> {
     let setting = ("transport/shared_memory/enabled", if shared_memory { "true" } else { "false" });
-    Ok(loopback_pair_with(&[setting])?)
+    // As `vela robot` opens its own.
+    Ok(priority::urgently(Urgency::Message, || loopback_pair_with(&[setting]))??)
 }
 
 /// The arm with cameras of this size and this rate.
