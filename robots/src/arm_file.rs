@@ -3,12 +3,13 @@
 use crate::feetech::{Calibration, ServoArm, ServoConfig};
 use crate::ros2::cameras::CameraTopic;
 use crate::ros2::driver::{RosArm, RosConfig};
+use crate::units::{InUnits, PolicyUnits};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use vela_embodiment::{
-    Action, Applied, Checked, Clock, Embodiment, Error, GateConfig, JointReading, JointSide, Result,
+    Action, Applied, Checked, Clock, Embodiment, Error, GateConfig, JointReading, JointSide, Policy, Result,
 };
 use zenoh::Session;
 
@@ -30,6 +31,9 @@ pub struct ArmFile {
     /// The ROS 2 topic of each camera, by its name.
     #[serde(default)]
     pub cameras: BTreeMap<String, CameraTopic>,
+    /// In which units its policies know the joints: `radians`, `lerobot_degrees` or `lerobot_range`.
+    #[serde(default)]
+    pub policy_units: PolicyUnits,
     /// What this arm narrows.
     #[serde(default)]
     pub gate: GateConfig,
@@ -102,6 +106,18 @@ impl ArmFile {
             }
             _ => Err(Error::Robot("the file names no arm".into())),
         }
+    }
+
+    /// This policy, which knows the joints in this arm's `policy_units`, in rad.
+    ///
+    /// # Errors
+    /// The calibration is needed and cannot be read, or misses a joint.
+    pub fn translated(&self, policy: Box<dyn Policy>, embodiment: &Embodiment) -> Result<Box<dyn Policy>> {
+        if self.policy_units == PolicyUnits::Radians {
+            return Ok(policy);
+        }
+        let calibration = self.calibration.as_deref().map(Calibration::load).transpose()?;
+        Ok(Box::new(InUnits::new(policy, embodiment, self.policy_units, calibration.as_ref())?))
     }
 
     /// The ROS domain of the arm and its cameras.

@@ -14,6 +14,7 @@ pub mod resolve;
 pub mod rollout;
 pub mod ros2;
 pub mod survey;
+pub mod units;
 pub mod wire;
 
 pub use arm_file::{ArmFile, RealArm};
@@ -29,3 +30,4 @@ pub use link::{
 pub use queue::{ChunkQueue, Merge};
 pub use resolve::{Absolute, Plan, Resolver, chunk_seed, require_policy_fits};
 pub use rollout::{Hook, Rollout, RolloutEvent, RolloutOptions, rollout, rollout_expert};
+pub use units::{InUnits, PolicyUnits};

@@ -15,6 +15,14 @@ const OPERATING_MODE: u8 = 33;
 const LOCK: u8 = 55;
 /// The servo goes to positions.
 const POSITION_MODE: u8 = 0;
+/// What else LeRobot sets: answers at once, softer gains (proportional, derivative, integral) than a new servo's.
+const RETURN_DELAY: (u8, [u8; 1]) = (7, [0]);
+const GAINS: (u8, [u8; 3]) = (21, [16, 32, 0]);
+/// A gripper that holds something pushes for minutes: half of the torque, half of the current (6.5 mA each), a quarter of
+/// the torque once it is overloaded.
+const GRIPPER_TORQUE: (u8, [u8; 2]) = (16, 500_u16.to_le_bytes());
+const GRIPPER_CURRENT: (u8, [u8; 2]) = (28, 250_u16.to_le_bytes());
+const GRIPPER_OVERLOADED: (u8, [u8; 1]) = (36, [25]);
 /// Signs: of a position, and of an offset.
 const POSITION_SIGN: u32 = 15;
 const OFFSET_SIGN: u32 = 11;
@@ -133,6 +141,20 @@ impl Bus {
         for id in self.ids.clone() {
             self.keep(id, LOCK, &[0])?;
             self.keep(id, OPERATING_MODE, &[POSITION_MODE])?;
+        }
+        Ok(())
+    }
+
+    /// Sets the servos up as LeRobot does, `gripper` against burning; [`Self::unlock`] comes first.
+    pub(super) fn configure(&mut self, gripper: Option<u8>) -> Result<()> {
+        for id in self.ids.clone() {
+            self.keep(id, RETURN_DELAY.0, &RETURN_DELAY.1)?;
+            self.keep(id, GAINS.0, &GAINS.1)?;
+        }
+        if let Some(id) = gripper {
+            self.keep(id, GRIPPER_TORQUE.0, &GRIPPER_TORQUE.1)?;
+            self.keep(id, GRIPPER_CURRENT.0, &GRIPPER_CURRENT.1)?;
+            self.keep(id, GRIPPER_OVERLOADED.0, &GRIPPER_OVERLOADED.1)?;
         }
         Ok(())
     }

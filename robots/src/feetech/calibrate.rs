@@ -3,7 +3,8 @@
 //! The torque is off throughout. The person puts every joint in the middle of its motion: [`Calibrator::centre`] gives
 //! each servo the offset that makes this position 2047. Then every joint is moved from stop to stop while
 //! [`Calibrator::watch`] is called again and again, and [`Calibrator::finish`] writes the ranges. A servo says its
-//! position less its offset, so that the file means nothing to servos that do not keep the same offsets.
+//! position less its offset, so that the file means nothing to servos that do not keep the same offsets. The servos' gains
+//! and the gripper's protection are set on the way, as LeRobot sets them.
 
 use super::bus::Bus;
 use super::{Calibration, MotorCalibration, ServoConfig};
@@ -59,6 +60,8 @@ impl Calibrator {
     }
 
     fn with_ids(embodiment: &Embodiment, config: &ServoConfig, ids: Vec<u8>) -> Result<Self> {
+        let gripper = embodiment.gripper.as_ref().map(|gripper| embodiment.joint_index(&gripper.joint));
+        let gripper = gripper.transpose()?.and_then(|place| ids.get(place).copied());
         let motor = |id: &u8| MotorCalibration {
             id: *id,
             drive_mode: 0,
@@ -70,6 +73,7 @@ impl Calibrator {
         let mut bus = Bus::open(&config.port, config.baud, ids)?;
         bus.find(&embodiment.joint_names())?;
         bus.unlock()?;
+        bus.configure(gripper)?;
         let span = |joint: &str| Span { joint: joint.to_owned(), min: 0, at: 0, max: 0 };
         Ok(Self { bus, motors, spans: embodiment.joint_names().into_iter().map(span).collect() })
     }

@@ -148,6 +148,16 @@ impl Calibration {
         Ok(ticks.round() as i32)
     }
 
+    /// From the middle of a joint's range to where LeRobot counts 100, rad; negative when it counts backwards.
+    ///
+    /// # Errors
+    /// The joint has no motor.
+    pub fn half_range(&self, joint: &str) -> Result<f64> {
+        let m = self.motor(joint)?;
+        let half = 0.5 * f64::from(m.range_max - m.range_min) * std::f64::consts::TAU / TURN;
+        Ok(if m.drive_mode == 0 { half } else { -half })
+    }
+
     /// A servo's ticks as a joint position, rad or m: joints from the middle of their range, the gripper from closed to
     /// open over the range of its joint.
     ///

@@ -1,9 +1,10 @@
 //! Torn and mutated messages: never a panic, never more memory than a small multiple of what came.
 
-use super::{answer, ask, hello};
+use super::{answer, ask, hello, world};
 use rand::Rng;
 use vela_embodiment::{
-    ActionChunk, ActionSpace, Embodiment, Frame, InferOptions, Observation, PolicySpec, Result, Stamp, stream,
+    ActionChunk, ActionSpace, Embodiment, Episode, Frame, InferOptions, Observation, PolicySpec, Result,
+    Stamp, stream,
 };
 
 pub(super) fn sample_ask() -> ask::Ask {
@@ -67,13 +68,42 @@ fn try_all(bytes: &[u8]) {
         assert!(hello::encode_hello(&hello).is_ok());
     }
     let _ = hello::decode_welcome(bytes);
+    if let Ok(episode) = world::decode_reset(bytes) {
+        assert!(world::encode_reset(&episode).is_ok());
+    }
+    if let Ok((tick, actions)) = world::decode_step(bytes) {
+        assert!(world::encode_step(tick, &actions).is_ok());
+    }
+    if let Ok(moment) = world::decode_moment(bytes) {
+        assert!(world::encode_moment(&moment).is_ok());
+    }
+    if let Ok((tick, frames)) = world::decode_view(bytes) {
+        assert!(world::encode_view(tick, &frames).is_ok());
+    }
+    if let Ok((tick, targets)) = world::decode_label(bytes) {
+        assert!(world::encode_label(tick, &targets).is_ok());
+    }
 }
 
 #[test]
 fn ten_thousand_torn_messages_never_panic() -> Result<()> {
     let spec = sample_spec()?;
     let robot = hello::Hello { embodiment: spec.embodiment.clone() };
+    let moment = world::Moment {
+        tick: 3,
+        instruction: "go on".into(),
+        joints: vec![0.5, -1.0],
+        applied: vec![0.25, 1.0],
+        success: true,
+        finished: false,
+        seconds: 0.3,
+    };
     let whole = [
+        world::encode_reset(&Episode { task: "pick".into(), seed: 7, randomise: true })?,
+        world::encode_step(3, &[vec![0.5, -1.0], vec![0.25, 1.0]])?,
+        world::encode_moment(&moment)?,
+        world::encode_view(3, &sample_ask().history[0].frames)?,
+        world::encode_label(3, &[0.5, -1.0])?,
         ask::encode(&sample_ask())?,
         answer::encode(&sample_answer())?,
         hello::encode_hello(&robot)?,

@@ -47,6 +47,10 @@ fn the_middle_becomes_2047_and_the_ranges_are_what_a_hand_reached() -> Result<()
     let mut calibrator = Calibrator::open(&robot, &config(&emulator))?;
     emulator.set(|table| {
         assert!(table.registers.iter().all(|servo| (servo[40], servo[55], servo[33]) == (0, 0, 0)));
+        // Gains of every servo; the gripper's torque, current and what is left of it when overloaded.
+        assert!(table.registers.iter().all(|servo| servo[21..24] == [16, 32, 0] && servo[7] == 0));
+        assert_eq!((table.word(5, 16), table.word(5, 28), table.registers[5][36]), (500, 250, 25));
+        assert_eq!((table.word(4, 16), table.word(4, 28)), (0, 0));
     });
     calibrator.centre()?;
     // What LeRobot writes: the position less 2047; 4095 is one more than a servo can keep.
