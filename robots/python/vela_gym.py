@@ -291,7 +291,7 @@ def main() -> None:
     name = args.id.split(":")[-1].split("/")[-1].lower()
     robot = Robot.of(env, name, {"front": tuple(args.size)} if args.size else {})
     print(f"robot file: {robot.write(args.robot)}", flush=True)
-    Served(lambda task: env, robot).serve(args.key, args.connect)
+    Served(lambda task: env, robot, sentence=lambda env, task: task or name).serve(args.key, args.connect)
 
 
 if __name__ == "__main__":
