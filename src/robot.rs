@@ -83,8 +83,7 @@ pub fn run(args: &Args) -> Result<()> {
     let (file, embodiment) = ArmFile::load(path)?;
     let open = || open_session(Side::Robot, args.zenoh.as_deref());
     // Commands of the arm and pictures for it come first here; whoever thinks about them is in another process.
-    let session =
-        if file.control.real_time { priority::urgently(Urgency::Message, open)?? } else { open()? };
+    let session = if file.control.real_time { priority::urgently(Urgency::Message, open)?? } else { open()? };
     let mut arm = file.connect(&session, &embodiment, args.wait_secs)?;
     if args.relax {
         let RealArm::Servos(servos) = &mut arm else { bail!("only servos on USB can be relaxed from here") };

@@ -4,8 +4,8 @@
     python robots/python/examples/so101.py        # then vela record, vela act: see robots/python/README.md
 
 The environment itself is told displacements of the gripper; here its actions are the six joints' targets, as vela's
-SO-101 has them: same names, same zero, same limits. Its physics, its scene and its test of success are untouched; where
-the cube is to go is in no picture, as it comes.
+SO-101 has them: same names, same zero, same limits. Its physics, its scene and its test of success are untouched. Where
+the cube is to go is in none of its pictures, so it is always the same place; where the cube is, the seed decides.
 """
 
 import argparse
@@ -20,7 +20,8 @@ from lerobot_env_so101.scripted import PickPlaceController
 from vela_gym import Joint, Robot, Served
 
 JOINTS = ["shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper"]
-SENTENCE = "put the cube on the target"
+SENTENCE = "pick up the cube and put it down to the left of the arm"
+GOAL = (0.20, 0.08)
 SCALE = 0.025
 
 
@@ -30,7 +31,7 @@ class JointPickPlace(SO101PickPlaceGymEnv):
     def __init__(self, width, height):
         spec = GymRenderingSpec(height=height, width=width, camera_id="front")
         super().__init__(render_spec=spec, random_block_position=True, action_scale=SCALE)
-        # Software drawing is ten times as fast without them.
+        # Drawn in software, pictures are many times as fast without shadows and smooth edges.
         self.model.vis.quality.shadowsize, self.model.vis.quality.offsamples = 0, 0
         self.places = [self.model.actuator(name).id for name in JOINTS]
         self.seats = [self.model.joint(name).qposadr[0] for name in JOINTS]
@@ -39,7 +40,22 @@ class JointPickPlace(SO101PickPlaceGymEnv):
 
     def reset(self, **said):
         self.controller = PickPlaceController(action_scale=SCALE)
-        return super().reset(**said)
+        super().reset(**said)
+        self._goal_pos[:2] = GOAL
+        cube = self.data.jnt("block").qpos
+        if np.hypot(*(cube[:2] - GOAL)) < 0.08:
+            # Too near to have to be carried: to the other side.
+            cube[1] = -cube[1]
+            mujoco.mj_forward(self.model, self.data)
+        return self._compute_observation(), {}
+
+    def render(self):
+        if self._viewer is None:
+            super().render()
+        self._viewer.update_scene(self.data, camera="front")
+        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+            self._viewer.scene.flags[flag] = 0
+        return self._viewer.render()
 
     def apply_action(self, targets):
         self.data.ctrl[self.places] = targets
