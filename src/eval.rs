@@ -1,6 +1,7 @@
 //! `vela eval`: success rates in lockstep, as fast as it goes.
 
 use crate::chooser::{Chosen, choose};
+use crate::outside::{self, Outside};
 use crate::stats::{quantile, wilson95};
 use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -19,7 +20,7 @@ use vela_sim::tasks::{Split, TaskKind};
 pub struct Args {
     #[command(subcommand)]
     other: Option<Other>,
-    /// Which suite.
+    /// Which suite: tabletop, or metaworld (ten tasks, served by robots/python's example).
     #[arg(long, default_value = "tabletop")]
     suite: String,
     /// One task only: reach, push, pick, place or stack.
@@ -43,6 +44,8 @@ pub struct Args {
     /// Carry out this many ticks of each chunk instead of the policy's own number.
     #[arg(long)]
     execute: Option<usize>,
+    #[command(flatten)]
+    outside: Outside,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -70,8 +73,21 @@ pub fn run(args: &Args) -> Result<()> {
         Some(Other::Rtc(args)) => return crate::eval_rtc::run(args),
         None => {}
     }
+    let suite = (args.suite == "metaworld").then_some((outside::KEY, outside::MT10));
+    if let Some(key) = args.outside.env.as_deref().or(suite.map(|(key, _)| key)) {
+        let job = outside::Job {
+            task: args.task.as_deref().or(suite.map(|(_, tasks)| tasks)).unwrap_or_default(),
+            episodes: args.episodes as u64,
+            seed: args.seed,
+            policy: &args.policy,
+            execute: args.execute,
+            randomise: args.randomise,
+            json: args.json,
+        };
+        return outside::eval(&args.outside, key, &job);
+    }
     if args.suite != "tabletop" {
-        bail!("unknown suite '{}'; known: tabletop", args.suite);
+        bail!("unknown suite '{}'; known: tabletop, metaworld (served by robots/python)", args.suite);
     }
     let tasks = match &args.task {
         Some(name) => vec![TaskKind::from_name(name)?],

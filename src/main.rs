@@ -28,6 +28,7 @@ mod leading;
 mod live;
 mod openpi;
 mod operator;
+mod outside;
 mod quantize;
 mod realtime;
 mod record;

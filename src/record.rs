@@ -1,6 +1,7 @@
 //! `vela record`: episodes of the simulated arm, as a LeRobot dataset.
 
 use crate::chooser::{Chosen, choose};
+use crate::outside::{self, Outside};
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
@@ -37,6 +38,8 @@ pub struct Args {
     /// Domain randomisation.
     #[arg(long)]
     randomise: bool,
+    #[command(flatten)]
+    outside: Outside,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -57,6 +60,18 @@ impl Expert<Recorder<Tabletop>> for Behind {
 
 /// Runs the verb.
 pub fn run(args: &Args) -> Result<()> {
+    if let Some(key) = &args.outside.env {
+        let job = outside::Job {
+            task: args.task.as_deref().unwrap_or_default(),
+            episodes: args.episodes,
+            seed: args.seed,
+            policy: &args.policy,
+            execute: None,
+            randomise: args.randomise,
+            json: args.json,
+        };
+        return outside::record(&args.outside, key, &args.out, &job);
+    }
     let embodiment = Embodiment::so101()?;
     let mut chosen = choose(&args.policy, &embodiment)?;
     let writer = DatasetWriter::create(&args.out, &embodiment, embodiment.control_hz.round() as u32)?;
