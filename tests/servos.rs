@@ -110,11 +110,18 @@ fn calibrate(file: &Path, emulator: &Emulator) -> Result<Value, Box<dyn std::err
     vela.says("middle of its motion")?;
     vela.enter()?;
     vela.says("from stop to stop")?;
-    // A hand moves each joint down, up and back, slower than the program looks.
+    // A hand moves each joint down, up and back, and waits until the program has looked at all six.
     for servo in [0, 1, 2, 3, 5] {
         for step in [-500, -500, 1000, 1000, -500, -500] {
-            emulator.set(|table| table.turn(servo, step));
-            std::thread::sleep(Duration::from_millis(150));
+            let asked = emulator.set(|table| {
+                table.turn(servo, step);
+                table.questions
+            });
+            let seen = (0..1000).any(|_| {
+                std::thread::sleep(Duration::from_millis(10));
+                emulator.set(|table| table.questions) > asked + 12
+            });
+            assert!(seen, "it stopped looking");
         }
     }
     vela.enter()?;
