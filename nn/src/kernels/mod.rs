@@ -27,6 +27,7 @@ pub mod pages;
 pub mod peaks;
 pub mod pool;
 pub mod quant;
+mod quant_float;
 mod quant_input;
 pub mod quant_pack;
 pub mod quant_simd;

@@ -5,6 +5,7 @@
 //! each. The loop below is written once over [`Simd`] and compiled for AVX-512 with VNNI, AVX2 and plain arrays.
 
 use super::data::{Shared, written};
+use super::quant_float;
 pub use super::quant_input::Activations;
 use super::quant_input::{Cell, Outlier, Tile};
 use super::quant_pack::Packed;
@@ -21,7 +22,7 @@ pub const BLOCK: usize = 32;
 /// Rows of activations that a full tile holds where there are 32 vector registers; else, and of what is left over, four.
 pub const TILE: usize = 12;
 /// The same where there are 16, for weights in floating point: twelve sums, as many as have a register.
-pub const FLOAT_TILE: usize = 3;
+pub const FLOAT_TILE: usize = 6;
 
 /// The instruction sets of the quantised products.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,12 +174,21 @@ unsafe fn sweep_by_format<S: Simd>(
             match weight.format() {
                 $(Format::$format => {
                     const FORMAT: u32 = Format::$format as u32;
+                    let float = const { is(FORMAT, &FLOAT) };
                     for to in tiles {
                         // SAFETY: the caller's promise.
                         unsafe {
                             match to.count {
-                                TILE => tile::<S, FORMAT, TILE>(weight, group, x, to, out),
-                                FLOAT_TILE => tile::<S, FORMAT, FLOAT_TILE>(weight, group, x, to, out),
+                                12 => tile::<S, FORMAT, 12>(weight, group, x, to, out),
+                                11 if float => tile::<S, FORMAT, 11>(weight, group, x, to, out),
+                                10 if float => tile::<S, FORMAT, 10>(weight, group, x, to, out),
+                                9 if float => tile::<S, FORMAT, 9>(weight, group, x, to, out),
+                                8 if float => tile::<S, FORMAT, 8>(weight, group, x, to, out),
+                                7 if float => tile::<S, FORMAT, 7>(weight, group, x, to, out),
+                                6 if float => tile::<S, FORMAT, 6>(weight, group, x, to, out),
+                                5 if float => tile::<S, FORMAT, 5>(weight, group, x, to, out),
+                                3 if float => tile::<S, FORMAT, 3>(weight, group, x, to, out),
+                                2 if float => tile::<S, FORMAT, 2>(weight, group, x, to, out),
                                 4 => tile::<S, FORMAT, 4>(weight, group, x, to, out),
                                 _ => tile::<S, FORMAT, 1>(weight, group, x, to, out),
                             }
@@ -206,7 +216,10 @@ unsafe fn tile<S: Simd, const FORMAT: u32, const T: usize>(
     // SAFETY: the caller's promise.
     let sums = unsafe {
         if is(FORMAT, &FLOAT) {
-            float_tile::<S, FORMAT, T>(weight, group, x, *start)
+            let (values, _) = weight.group(group);
+            assert!(values.len() == x.columns * weight.layout().quant_bytes);
+            let x = &x.floats[start * x.columns..(start + T) * x.columns];
+            quant_float::tile::<S, FORMAT, T>(values.as_ptr(), x.as_ptr(), x.len() / T)
         } else {
             let mut sums = quantised_tile::<S, FORMAT, T>(weight, group, x, *start);
             add_outliers::<S, FORMAT, T>(weight, group, outliers, &mut sums);
@@ -310,55 +323,6 @@ unsafe fn add_outliers<S: Simd, const FORMAT: u32, const T: usize>(
     }
 }
 
-/// Weights in floating point. Even and odd columns are summed apart, whatever the number of rows: the same bytes for one row
-/// as for many.
-///
-/// # Safety
-/// As [`tile`].
-#[inline(always)]
-unsafe fn float_tile<S: Simd, const FORMAT: u32, const T: usize>(
-    weight: &Packed,
-    group: usize,
-    x: &Activations,
-    start: usize,
-) -> [S::Floats; T] {
-    let columns = x.columns;
-    let (values, _) = weight.group(group);
-    let bytes = weight.layout().quant_bytes;
-    assert!(values.len() == columns * bytes);
-    let from = values.as_ptr();
-    let x = x.floats[start * columns..(start + T) * columns].as_ptr();
-    // SAFETY: `group` holds sixteen values of each column, `x` `T`; the set is the caller's promise.
-    unsafe {
-        let column = |c: usize| {
-            let at = from.add(c * bytes);
-            match FORMAT {
-                f if f == Format::F32 as u32 => S::load(at),
-                f if f == Format::F16 as u32 => S::halves(at),
-                _ => S::brains(at),
-            }
-        };
-        let (mut even, mut odd) = ([S::splat(0.0); T], [S::splat(0.0); T]);
-        for c in (0..columns / 2 * 2).step_by(2) {
-            let w = [column(c), column(c + 1)];
-            for (t, (even, odd)) in even.iter_mut().zip(&mut odd).enumerate() {
-                *even = S::fma(w[0], S::splat(*x.add(c * T + t)), *even);
-                *odd = S::fma(w[1], S::splat(*x.add((c + 1) * T + t)), *odd);
-            }
-        }
-        if columns % 2 == 1 {
-            let w = column(columns - 1);
-            for (t, even) in even.iter_mut().enumerate() {
-                *even = S::fma(w, S::splat(*x.add((columns - 1) * T + t)), *even);
-            }
-        }
-        for (even, odd) in even.iter_mut().zip(odd) {
-            *even = S::add(*even, odd);
-        }
-        even
-    }
-}
-
 const fn is(format: u32, these: &[Format]) -> bool {
     let mut i = 0;
     while i < these.len() {
@@ -405,7 +369,6 @@ unsafe fn numbers<S: Simd, const FORMAT: u32>(from: *const u8, line: usize) -> [
 const fn full<S: Simd, const FORMAT: u32>() -> usize {
     match () {
         () if !S::NARROW => 4,
-        () if is(FORMAT, &EIGHT) => 1,
         () if is(FORMAT, &SIX) || is(FORMAT, &FIVE) => 2,
         () => 4,
     }
@@ -420,10 +383,22 @@ unsafe fn dots<S: Simd, const FORMAT: u32, const T: usize>(
     from: *const u8,
     cells: *const Cell,
 ) -> [[S::Ints; 2]; T] {
-    let second = usize::from(is(FORMAT, &SIX) || (S::NARROW && is(FORMAT, &EIGHT)));
+    let second = usize::from(is(FORMAT, &SIX));
     // SAFETY: the caller's promise: block and cells are there.
     unsafe {
         let mut sums = [[S::zero(); 2]; T];
+        if S::NARROW && is(FORMAT, &EIGHT) {
+            // One half of a line after the other: the sums of both would not fit into the registers.
+            for line in 0..4 {
+                for (half, w) in numbers::<S, FORMAT>(from, line).into_iter().enumerate() {
+                    for (t, sums) in sums.iter_mut().enumerate() {
+                        let x = (&raw const (*cells.add(t)).q).cast::<i8>().add(4 * line + 16 * half);
+                        sums[0] = S::widen(sums[0], S::dot::<true>(S::no_pairs(), w, x));
+                    }
+                }
+            }
+            return sums;
+        }
         let full = const { full::<S, FORMAT>() };
         for part in (0..4).step_by(full) {
             let mut pairs = [[S::no_pairs(); 2]; T];
@@ -443,8 +418,7 @@ unsafe fn dots<S: Simd, const FORMAT: u32, const T: usize>(
             for (sums, pairs) in sums.iter_mut().zip(pairs) {
                 sums[0] = S::widen(sums[0], pairs[0]);
                 if second == 1 {
-                    let to = usize::from(is(FORMAT, &SIX));
-                    sums[to] = S::widen(sums[to], pairs[1]);
+                    sums[1] = S::widen(sums[1], pairs[1]);
                 }
             }
         }
@@ -512,7 +486,9 @@ unsafe fn add<S: Simd, const FORMAT: u32>(
             f if f == Format::Q5_0 as u32 => 16.0,
             _ => S::EIGHT_BIT_ZERO,
         };
-        dot = S::fma(S::splat(-zero), fact(2), dot);
+        if zero != 0.0 {
+            dot = S::fma(S::splat(-zero), fact(2), dot);
+        }
         S::fma(S::mul(dot, fact(0)), factors[0], sum)
     }
 }

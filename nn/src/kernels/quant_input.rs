@@ -105,19 +105,22 @@ impl Activations {
     }
 }
 
-/// Splits rows into tiles.
+/// Splits rows into tiles: for weights in floating point into as few as can be, of equal size but for one row.
 fn tiles(rows: usize, level: Level, float: bool) -> Vec<Tile> {
-    let sizes: &[usize] = match level {
+    let most = match level {
         #[cfg(target_arch = "x86_64")]
-        Level::Vnni => &[TILE, 4, 1],
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx2 if float => &[FLOAT_TILE, 1],
-        _ => &[4, 1],
+        Level::Vnni => TILE,
+        _ if float => FLOAT_TILE,
+        _ => 4,
     };
     let mut tiles = Vec::with_capacity(rows / 4 + 4);
     let mut start = 0;
     while start < rows {
-        let count = sizes.iter().copied().find(|size| start + size <= rows).unwrap_or(1);
+        let left = rows - start;
+        let count = match [most, 4].into_iter().find(|count| *count <= left) {
+            _ if float => left.div_ceil(left.div_ceil(most)),
+            found => found.unwrap_or(1),
+        };
         tiles.push(Tile { start, count, outliers: Vec::new() });
         start += count;
     }
