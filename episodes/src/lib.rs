@@ -24,6 +24,7 @@ mod store;
 mod table;
 mod video;
 mod writer;
+mod writing;
 
 pub use compare::ActionError;
 pub use dataset::{Column, Dataset, EpisodeEntry};
@@ -34,3 +35,4 @@ pub use rows::{EncodedEpisode, Recorded, Recording};
 pub use stats::FeatureStats;
 pub use vela_embodiment::{Error, Result};
 pub use writer::DatasetWriter;
+pub use writing::{Step, Writing};

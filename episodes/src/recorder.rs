@@ -1,20 +1,13 @@
 //! A robot or environment that records what passes through it. Encoding and writing happen on a thread of their
 //! own: the control loop never waits for a disk.
 
-use crate::DatasetWriter;
+use crate::{DatasetWriter, Step, Writing};
 use std::cell::Cell;
-use std::sync::{Arc, mpsc};
-use std::thread::JoinHandle;
+use std::sync::Arc;
 use vela_embodiment::{
     Action, Applied, Checked, Clock, Embodiment, Environment, Episode, Error, Observation, Outcome, Result,
     Robot,
 };
-
-enum Event {
-    Frame { observation: Observation, action: Action, intervention: bool },
-    End(String, serde_json::Value),
-    Discard,
-}
 
 /// Wraps a robot (or environment) and records, for every action, the observation before it and the targets that
 /// were really sent. Episodes are committed by [`Recorder::end_episode`]; one that is not is forgotten at the next
@@ -27,8 +20,7 @@ pub struct Recorder<R> {
     label: Option<Action>,
     intervention: Cell<bool>,
     instruction: Option<String>,
-    events: Option<mpsc::SyncSender<Event>>,
-    thread: Option<JoinHandle<Result<DatasetWriter>>>,
+    writing: Writing,
 }
 
 impl<R: Robot> Recorder<R> {
@@ -37,20 +29,13 @@ impl<R: Robot> Recorder<R> {
     /// # Errors
     /// The writing thread cannot be started.
     pub fn new(inner: R, writer: DatasetWriter) -> Result<Self> {
-        // With the frame that is being written, a second of frames.
-        let (events, inbox) = mpsc::sync_channel(writer.fps().saturating_sub(1) as usize);
-        let thread = std::thread::Builder::new()
-            .name("recorder".into())
-            .spawn(move || write(writer, &inbox))
-            .map_err(|e| Error::Robot(format!("recorder thread: {e}")))?;
         Ok(Self {
             inner,
             seen: None,
             label: None,
             intervention: Cell::new(false),
             instruction: None,
-            events: Some(events),
-            thread: Some(thread),
+            writing: Writing::start(writer)?,
         })
     }
 
@@ -87,61 +72,24 @@ impl<R: Robot> Recorder<R> {
             got: "none".into(),
         })?;
         self.seen = None;
-        self.send(Event::End(task, extra))
+        self.writing.end_episode(task, extra)
     }
 
     /// Forgets the episode that is being recorded.
     pub fn discard_episode(&mut self) {
         (self.seen, self.label, self.instruction) = (None, None, None);
         self.intervention.set(false);
-        // A failed writer is reported by `end_episode` and `finish`.
-        let _ = self.events.as_ref().map(|events| events.send(Event::Discard));
+        self.writing.discard_episode();
     }
 
     /// Waits until everything is on disk, and gives both parts back.
     ///
     /// # Errors
     /// A write failed.
-    pub fn finish(mut self) -> Result<(R, DatasetWriter)> {
-        let writer = self.join()?;
+    pub fn finish(self) -> Result<(R, DatasetWriter)> {
+        let writer = self.writing.finish()?;
         Ok((self.inner, writer))
     }
-
-    fn send(&mut self, event: Event) -> Result<()> {
-        let sent = self.events.as_ref().is_some_and(|events| events.send(event).is_ok());
-        if sent {
-            return Ok(());
-        }
-        // The thread only ends early with an error: it is the reason.
-        self.join().and(Err(Error::Robot("the recorder has ended".into())))
-    }
-
-    fn join(&mut self) -> Result<DatasetWriter> {
-        self.events = None;
-        match self.thread.take().map(JoinHandle::join) {
-            Some(Ok(result)) => result,
-            Some(Err(_)) => Err(Error::Robot("the recorder's thread died".into())),
-            None => Err(Error::Robot("the recorder has ended".into())),
-        }
-    }
-}
-
-fn write(mut writer: DatasetWriter, inbox: &mpsc::Receiver<Event>) -> Result<DatasetWriter> {
-    for event in inbox {
-        match event {
-            Event::Frame { observation, action, intervention: false } => {
-                writer.add_frame(&observation, &action)?;
-            }
-            Event::Frame { observation, action, intervention: true } => {
-                writer.add_intervention(&observation, &action)?;
-            }
-            Event::End(task, extra) => {
-                writer.end_episode(&task, extra)?;
-            }
-            Event::Discard => writer.discard_episode()?,
-        }
-    }
-    Ok(writer)
 }
 
 impl<R: Robot> Robot for Recorder<R> {
@@ -162,8 +110,7 @@ impl<R: Robot> Robot for Recorder<R> {
             self.instruction.get_or_insert_with(|| observation.instruction.clone());
             let action = label.unwrap_or_else(|| Action { joint_targets: applied.joint_targets.clone() });
             // The arm is not stopped for a full disk; `end_episode` and `finish` report it.
-            let frame = Event::Frame { observation, action, intervention };
-            let _ = self.events.as_ref().map(|events| events.send(frame));
+            let _ = self.writing.add(Step { observation, action, intervention });
         }
         Ok(applied)
     }
