@@ -16,6 +16,8 @@ pub struct Args {
     /// The policy: builtin, or a policy folder.
     #[arg(long, default_value = "builtin")]
     policy: String,
+    #[command(flatten)]
+    following: chooser::Following,
     /// A zenoh config file (JSON5) instead of the built-in one, which connects to loopback.
     #[arg(long)]
     zenoh: Option<PathBuf>,
@@ -39,7 +41,7 @@ pub fn run(args: &Args) -> Result<()> {
         Some(file) => Embodiment::load(file)?,
         None => Embodiment::so101()?,
     };
-    let mut policy = chooser::policy(&args.policy, &robot)?;
+    let mut policy = chooser::following_policy(&args.policy, &robot, args.following)?;
     let session = open_session(Side::Policy, args.zenoh.as_deref())?;
     let shutdown = Arc::new(AtomicBool::new(false));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;

@@ -1,11 +1,11 @@
 //! `vela demo`: a simulated arm does what sentences ask, in real time, over zenoh, through the safety gate.
 
-use crate::chooser;
+use crate::chooser::{self, Following, Switch};
 use crate::live::Live;
 use crate::realtime::{self, Moment, Stage};
 use crate::showing;
 use crate::stats::quantile;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde_json::json;
 use std::io::{IsTerminal, Write};
 use std::net::IpAddr;
@@ -46,6 +46,8 @@ pub struct Args {
     /// Another head on the trunk of the builtin policy: tokens-chunk, flow-step and so on, from models/heads, or a path.
     #[arg(long, conflicts_with = "policy")]
     head: Option<String>,
+    #[command(flatten)]
+    following: Following,
     /// Write a rerun recording.
     #[arg(long)]
     rrd: Option<PathBuf>,
@@ -97,8 +99,11 @@ pub fn run(args: &Args) -> Result<()> {
         None => TaskKind::ALL.iter().map(|kind| kind.name().to_owned()).collect(),
     };
     let mut policy: Box<dyn Policy> = match &args.head {
+        Some(_) if args.following.rtc == Some(Switch::On) => {
+            bail!("real-time chunking: the heads of the comparison do not have it")
+        }
         Some(name) => Box::new(chooser::head(name)?),
-        None => chooser::policy(&args.policy, &embodiment)?,
+        None => chooser::following_policy(&args.policy, &embodiment, args.following)?,
     };
     let show = showing::open(args.rrd.as_deref(), args.view, &embodiment)?;
     let live = if args.serve { Some(Live::start(args.host, args.port)?) } else { None };

@@ -1,13 +1,13 @@
 //! `vela eval`: success rates in lockstep, as fast as it goes.
 
-use crate::chooser::{Chosen, choose};
+use crate::chooser::{Chosen, Following, choose};
 use crate::outside::{self, Outside};
 use crate::stats::{quantile, wilson95};
 use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;
 use serde_json::json;
-use vela_embodiment::{Embodiment, Episode};
+use vela_embodiment::{Embodiment, Episode, Robot};
 use vela_robots::{Rollout, RolloutOptions, rollout, rollout_expert};
 use vela_sim::expert::ScriptedExpert;
 use vela_sim::tabletop::Tabletop;
@@ -45,6 +45,11 @@ pub struct Args {
     #[arg(long)]
     execute: Option<usize>,
     #[command(flatten)]
+    following: Following,
+    /// Milliseconds from an observation to its chunk, in the simulator's time.
+    #[arg(long, default_value_t = 0)]
+    delay_ms: u64,
+    #[command(flatten)]
     outside: Outside,
     /// Print JSON.
     #[arg(long)]
@@ -80,6 +85,7 @@ pub fn run(args: &Args) -> Result<()> {
             episodes: args.episodes as u64,
             seed: args.seed,
             policy: &args.policy,
+            following: args.following,
             execute: args.execute,
             randomise: args.randomise,
             json: args.json,
@@ -94,7 +100,7 @@ pub fn run(args: &Args) -> Result<()> {
         None => TaskKind::ALL.to_vec(),
     };
     let split = Split::from_name(&args.split)?;
-    choose(&args.policy, &Embodiment::so101()?)?;
+    choose(&args.policy, &Embodiment::so101()?, args.following)?;
     let bar = ProgressBar::new((tasks.len() * args.episodes) as u64)
         .with_style(ProgressStyle::with_template("{wide_bar} {pos}/{len} episodes, {eta} left")?);
     let mut rows = Vec::new();
@@ -133,7 +139,7 @@ pub fn run(args: &Args) -> Result<()> {
             })
             .collect();
         let report = json!({"suite": args.suite, "split": args.split, "policy": args.policy,
-            "randomise": args.randomise, "tasks": tasks, "rate": rate(successes, episodes),
+            "randomise": args.randomise, "delay_ms": args.delay_ms, "tasks": tasks, "rate": rate(successes, episodes),
             "policy_ms": {"p50": ms(0.5), "p99": ms(0.99)}});
         println!("{report}");
         return Ok(());
@@ -155,6 +161,11 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
+/// A time in control ticks, to the nearest.
+pub fn ticks_of(ms: u64, embodiment: &Embodiment) -> usize {
+    (ms as f64 / 1e3 * embodiment.control_hz).round() as usize
+}
+
 /// A table and someone who plays at it.
 struct Player {
     table: Tabletop,
@@ -165,7 +176,7 @@ struct Player {
 impl Player {
     fn new(args: &Args, split: Split) -> Result<Self> {
         let embodiment = Embodiment::so101()?;
-        let chosen = choose(&args.policy, &embodiment)?;
+        let chosen = choose(&args.policy, &embodiment, args.following)?;
         let table = match chosen {
             Chosen::Expert => Tabletop::blind(&embodiment, split)?,
             Chosen::Policy(_) => Tabletop::lockstep(&embodiment, split)?,
@@ -175,7 +186,9 @@ impl Player {
 
     fn play(&mut self, args: &Args, task: TaskKind, seed: u64) -> Result<Rollout> {
         let episode = Episode { task: task.name().into(), seed, randomise: args.randomise };
-        let options = RolloutOptions { seed, execute: args.execute, ..RolloutOptions::default() };
+        let delay_ticks = ticks_of(args.delay_ms, self.table.embodiment());
+        let options =
+            RolloutOptions { seed, execute: args.execute, delay_ticks, ..RolloutOptions::default() };
         let watch = &mut |_: &Tabletop, _: vela_robots::RolloutEvent<'_>| {};
         Ok(match &mut self.chosen {
             Chosen::Expert => rollout_expert(&mut self.table, &mut self.expert, &episode, &options, watch)?,

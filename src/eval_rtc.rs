@@ -3,14 +3,16 @@
 mod splices;
 
 use crate::builtin;
+use crate::eval::ticks_of;
 use crate::eval_heads::TASKS;
 use crate::stats::{quantile, wilson95};
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use splices::{Sizes, Splices};
-use vela_embodiment::{Embodiment, Episode};
-use vela_policy::rtc::{Pull, Schedule};
+use std::path::PathBuf;
+use vela_embodiment::{Embodiment, Episode, Policy};
+use vela_policy::rtc::{Pull, Schedule, Until};
 use vela_policy::{Guide, VlaPolicy};
 use vela_robots::{Resolver, RolloutEvent, RolloutOptions, rollout};
 use vela_sim::tabletop::Tabletop;
@@ -38,13 +40,22 @@ pub struct Args {
     /// Upper bound of the pull.
     #[arg(long, default_value_t = 5.0)]
     max_weight: f64,
+    /// Ticks after the delay on which the old chunk still acts.
+    #[arg(long, default_value_t = 4)]
+    overlap: usize,
+    /// Actions per chunk; without it, the policy's own, or two delays and two ticks where that is more.
+    #[arg(long)]
+    horizon: Option<usize>,
+    /// The policy: builtin, or a policy folder.
+    #[arg(long, default_value = "builtin")]
+    policy: PathBuf,
+    /// Play one of the two ways to switch only: plain or rtc.
+    #[arg(long, value_enum)]
+    only: Option<Switch>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
 }
-
-/// Actions per chunk, as the policy was trained; a long delay needs more.
-const HORIZON: usize = 16;
 
 /// A form of real-time chunking.
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -53,6 +64,15 @@ enum Form {
     Straight,
     /// Back through the network.
     Through,
+}
+
+/// What happens when a newer chunk arrives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Switch {
+    /// It is carried out from the action whose time has come.
+    Plain,
+    /// The same, and it was made to go on where the old one is.
+    Rtc,
 }
 
 /// A schedule.
@@ -80,8 +100,8 @@ struct Row {
 
 /// Runs the verb.
 pub fn run(args: &Args) -> Result<()> {
-    if args.episodes == 0 || !args.max_weight.is_finite() || args.max_weight < 0.0 {
-        bail!("expected at least one episode and a pull of at least 0");
+    if args.episodes == 0 {
+        bail!("expected at least one episode");
     }
     let guide = Guide {
         schedule: match args.schedule {
@@ -94,17 +114,28 @@ pub fn run(args: &Args) -> Result<()> {
             Form::Straight => Pull::Straight,
             Form::Through => Pull::Through,
         },
+        until: Until::AfterDelay(args.overlap),
+    };
+    guide.check()?;
+    let switches = match args.only {
+        Some(one) => vec![one],
+        None => vec![Switch::Plain, Switch::Rtc],
     };
     let delays: Vec<u64> =
         std::iter::once(0).chain(args.delay_ms.iter().copied().filter(|ms| *ms > 0)).collect();
-    let bar = ProgressBar::new((2 * delays.len() * args.episodes) as u64)
+    let bar = ProgressBar::new((switches.len() * delays.len() * args.episodes) as u64)
         .with_style(ProgressStyle::with_template("{bar:30} {pos}/{len} episodes, {eta} left")?);
-    let mut policy = builtin::policy()?;
+    let mut policy = match args.policy.to_str() {
+        Some("builtin") => builtin::policy()?,
+        _ => VlaPolicy::load(&args.policy).with_context(|| format!("loading {}", args.policy.display()))?,
+    };
+    let own = policy.spec().horizon;
     let mut rows = Vec::new();
     for delay_ms in delays {
-        for rtc in [false, true] {
+        for switch in &switches {
+            let rtc = *switch == Switch::Rtc;
             policy.set_guide(rtc.then_some(guide));
-            let row = || play(args, &mut policy, delay_ms, rtc, &bar);
+            let row = || play(args, own, &mut policy, delay_ms, rtc, &bar);
             rows.push(vela_nn::threads::with_threads(1, row)?);
         }
     }
@@ -119,12 +150,19 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn play(args: &Args, policy: &mut VlaPolicy, delay_ms: u64, rtc: bool, bar: &ProgressBar) -> Result<Row> {
+fn play(
+    args: &Args,
+    own: usize,
+    policy: &mut VlaPolicy,
+    delay_ms: u64,
+    rtc: bool,
+    bar: &ProgressBar,
+) -> Result<Row> {
     let embodiment = Embodiment::so101()?;
     let mut table = Tabletop::lockstep(&embodiment, Split::Test)?;
-    let delay_ticks = (delay_ms as f64 / 1e3 * embodiment.control_hz).round() as usize;
+    let delay_ticks = ticks_of(delay_ms, &embodiment);
     // One question at a time: a chunk lasts from its arrival until the next one arrives, two delays after its observation.
-    let horizon = HORIZON.max(2 * delay_ticks + 2);
+    let horizon = args.horizon.unwrap_or(own.max(2 * delay_ticks + 2));
     policy.set_horizon(horizon)?;
     let splices = Splices::new(Resolver::new(&embodiment)?, delay_ticks);
     let mut row = Row { delay_ms, horizon, rtc, successes: 0, held: [0, 0], splices };

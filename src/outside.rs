@@ -1,7 +1,7 @@
 //! `vela record --env` and `vela eval --env`: an environment in another process, such as a Gymnasium one served by
 //! `robots/python`, driven in lockstep through the gate.
 
-use crate::chooser::{Chosen, choose};
+use crate::chooser::{Chosen, Following, choose};
 use crate::demo::LINK_TIMEOUT_SECS;
 use crate::stats::{quantile, wilson95};
 use anyhow::{Context, Result, bail};
@@ -48,6 +48,8 @@ pub struct Job<'a> {
     pub seed: u64,
     /// Who drives.
     pub policy: &'a str,
+    /// How its chunks follow each other.
+    pub following: Following,
     /// Ticks of a chunk to carry out instead of the policy's own number.
     pub execute: Option<usize>,
     /// Asks the environment to vary what it can.
@@ -85,7 +87,7 @@ fn meet(outside: &Outside, key: &str, job: &Job) -> Result<(External, Embodiment
         remote.wait_ready(outside.wait_secs)?;
         Driver::Policy(Box::new(remote))
     } else {
-        match choose(job.policy, &robot)? {
+        match choose(job.policy, &robot, job.following)? {
             Chosen::Expert => Driver::Expert,
             Chosen::Policy(policy) => Driver::Policy(policy),
         }

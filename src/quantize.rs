@@ -1,26 +1,29 @@
-//! `vela quantize`: a text model's weights in few bits, and what that costs.
+//! `vela quantize`: a text model's or a policy's weights in few bits, and what that costs.
 
-use anyhow::{Context, Result};
+mod policy;
+
+use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::PathBuf;
 use vela_llm::Tokenizer;
 use vela_llm::quantise::{Bits, Sample, Settings, quantise};
 use vela_nn::threads;
+use vela_policy::describe::is_policy;
 
 /// What calibration reads unless it is told otherwise.
 const TEXT: &str = include_str!("calibration.txt");
 
-/// Write a text model with its weights in 8 or 4 bits, into a folder that loads wherever the model does.
+/// Write a text model or a policy with its weights in few bits, into a folder that loads wherever the model does.
 #[derive(clap::Args)]
 pub struct Args {
-    /// A Hugging Face folder with safetensors.
+    /// A Hugging Face folder of a text model, or a policy folder, with safetensors.
     #[arg(long)]
     model: PathBuf,
     /// The folder to write; it must not exist yet.
     #[arg(long)]
     out: PathBuf,
-    /// Bits of a weight.
-    #[arg(long, value_parser = ["4", "8"])]
+    /// Bits of a weight: 4 or 8 of a text model, 8 or 16 (bf16) of a policy.
+    #[arg(long, value_parser = ["4", "8", "16"])]
     bits: String,
     /// Weights of a row that share their levels: a multiple of 32.
     #[arg(long, default_value_t = 32)]
@@ -28,6 +31,16 @@ pub struct Args {
     /// A text of the kind that the model will read. Its last quarter measures the loss; the rest calibrates.
     #[arg(long)]
     calibrate: Option<PathBuf>,
+    /// Of a policy: what its actions are measured on, a reference run as `vela verify` takes it or a LeRobot dataset
+    /// of its robot. Without it, noise, which is harder than pictures.
+    #[arg(long)]
+    on: Option<PathBuf>,
+    /// Of a policy: refuse to write if its actions move by more of their spread (root mean square).
+    #[arg(long, default_value_t = 0.01)]
+    max_error: f64,
+    /// Of a policy: the share of its numbers that may stay as they are, where they move the actions most.
+    #[arg(long, default_value_t = 0.25)]
+    most_kept: f64,
     /// Refuse to write if the loss grows by more, in nats per token.
     #[arg(long, default_value_t = 0.2, allow_negative_numbers = true)]
     max_loss_increase: f64,
@@ -42,11 +55,18 @@ pub struct Args {
 /// Runs the verb.
 pub fn run(args: &Args) -> Result<()> {
     let count = if args.threads == 0 { threads::current() } else { args.threads };
-    threads::with_threads(count, || make(args))
+    threads::with_threads(count, || match is_policy(&args.model) {
+        true => policy::make(args),
+        false => make(args),
+    })
 }
 
 fn make(args: &Args) -> Result<()> {
-    let bits = if args.bits == "4" { Bits::Four } else { Bits::Eight };
+    let bits = match args.bits.as_str() {
+        "4" => Bits::Four,
+        "8" => Bits::Eight,
+        _ => bail!("--bits: expected 4 or 8 of a text model, got {}", args.bits),
+    };
     let settings = Settings { bits, group: args.group, max_loss_increase: args.max_loss_increase };
     let text = match &args.calibrate {
         Some(path) => std::fs::read_to_string(path).with_context(|| path.display().to_string())?,

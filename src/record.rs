@@ -1,6 +1,6 @@
 //! `vela record`: episodes of the simulated arm, as a LeRobot dataset.
 
-use crate::chooser::{Chosen, choose};
+use crate::chooser::{Chosen, Following, choose};
 use crate::outside::{self, Outside};
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -66,6 +66,7 @@ pub fn run(args: &Args) -> Result<()> {
             episodes: args.episodes,
             seed: args.seed,
             policy: &args.policy,
+            following: Following::default(),
             execute: None,
             randomise: args.randomise,
             json: args.json,
@@ -73,7 +74,7 @@ pub fn run(args: &Args) -> Result<()> {
         return outside::record(&args.outside, key, &args.out, &job);
     }
     let embodiment = Embodiment::so101()?;
-    let mut chosen = choose(&args.policy, &embodiment)?;
+    let mut chosen = choose(&args.policy, &embodiment, Following::default())?;
     let writer = DatasetWriter::create(&args.out, &embodiment, embodiment.control_hz.round() as u32)?;
     if args.rescue_secs.is_some() && matches!(chosen, Chosen::Expert) {
         bail!("--rescue-secs needs a --policy to take over from");

@@ -1,7 +1,7 @@
 //! `vela train`: the tabletop policy from nothing: expert episodes, steps, DAgger rounds.
 
 use crate::teacher::TabletopTeacher;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;
 use std::io::Write;
@@ -55,9 +55,6 @@ enum Other {
 
 /// Seeds of the glances: far from those of the episodes.
 const GLANCES_FROM: u64 = 100_000;
-/// Ticks per chunk and ticks carried out of it.
-const HORIZON: usize = 16;
-const EXECUTE: usize = 8;
 
 /// Runs the verb.
 pub fn run(args: &Args) -> Result<()> {
@@ -71,17 +68,18 @@ pub fn run(args: &Args) -> Result<()> {
     let embodiment = Embodiment::so101()?;
     let teacher = TabletopTeacher {
         embodiment: embodiment.clone(),
-        horizon: HORIZON,
-        execute: EXECUTE,
+        horizon: config.horizon,
+        execute: config.execute,
         randomised: config.randomised,
         tasks: TaskKind::ALL.to_vec(),
     };
     let lessons = args.out.join("lessons");
     std::fs::create_dir_all(&lessons).with_context(|| format!("creating {}", lessons.display()))?;
     let mut library = Library::default();
-    let experts = 0..config.expert_lessons as u64;
+    let from = config.first_lesson;
+    let experts = from..from + config.expert_lessons as u64;
     teach(&teacher, &lessons, "expert", experts, Who::Expert, &mut library)?;
-    let glances = GLANCES_FROM..GLANCES_FROM + config.glances as u64;
+    let glances = from + GLANCES_FROM..from + GLANCES_FROM + config.glances as u64;
     teach(&teacher, &lessons, "glance", glances, Who::Nobody, &mut library)?;
     if let Some(dir) = &args.earlier {
         let count = earlier(dir, &mut library)?;
@@ -94,7 +92,12 @@ pub fn run(args: &Args) -> Result<()> {
     let words = vocabulary()?;
     let tokenizer = Tokenizer::word_level(&words.iter().map(String::as_str).collect::<Vec<_>>())?;
     let vla = match &args.init {
-        Some(dir) => VlaPolicy::load(dir)?.config().clone(),
+        Some(dir) => VlaConfig {
+            horizon: config.horizon,
+            execute: config.execute,
+            ..VlaPolicy::load(dir)?.config().clone()
+        },
+        None if config.expert_only => bail!("expert_only: expected --init, a policy to begin with"),
         None => tabletop_vla(&config, &library, &tokenizer)?,
     };
     let mut trainer = Trainer::new(&config, &vla, &tokenizer, &embodiment)?;
@@ -112,7 +115,8 @@ pub fn run(args: &Args) -> Result<()> {
         .with_style(ProgressStyle::with_template("{bar:30} {pos}/{len} steps, {eta} left  {msg}")?);
     for round in 0..=config.dagger_rounds {
         if round > 0 {
-            let first = config.expert_lessons as u64 + (round as u64 - 1) * config.dagger_lessons as u64;
+            let first =
+                from + config.expert_lessons as u64 + (round as u64 - 1) * config.dagger_lessons as u64;
             let seeds = first..first + config.dagger_lessons as u64;
             let student = trainer.student()?;
             let made = move || -> Box<dyn Policy> { Box::new(student.clone()) };
@@ -321,9 +325,10 @@ fn tabletop_vla(config: &TrainConfig, library: &Library, tokenizer: &Tokenizer) 
         word_scale: (m.width as f32).sqrt(),
         prompt_suffix: String::new(),
         space: ActionSpace::JointDeltas,
-        horizon: HORIZON,
-        execute: EXECUTE,
+        horizon: config.horizon,
+        execute: config.execute,
         state: Normaliser::mean_std(&states, 1e-2)?,
         action: Normaliser::mean_std(&actions, 1e-2)?,
+        rtc: None,
     })
 }

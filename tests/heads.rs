@@ -60,3 +60,27 @@ fn delayed_chunks_are_played_with_and_without_real_time_chunking() -> Outcome {
     assert!(jump(3) < jump(2), "with {} and without {}", jump(3), jump(2));
     Ok(())
 }
+
+#[test]
+fn real_time_chunking_is_switched_where_policies_play() -> Outcome {
+    let eval = ["eval", "--task", "reach", "--episodes", "2", "--json", "--delay-ms", "200"];
+    let plain = vela(&eval)?;
+    let off = vela(&[&eval[..], &["--rtc", "off"]].concat())?;
+    assert_eq!((&plain["delay_ms"], &plain["tasks"]), (&200.into(), &off["tasks"]));
+    let report = vela(&[&eval[..], &["--rtc"]].concat())?;
+    assert_eq!(report["tasks"][0]["episodes"], 2);
+    for words in [
+        ["eval", "--policy", "tests/golden/act", "--rtc"],
+        ["demo", "--head", "flow-chunk", "--rtc"],
+        ["act", "--policy", "tests/golden/act", "--rtc"],
+        ["eval", "--policy", "expert", "--rtc"],
+    ] {
+        let out = Command::new(env!("CARGO_BIN_EXE_vela"))
+            .args(words)
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .output()?;
+        let why = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(out.status.code() == Some(1) && why.contains("real-time chunking"), "{words:?}: {why}");
+    }
+    Ok(())
+}

@@ -55,6 +55,32 @@ fn babble(model: &Path, more: &[&str]) -> Result<String, Box<dyn std::error::Err
 }
 
 #[test]
+fn a_policy_in_fewer_bits_is_inspected_benched_and_verified_like_any_other() -> Outcome {
+    let out = tempfile::tempdir()?;
+    let (small, golden) = (out.path().join("small"), "tests/golden/pi0");
+    let small = small.display().to_string();
+    let write = ["quantize", "--model", golden, "--out", &small, "--json", "--on", golden, "--bits"];
+    let refused = vela(&[&write[..], &["8", "--max-error", "1e-7"]].concat())?;
+    let why = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && why.contains("nothing was written"), "{why}");
+    assert!(!vela(&[&write[..], &["4"]].concat())?.status.success());
+    let report = said(&[&write[..], &["16"]].concat())?;
+    assert!(report["error"]["rms"].as_f64().is_some_and(|rms| rms > 0.0 && rms < 0.01), "{report}");
+    let inspected = said(&["inspect", &small, "--json"])?;
+    assert!(inspected.to_string().contains("fewer bits (bf16)"), "{inspected}");
+    let benched = said(&["bench", "vla", "--model", &small, "--chunks", "1", "--json"])?;
+    assert_eq!(benched["dtype"], json!("bf16"));
+    // Every stage is there; they are near, and not as near as float32 has to be.
+    let verified = vela(&["verify", &small, golden, "--json"])?;
+    let verdict: Value = serde_json::from_slice(&verified.stdout)?;
+    assert!(
+        !verified.status.success() && verdict["left_out"].as_array().is_some_and(Vec::is_empty),
+        "{verdict}"
+    );
+    Ok(())
+}
+
+#[test]
 fn a_quantised_folder_is_written_measured_and_talked_with() -> Outcome {
     let dir = model()?;
     let out = tempfile::tempdir()?;

@@ -74,6 +74,7 @@ fn config() -> VlaConfig {
         execute: 8,
         state: as_is.clone(),
         action: as_is,
+        rtc: None,
     }
 }
 

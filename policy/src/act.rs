@@ -212,7 +212,7 @@ impl Act {
     /// A folder from disk.
     pub fn open(dir: &Path, storage: Storage) -> Result<(Folder, Weights, Self)> {
         let folder = Folder::read(dir, &[])?;
-        let weights = storage.of(Weights::load_dir(dir)?)?;
+        let weights = storage.load(dir)?;
         let network = Self::load(&folder, &weights)?;
         Ok((folder, weights, network))
     }

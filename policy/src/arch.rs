@@ -134,6 +134,7 @@ fn vla(views: usize, vision: VisionConfig, decoder: DecoderConfig, expert: Decod
         execute: 50,
         state: as_is.clone(),
         action: as_is,
+        rtc: None,
     }
 }
 

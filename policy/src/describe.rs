@@ -4,12 +4,13 @@ use crate::lerobot::Folder;
 use crate::moment::{joint_names, statistics};
 use crate::normalise::Normaliser;
 use crate::openvla_oft;
+use crate::storage::{FILE, Storage, form_of};
 use serde::Serialize;
 use serde_json::Value;
 use std::path::Path;
 use vela_embodiment::ActionSpace;
 use vela_llm::trace::config_json;
-use vela_nn::{Error, Result, Weights};
+use vela_nn::{Error, Result};
 
 /// A policy, described.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -118,22 +119,29 @@ fn kind_of(config: &Value) -> &str {
 /// Not a policy folder that we know; files that are missing or not understood.
 pub fn describe(dir: &Path) -> Result<Summary> {
     let config = config_json(dir)?;
-    match kind_of(&config) {
-        "vela_vla" => ours(dir),
-        "openvla" => openvla(dir, &config),
-        kind @ ("act" | "diffusion" | "smolvla" | "pi0" | "pi05" | "pi0_fast") => lerobot(dir, kind),
-        other => Err(Error::invalid(format!(
-            "{}: '{other}' is no policy that is known; known: act, diffusion, openvla, pi0, pi05, pi0_fast, smolvla, vela_vla",
-            dir.display()
-        ))),
+    let mut made = match kind_of(&config) {
+        "vela_vla" => ours(dir)?,
+        "openvla" => openvla(dir, &config)?,
+        kind @ ("act" | "diffusion" | "smolvla" | "pi0" | "pi05" | "pi0_fast") => lerobot(dir, kind)?,
+        other => {
+            return Err(Error::invalid(format!(
+                "{}: '{other}' is no policy that is known; known: act, diffusion, openvla, pi0, pi05, pi0_fast, smolvla, vela_vla",
+                dir.display()
+            )));
+        }
+    };
+    if let Some(form) = form_of(dir)? {
+        made.remarks
+            .push(format!("its weights are in fewer bits ({form}); quantised.json has what that cost"));
     }
+    Ok(made)
 }
 
 fn weight_bytes(dir: &Path) -> u64 {
     let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
     let of = |entry: std::fs::DirEntry| {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let is_weight = name.starts_with("model") && name.ends_with(".safetensors");
+        let is_weight = name == FILE || (name.starts_with("model") && name.ends_with(".safetensors"));
         entry.metadata().ok().filter(|_| is_weight).map(|meta| meta.len())
     };
     entries.flatten().filter_map(of).sum()
@@ -164,7 +172,7 @@ fn lerobot(dir: &Path, kind: &str) -> Result<Summary> {
         "absolute_actions_processor",
     ];
     let folder = Folder::read(dir, &known)?;
-    let weights = Weights::load_dir(dir)?;
+    let weights = Storage::Plain.stored(dir)?;
     let config = &folder.config;
     let cameras = folder.cameras()?;
     let mut remarks = Vec::new();

@@ -178,7 +178,7 @@ impl DiffusionPolicy {
             return Err(Error::invalid(format!("diffusion policy: convolutions are float32, not {name}")));
         }
         let folder = Folder::read(dir, &[])?;
-        let weights = storage.of(Weights::load_dir(dir)?)?;
+        let weights = storage.load(dir)?;
         let network = Self::load(&folder, &weights)?;
         Ok((folder, weights, network))
     }

@@ -1,9 +1,11 @@
 //! A VLA as a policy: from a folder or from inside the binary, observations in, chunks in physical units out.
 
 use crate::answer::{answer, newest};
+use crate::lerobot::hash_of_file;
+use crate::normalise::Normaliser;
 use crate::pi0::state_prompt;
-use crate::rtc::{Guidance, Pull, Schedule};
-use crate::storage::Storage;
+use crate::rtc::{Guidance, Guide};
+use crate::storage::{Storage, weights_file};
 use crate::vla::{StatePlace, Vla, VlaConfig, VlaInputs, signed_planes};
 use candle_core::{DType, Device, Tensor};
 use std::path::Path;
@@ -38,17 +40,6 @@ struct Sight {
     tokens: Tensor,
 }
 
-/// Real-time chunking: a new chunk starts as the rest of the last one goes on.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Guide {
-    /// How the pull falls off after the delay.
-    pub schedule: Schedule,
-    /// Upper bound of the pull.
-    pub max_weight: f64,
-    /// How the last chunk acts on the new one.
-    pub pull: Pull,
-}
-
 /// How a policy reads what it is given.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Reading {
@@ -77,24 +68,29 @@ impl VlaPolicy {
             let path = dir.join(name);
             std::fs::read(&path).map_err(|source| Error::Io { path, source })
         };
-        let [config, tokenizer, embodiment, weights] = FILES.map(read);
-        Self::of_files([&config?, &tokenizer?, &embodiment?, &weights?], storage)
+        let [config, tokenizer, embodiment, _] = FILES;
+        let (config, tokenizer, embodiment) = (read(config)?, read(tokenizer)?, read(embodiment)?);
+        let weights = || Ok((storage.load(dir)?, hash_of_file(&weights_file(dir))?));
+        Self::of_files([&config, &tokenizer, &embodiment], weights)
     }
 
     /// From the contents of [`FILES`].
     pub fn from_bytes(config: &[u8], tokenizer: &[u8], embodiment: &[u8], weights: &[u8]) -> Result<Self> {
-        Self::of_files([config, tokenizer, embodiment, weights], Storage::Plain)
+        let weights = || Ok((Weights::from_bytes(weights)?, hash_of(weights)));
+        Self::of_files([config, tokenizer, embodiment], weights)
     }
 
-    fn of_files([config, tokenizer, embodiment, weights]: [&[u8]; 4], storage: Storage) -> Result<Self> {
+    fn of_files(
+        [config, tokenizer, embodiment]: [&[u8]; 3],
+        weights: impl FnOnce() -> Result<(Weights, String)>,
+    ) -> Result<Self> {
         let config: VlaConfig = serde_json::from_slice(config).map_err(|e| Error::parse("config.json", e))?;
         if config.kind != "vela_vla" {
             return Err(Error::parse("config.json", format!("type: expected vela_vla, got {}", config.kind)));
         }
         let embodiment: Embodiment =
             serde_json::from_slice(embodiment).map_err(|e| Error::parse("embodiment.json", e))?;
-        let checkpoint = hash_of(weights);
-        let weights = storage.of(Weights::from_bytes(weights)?)?;
+        let (weights, checkpoint) = weights()?;
         let vla = Vla::new(&weights, &config)?;
         weights.finish()?;
         Self::assemble(vla, &config, Tokenizer::from_bytes(tokenizer)?, &embodiment, &checkpoint)
@@ -124,6 +120,7 @@ impl VlaPolicy {
         reading: Reading,
     ) -> Result<Self> {
         let joints = embodiment.joints.len();
+        config.rtc.map_or(Ok(()), |guide| guide.check())?;
         for (what, normaliser) in [("state", &config.state), ("action", &config.action)] {
             normaliser.check()?;
             if normaliser.dims().is_some_and(|dims| dims != joints) {
@@ -161,13 +158,18 @@ impl VlaPolicy {
             tokenizer,
             spec,
             reading,
-            guide: None,
+            guide: config.rtc,
             sights: Vec::new(),
             encoded: 0,
         })
     }
 
-    /// Turns real-time chunking on or off (it is off at first): whether [`InferOptions::unexecuted`] is heeded.
+    /// Real-time chunking as it is set: at first, what the config says.
+    pub fn guide(&self) -> Option<Guide> {
+        self.guide
+    }
+
+    /// Turns real-time chunking on or off: whether [`InferOptions::unexecuted`] is heeded.
     pub fn set_guide(&mut self, guide: Option<Guide>) {
         self.guide = guide;
     }
@@ -196,6 +198,47 @@ impl VlaPolicy {
     /// What it is.
     pub fn config(&self) -> &VlaConfig {
         &self.config
+    }
+
+    /// A question about a picture that is no camera's, as the network reads it: planes in [-1, 1], `[1, 1, 3, size,
+    /// size]`, resized and padded where another size needs it, and the words of question and answer.
+    ///
+    /// # Errors
+    /// Bytes that are not `[height, width, 3]`; words that the tokenizer does not know.
+    pub fn asked(
+        &self,
+        rgb: &[u8],
+        [width, height]: [usize; 2],
+        question: &str,
+        answer: &str,
+    ) -> Result<(Tensor, [Vec<u32>; 2])> {
+        let size = self.config.vision.image_size;
+        let side = self.reading.pad.unwrap_or(PadSide::Centred);
+        let mut planes = Planes::from_rgb(rgb, width, height)?;
+        if [width, height] != [size, size] {
+            planes = planes.resize_with_pad(size, size, side, 0.0);
+        }
+        planes.to_signed_range();
+        let frames = Tensor::from_vec(planes.data, vec![1, 1, 3, size, size], &Device::Cpu)?;
+        let question = self.tokenizer.encode(&format!("{question}{}", self.config.prompt_suffix))?;
+        Ok((frames, [question, self.tokenizer.encode_rendered(answer)?]))
+    }
+
+    /// Scales joints and actions in another way from now on.
+    ///
+    /// # Errors
+    /// Statistics of another width than the robot's joints, or without width.
+    pub fn set_scaling(&mut self, state: Normaliser, action: Normaliser) -> Result<()> {
+        let joints = self.spec.embodiment.joints.len();
+        for (what, scaling) in [("state", &state), ("action", &action)] {
+            scaling.check()?;
+            scaling.check_widths(what)?;
+            if scaling.dims().is_some_and(|dims| dims != joints) {
+                return Err(Error::invalid(format!("{what} statistics: expected {joints} joints")));
+            }
+        }
+        (self.config.state, self.config.action) = (state, action);
+        Ok(())
     }
 
     /// The network's inputs for one observation.
@@ -272,8 +315,8 @@ impl VlaPolicy {
         Ok(Tensor::cat(&all, 0)?)
     }
 
-    /// What a head on the trunk's hidden states is told, `[1, image tokens + 2, width]`: those of every image token, the mean of
-    /// the words' and the state's, all before the last layer and scaled to a root mean square of 1.
+    /// What a head on the trunk's hidden states is told, `[1, image tokens + 2, width]`: those of every image token,
+    /// the mean of the words' and the state's, all before the last layer and scaled to a root mean square of 1.
     ///
     /// # Errors
     /// An observation that does not fit; a policy whose state is no token of the prefix.
@@ -340,7 +383,11 @@ impl VlaPolicy {
         Ok(Guidance {
             left_over: Tensor::from_vec(values, (1, rows.len(), dims), &Device::Cpu)?,
             delay: options.delay_ticks,
-            execution_horizon: self.config.horizon.saturating_sub(self.config.execute),
+            execution_horizon: guide.until.tick(
+                self.config.horizon,
+                self.config.execute,
+                options.delay_ticks,
+            ),
             schedule: guide.schedule,
             max_weight: guide.max_weight,
             pull: guide.pull,

@@ -1,6 +1,7 @@
 //! LeRobot policy folders: features, processor steps and their statistics, read once for every kind of policy.
 
 use crate::normalise::{Normaliser, ProcessorStep, Scaling, Statistics, processor_steps};
+use crate::storage::weights_file;
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
@@ -159,7 +160,7 @@ impl Folder {
 
     /// SHA-256 of its weights.
     pub fn checkpoint(&self) -> Result<String> {
-        hash_of_file(&self.dir.join("model.safetensors"))
+        hash_of_file(&weights_file(&self.dir))
     }
 
     /// A setting of a processor step.

@@ -174,6 +174,63 @@ impl Statistics {
         Ok(Self(tensors.iter().map(|(k, t)| Ok((k.clone(), flat(t)?))).collect::<Result<_>>()?))
     }
 
+    /// Every statistic of rows of numbers, as those of `feature`.
+    ///
+    /// # Errors
+    /// No rows, rows of different lengths, a number that is not finite.
+    pub fn of_rows(feature: &str, rows: &[Vec<f32>]) -> Result<Self> {
+        let moments = Normaliser::mean_std(rows, 0.0)?;
+        let columns: Vec<Vec<f32>> = (0..moments.first.len())
+            .map(|d| {
+                let mut column: Vec<f32> = rows.iter().map(|row| row[d]).collect();
+                column.sort_by(f32::total_cmp);
+                column
+            })
+            .collect();
+        let quantile = |q: f64| -> Vec<f32> {
+            columns.iter().map(|all| all[(q * (all.len() - 1) as f64).round() as usize]).collect()
+        };
+        let mut all = HashMap::from([
+            (format!("{feature}.mean"), moments.first.clone()),
+            (format!("{feature}.std"), moments.second.clone()),
+        ]);
+        for (name, q) in
+            [("min", 0.0), ("q01", 0.01), ("q10", 0.1), ("q90", 0.9), ("q99", 0.99), ("max", 1.0)]
+        {
+            all.insert(format!("{feature}.{name}"), quantile(q));
+        }
+        Ok(Self(all))
+    }
+
+    /// These and `others`, which come first where both know one.
+    pub fn and(mut self, others: Self) -> Self {
+        self.0.extend(others.0);
+        self
+    }
+
+    /// Those that are here put into a LeRobot processor's state file in place of its own.
+    ///
+    /// # Errors
+    /// The file cannot be read or written; a statistic of another width.
+    pub fn put_into(&self, path: &Path) -> Result<()> {
+        let mut tensors = candle_core::safetensors::load(path, &Device::Cpu)
+            .map_err(|e| Error::parse(path.display(), e))?;
+        for (name, values) in &self.0 {
+            if let Some(old) = tensors.get(name) {
+                if old.elem_count() != values.len() {
+                    let expected = old.elem_count();
+                    return Err(Error::invalid(format!(
+                        "{name}: expected {expected} numbers, got {}",
+                        values.len()
+                    )));
+                }
+                let new = Tensor::new(values.as_slice(), &Device::Cpu)?;
+                tensors.insert(name.clone(), new.reshape(old.shape())?.to_dtype(old.dtype())?);
+            }
+        }
+        Ok(candle_core::safetensors::save(&tensors, path)?)
+    }
+
     /// From names and numbers.
     pub fn from_map(map: HashMap<String, Vec<f32>>) -> Self {
         Self(map)
@@ -250,6 +307,23 @@ mod tests {
             let back = n.unnormalise(&n.normalise(&[1.0, 2.0])?)?;
             assert!((back[0] - 1.0).abs() < 1e-5 && (back[1] - 2.0).abs() < 1e-5, "{scaling:?} {back:?}");
         }
+        Ok(())
+    }
+
+    #[test]
+    fn statistics_of_rows_are_lerobot_s() -> Result<()> {
+        let rows: Vec<Vec<f32>> = (0..=100).map(|k| vec![k as f32, -2.0 * k as f32]).collect();
+        let all = Statistics::of_rows("action", &rows)?;
+        let of = |scaling| all.normaliser("action", scaling, 1e-8);
+        let quantiles = of(Scaling::Quantiles)?;
+        assert_eq!((quantiles.first, quantiles.second), (vec![1.0, -198.0], vec![99.0, -2.0]));
+        assert_eq!(of(Scaling::MinMax)?.second, [100.0, 0.0]);
+        let moments = of(Scaling::MeanStd)?;
+        assert!(
+            (moments.first[0] - 50.0).abs() < 1e-4 && (moments.second[1] - 58.31).abs() < 1e-2,
+            "{moments:?}"
+        );
+        assert!(Statistics::of_rows("action", &[]).is_err());
         Ok(())
     }
 

@@ -5,7 +5,8 @@ use crate::lerobot::hash_of_file;
 use crate::moment::FolderPolicy;
 use crate::openvla::{OpenVla, prompt};
 use crate::openvla_oft::{OpenVlaOftPolicy, is_oft};
-use crate::storage::Storage;
+use crate::rtc::Rtc;
+use crate::storage::{Storage, weights_file};
 use crate::{Act, DiffusionPolicy, Pi0, Pi0Fast, SmolVla, VlaPolicy};
 use std::path::Path;
 use vela_embodiment::{ActionChunk, ActionSpace, Embodiment, InferOptions, Observation, Policy, PolicySpec};
@@ -23,21 +24,38 @@ pub struct Choices {
     pub camera: Option<String>,
     /// How its matrices are kept.
     pub storage: Storage,
+    /// Whether its chunks go on where the last ones lead.
+    pub rtc: Rtc,
 }
+
+/// The kinds whose chunks can go on where the last ones lead: those that denoise them by a flow.
+const GUIDED: [&str; 4] = ["vela_vla", "smolvla", "pi0", "pi05"];
 
 /// Opens a policy folder of any kind for a robot: `vela_vla`, `act`, `diffusion`, `smolvla`, `pi0`, `pi05`,
 /// `pi0_fast`, `openvla`.
 ///
 /// # Errors
-/// An unknown kind; whatever is wrong with the folder; a robot that it was not made for, with the exact difference.
+/// An unknown kind; whatever is wrong with the folder; a robot that it was not made for, with the exact difference; real-time
+/// chunking of a kind that cannot.
 pub fn open(dir: &Path, robot: &Embodiment, choices: &Choices) -> Result<Box<dyn Policy>> {
     let config = config_json(dir)?;
     let kind = config.get("type").or(config.get("model_type")).and_then(serde_json::Value::as_str);
-    Ok(match kind.unwrap_or("absent") {
+    let kind = kind.unwrap_or("absent");
+    if choices.rtc == Rtc::On && !GUIDED.contains(&kind) {
+        let guided = GUIDED.join(", ");
+        return Err(Error::invalid(format!(
+            "real-time chunking: expected a policy that denoises its chunks by a flow ({guided}), '{kind}' does not"
+        )));
+    }
+    let guided = |mut policy: VlaPolicy| -> Box<dyn Policy> {
+        policy.set_guide(choices.rtc.guide(policy.guide()));
+        Box::new(policy)
+    };
+    Ok(match kind {
         "vela_vla" => {
             let policy = VlaPolicy::load_kept(dir, choices.storage)?;
             policy.spec().embodiment.require_same(robot).map_err(Error::invalid)?;
-            Box::new(policy)
+            guided(policy)
         }
         "act" => {
             let (folder, weights, network) = Act::open(dir, choices.storage)?;
@@ -47,8 +65,8 @@ pub fn open(dir: &Path, robot: &Embodiment, choices: &Choices) -> Result<Box<dyn
             let (folder, weights, network) = DiffusionPolicy::open(dir, choices.storage)?;
             Box::new(FolderPolicy::new(&folder, &weights, Box::new(network), robot)?)
         }
-        "smolvla" => Box::new(SmolVla::load(dir, choices.storage)?.policy(robot)?),
-        "pi0" | "pi05" => Box::new(Pi0::load(dir, choices.storage)?.policy(robot)?),
+        "smolvla" => guided(SmolVla::load(dir, choices.storage)?.policy(robot)?),
+        "pi0" | "pi05" => guided(Pi0::load(dir, choices.storage)?.policy(robot)?),
         "pi0_fast" => {
             let (folder, weights, network) = Pi0Fast::open(dir, choices.storage)?;
             Box::new(FolderPolicy::new(&folder, &weights, Box::new(network), robot)?)
@@ -95,9 +113,7 @@ impl OpenVlaPolicy {
                 "openvla: the robot has no camera '{camera}'; it has: {known}"
             )));
         }
-        let weights = ["model.safetensors", "model.safetensors.index.json"].map(|name| dir.join(name));
-        let weights = weights.iter().find(|path| path.is_file());
-        let checkpoint = weights.map(|path| hash_of_file(path)).transpose()?.unwrap_or_default();
+        let checkpoint = hash_of_file(&weights_file(dir))?;
         let spec = PolicySpec {
             embodiment: robot.clone(),
             space: ActionSpace::EndEffectorDeltas,

@@ -97,7 +97,7 @@ impl OpenVla {
     pub fn load(dir: &Path, storage: Storage) -> Result<Self> {
         let config = config_json(dir)?;
         let sizes = Sizes::from_config(&config)?;
-        let weights = storage.of(Weights::load_dir(dir)?)?;
+        let weights = storage.load(dir)?;
         let vision = weights.pp("vision_backbone");
         let dino = tower(&vision.pp("featurizer"), &sizes.dino, storage)?;
         let siglip = tower(&vision.pp("fused_featurizer"), &sizes.siglip, storage)?;

@@ -6,7 +6,7 @@ use crate::answer::{answer, newest};
 use crate::lerobot::hash_of_file;
 use crate::open::{Choices, chosen_dataset, displacement};
 use crate::openvla::{ActionRanges, OpenVla, prompt, ranges, spaced};
-use crate::storage::Storage;
+use crate::storage::{FILE, Storage, weights_file};
 use crate::torch_file;
 use candle_core::{Device, Tensor};
 use serde_json::Value;
@@ -145,8 +145,8 @@ impl OpenVlaOft {
             return Err(refused("a diffusion head"));
         }
         let stored =
-            ["model.safetensors", "model.safetensors.index.json"].map(|name| dir.join(name).is_file());
-        if stored == [false, false] && dir.join("lora_adapter").is_dir() {
+            [FILE, "model.safetensors", "model.safetensors.index.json"].map(|name| dir.join(name).is_file());
+        if !stored.contains(&true) && dir.join("lora_adapter").is_dir() {
             return Err(refused("a LoRA adapter that is not merged into the model"));
         }
         let head = part(dir, "action_head")?.ok_or_else(|| {
@@ -343,15 +343,13 @@ impl OpenVlaOftPolicy {
             let known = known.join(", ");
             return Err(Error::invalid(format!("the robot has no camera '{name}'; it has: {known}")));
         }
-        let weights = ["model.safetensors", "model.safetensors.index.json"].map(|name| dir.join(name));
-        let weights = weights.iter().find(|path| path.is_file());
         let spec = PolicySpec {
             embodiment: robot.clone(),
             space,
             horizon: model.chunk,
             execute: model.chunk,
             history: 1,
-            checkpoint: weights.map(|path| hash_of_file(path)).transpose()?.unwrap_or_default(),
+            checkpoint: hash_of_file(&weights_file(dir))?,
         };
         Ok(Self { tokenizer: Tokenizer::load(&dir.join("tokenizer.json"))?, model, spec, dataset, cameras })
     }

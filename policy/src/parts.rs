@@ -1,6 +1,7 @@
 //! A VLA folder taken apart, to be put together again around other numbers: what fine-tuning needs.
 
 use crate::folder::VlaPolicy;
+use crate::normalise::{Normaliser, Statistics, processor_steps};
 use crate::pi0::{self, Pi0};
 use crate::storage::Storage;
 use crate::vla::{Form, StatePlace, Vla, VlaConfig};
@@ -26,6 +27,8 @@ pub struct VlaParts {
     names: Names,
     policy: VlaPolicy,
     tensors: BTreeMap<String, Tensor>,
+    /// In place of the folder's own.
+    statistics: Option<Statistics>,
 }
 
 impl VlaParts {
@@ -62,7 +65,44 @@ impl VlaParts {
         for (path, _) in files(dir)?.into_iter().filter(|(path, _)| is_weights(path)) {
             tensors.extend(candle_core::safetensors::load(path, &Device::Cpu)?);
         }
-        Ok(Self { dir: dir.to_path_buf(), names, policy, tensors })
+        Ok(Self { dir: dir.to_path_buf(), names, policy, tensors, statistics: None })
+    }
+
+    /// Scales joints and actions by `statistics` of `observation.state` and `action` from now on, in the way in which
+    /// the folder does.
+    ///
+    /// # Errors
+    /// Statistics that are missing, of another width, or of no width.
+    pub fn set_statistics(&mut self, statistics: Statistics) -> Result<()> {
+        let own = self.policy.config();
+        let anew = |feature: &str, old: &Normaliser| statistics.normaliser(feature, old.scaling, old.eps);
+        let (state, action) = (anew("observation.state", &own.state)?, anew("action", &own.action)?);
+        self.policy.set_scaling(state, action)?;
+        self.statistics = Some(statistics);
+        Ok(())
+    }
+
+    /// What turns hidden states of the decoder into words, `[vocab, width]`: its output projection, or, where there
+    /// is none, its table of words; out of `changed` where it is among them, else out of `constants`.
+    ///
+    /// # Errors
+    /// Neither is there.
+    pub fn speech(
+        &self,
+        constants: &HashMap<String, Tensor>,
+        changed: &[(String, Tensor)],
+    ) -> Result<Tensor> {
+        let ends = |end: &str| {
+            let own = |name: &&String| name.ends_with(end) && !name.contains("expert.lm_head");
+            constants.keys().find(|name| own(name) && !name.contains("gemma_expert")).cloned()
+        };
+        let name = ends("lm_head.weight").or_else(|| ends("embed_tokens.weight"));
+        let name = name.ok_or_else(|| Error::invalid("the policy has no table of words to answer with"))?;
+        let found = changed.iter().find(|(own, _)| *own == name).map(|(_, tensor)| tensor);
+        found
+            .or_else(|| constants.get(&name))
+            .cloned()
+            .ok_or_else(|| Error::invalid(format!("no tensor '{name}'")))
     }
 
     /// What it is.
@@ -106,6 +146,9 @@ impl VlaParts {
     /// A tensor that the folder does not have; the folder cannot be written.
     pub fn save(&self, out: &Path, changed: &[(String, Tensor)]) -> Result<()> {
         copy_all(&self.dir, out)?;
+        if let Some(statistics) = &self.statistics {
+            self.save_statistics(statistics, out)?;
+        }
         let mut all = self.tensors.clone();
         for (name, tensor) in changed {
             let Some(own) = all.get_mut(name) else {
@@ -120,14 +163,34 @@ impl VlaParts {
     }
 }
 
+impl VlaParts {
+    /// Puts other statistics into a folder that was copied.
+    fn save_statistics(&self, statistics: &Statistics, out: &Path) -> Result<()> {
+        if self.names == Names::Ours {
+            let path = out.join("config.json");
+            let text =
+                serde_json::to_vec_pretty(self.config()).map_err(|e| Error::parse(path.display(), e))?;
+            return std::fs::write(&path, text).map_err(|source| Error::Io { path, source });
+        }
+        for name in ["policy_preprocessor.json", "policy_postprocessor.json"] {
+            for step in processor_steps(&out.join(name))? {
+                if let Some(file) = &step.state_file {
+                    statistics.put_into(&out.join(file))?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
 /// `model.safetensors` or its shards.
-fn is_weights(path: &Path) -> bool {
+pub(crate) fn is_weights(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     name.starts_with("model") && name.ends_with(".safetensors")
 }
 
 /// What a folder holds, and whether it is a folder itself, sorted.
-fn files(dir: &Path) -> Result<Vec<(PathBuf, bool)>> {
+pub(crate) fn files(dir: &Path) -> Result<Vec<(PathBuf, bool)>> {
     let io = |source| Error::Io { path: dir.to_path_buf(), source };
     let entries: std::io::Result<Vec<PathBuf>> =
         std::fs::read_dir(dir).map_err(io)?.map(|entry| Ok(entry?.path())).collect();
@@ -138,7 +201,7 @@ fn files(dir: &Path) -> Result<Vec<(PathBuf, bool)>> {
 }
 
 /// Copies a folder, but for its weights.
-fn copy_all(from: &Path, to: &Path) -> Result<()> {
+pub(crate) fn copy_all(from: &Path, to: &Path) -> Result<()> {
     let io = |path: &Path| {
         let path = path.to_path_buf();
         move |source| Error::Io { path, source }

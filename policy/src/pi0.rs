@@ -7,6 +7,7 @@ use crate::flow::{FlowConfig, TimeLaw};
 use crate::folder::{Reading, VlaPolicy};
 use crate::lerobot::{Folder, is_bookkeeping};
 use crate::moment::{fits, statistics};
+use crate::rtc::LeRobotRtc;
 use crate::storage::Storage;
 use crate::vla::{Form, StatePlace, Vla, VlaConfig};
 use serde::Deserialize;
@@ -43,6 +44,8 @@ struct File {
     #[serde(default)]
     empty_cameras: usize,
     tokenizer_max_length: usize,
+    #[serde(default)]
+    rtc_config: Option<LeRobotRtc>,
 }
 
 /// Sizes of a Gemma decoder.
@@ -191,7 +194,7 @@ impl Pi0 {
                 (file.n_action_steps == 0 || file.n_action_steps > file.chunk_size, "these n_action_steps"),
             ],
         )?;
-        let stored = Weights::load_dir(dir)?;
+        let stored = storage.stored(dir)?;
         let (state, action) = statistics(&folder, &stored)?;
         let weights = storage.of(renamed(&stored)?)?;
         let config = file.vla_config(&folder, form, state, action)?;
@@ -280,6 +283,7 @@ impl File {
             execute: self.n_action_steps,
             state,
             action,
+            rtc: self.rtc_config.as_ref().map(LeRobotRtc::guide).transpose()?.flatten(),
         })
     }
 }

@@ -91,7 +91,7 @@ impl Pi0Fast {
         )?;
         let sizes = Sizes::of(&folder, &file.paligemma_variant, file.image_resolution[0])?;
         let (vision, text) = (sizes.vision_config()?, sizes.vlm.decoder(sizes.vocab_size)?);
-        let stored = Weights::load_dir(dir)?;
+        let stored = storage.stored(dir)?;
         let weights = storage.of(renamed(&stored)?)?;
         let model = weights.pp("vlm_with_expert").pp("vlm").pp("model");
         let projector = ProjectorConfig {

@@ -67,12 +67,18 @@ impl ActionError {
 /// # Errors
 /// A folder that does not load or is no policy; an input that is missing; see [`ActionError::between`].
 pub fn on_golden(dir: &Path, golden: &HashMap<String, Tensor>, storage: Storage) -> Result<ActionError> {
-    let actions = |storage: Storage| -> Result<Tensor> {
-        let stages = trace::policy(dir, golden, storage)?;
-        let found = stages.and_then(|mut stages| stages.remove("out.actions_normalised"));
-        found.ok_or_else(|| Error::invalid(format!("{}: no policy whose actions are known", dir.display())))
-    };
+    let actions = |storage| actions_on_golden(dir, golden, storage);
     ActionError::between(&actions(Storage::Plain)?, &actions(storage)?)
+}
+
+/// Normalised actions on the inputs of a reference run, of any shape.
+///
+/// # Errors
+/// A folder that does not load or is no policy; an input that is missing.
+pub fn actions_on_golden(dir: &Path, golden: &HashMap<String, Tensor>, storage: Storage) -> Result<Tensor> {
+    let stages = trace::policy(dir, golden, storage)?;
+    let found = stages.and_then(|mut stages| stages.remove("out.actions_normalised"));
+    found.ok_or_else(|| Error::invalid(format!("{}: no policy whose actions are known", dir.display())))
 }
 
 /// On made-up inputs, where there is no reference run: pictures and joints of noise, which are harder than real ones.
@@ -80,13 +86,18 @@ pub fn on_golden(dir: &Path, golden: &HashMap<String, Tensor>, storage: Storage)
 /// # Errors
 /// Those of [`on_golden`].
 pub fn on_noise(dir: &Path, storage: Storage) -> Result<ActionError> {
-    let actions = |storage: Storage| -> Result<Tensor> {
-        let mut run = of_folder(dir, &Setting { storage, ..Setting::default() })?;
-        run.see()?;
-        run.read()?;
-        run.answer()
-    };
-    ActionError::between(&actions(Storage::Plain)?, &actions(storage)?)
+    ActionError::between(&actions_on_noise(dir, Storage::Plain)?, &actions_on_noise(dir, storage)?)
+}
+
+/// Normalised actions on made-up inputs, of any shape.
+///
+/// # Errors
+/// Those of [`on_golden`].
+pub fn actions_on_noise(dir: &Path, storage: Storage) -> Result<Tensor> {
+    let mut run = of_folder(dir, &Setting { storage, ..Setting::default() })?;
+    run.see()?;
+    run.read()?;
+    run.answer()
 }
 
 #[cfg(test)]

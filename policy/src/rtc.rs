@@ -35,6 +35,122 @@ pub enum Schedule {
     Exp,
 }
 
+/// Real-time chunking as a setting: a new chunk starts as the rest of the last one goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Guide {
+    /// How the pull falls off after the delay.
+    pub schedule: Schedule,
+    /// Upper bound of the pull.
+    pub max_weight: f64,
+    /// How the last chunk acts on the new one.
+    #[serde(default)]
+    pub pull: Pull,
+    /// How long it does.
+    #[serde(default)]
+    pub until: Until,
+}
+
+/// `rtc_config` of a LeRobot folder.
+#[derive(Clone, Debug, Deserialize)]
+pub struct LeRobotRtc {
+    enabled: bool,
+    prefix_attention_schedule: String,
+    max_guidance_weight: f64,
+    execution_horizon: usize,
+}
+
+impl LeRobotRtc {
+    /// As a setting of ours; none where it is not enabled.
+    ///
+    /// # Errors
+    /// A schedule that is not known.
+    pub fn guide(&self) -> Result<Option<Guide>> {
+        let schedule = match self.prefix_attention_schedule.to_uppercase().as_str() {
+            "ZEROS" => Schedule::Zeros,
+            "ONES" => Schedule::Ones,
+            "LINEAR" => Schedule::Linear,
+            "EXP" => Schedule::Exp,
+            other => {
+                return Err(Error::invalid(format!(
+                    "rtc_config: prefix_attention_schedule: expected ZEROS, ONES, LINEAR or EXP, got '{other}'"
+                )));
+            }
+        };
+        let (max_weight, until) = (self.max_guidance_weight, Until::Tick(self.execution_horizon));
+        Ok(self.enabled.then_some(Guide { schedule, max_weight, pull: Pull::Straight, until }))
+    }
+}
+
+/// Up to where the old chunk acts on the new one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Until {
+    /// Up to as many ticks before the end as are carried out of a chunk (the paper).
+    #[default]
+    Executed,
+    /// Up to this tick of the new chunk, whatever the delay (LeRobot's `execution_horizon`).
+    Tick(usize),
+    /// So many ticks after the delay: the smaller, the sooner what was just seen counts.
+    AfterDelay(usize),
+}
+
+impl Until {
+    /// The first tick that is free of the old chunk, where `execute` of `horizon` actions are carried out.
+    pub fn tick(self, horizon: usize, execute: usize, delay: usize) -> usize {
+        match self {
+            Self::Executed => horizon.saturating_sub(execute),
+            Self::Tick(tick) => tick,
+            Self::AfterDelay(ticks) => delay + ticks,
+        }
+    }
+}
+
+/// Whether a policy's chunks go on where the last ones lead.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Rtc {
+    /// As its folder says.
+    #[default]
+    AsStated,
+    /// As its folder says, and where it says nothing, as [`Guide::default`].
+    On,
+    /// Never.
+    Off,
+}
+
+impl Rtc {
+    /// The setting, where a folder has `stated` one.
+    pub fn guide(self, stated: Option<Guide>) -> Option<Guide> {
+        match self {
+            Self::AsStated => stated,
+            Self::On => Some(stated.unwrap_or_default()),
+            Self::Off => None,
+        }
+    }
+}
+
+impl Default for Guide {
+    /// What was measured on the tabletop under delay (`docs/heads.md`). It ends soon after the delay, so that it also
+    /// acts where all of a chunk is carried out.
+    fn default() -> Self {
+        Self { schedule: Schedule::Ones, max_weight: 5.0, pull: Pull::Straight, until: Until::AfterDelay(4) }
+    }
+}
+
+impl Guide {
+    /// Refuses what cannot be.
+    ///
+    /// # Errors
+    /// A bound below 0, or no number.
+    pub fn check(&self) -> Result<()> {
+        if self.max_weight.is_finite() && self.max_weight >= 0.0 {
+            return Ok(());
+        }
+        let got = self.max_weight;
+        Err(Error::invalid(format!("real-time chunking: expected a pull of at least 0, got {got}")))
+    }
+}
+
 /// Guidance of one chunk.
 #[derive(Clone, Debug)]
 pub struct Guidance {
@@ -134,6 +250,29 @@ mod tests {
         assert!(linear.iter().zip(want).all(|(a, b)| (a - b).abs() < 1e-6), "{linear:?}");
         let exp = Schedule::Exp.weights(1, 4, 6);
         assert!(exp[1] < linear[1] && exp[0] == 1.0 && exp[4] == 0.0);
+    }
+
+    #[test]
+    fn the_old_chunk_acts_as_long_as_is_said() {
+        assert_eq!(Until::Executed.tick(20, 8, 9), 12);
+        assert_eq!(Until::Tick(10).tick(20, 8, 9), 10);
+        assert_eq!(Until::AfterDelay(3).tick(20, 8, 9), 12);
+    }
+
+    #[test]
+    fn a_folder_of_lerobot_says_how() -> Result<()> {
+        let read = |schedule: &str, enabled: bool| -> Result<Option<Guide>> {
+            let stated = serde_json::json!({"enabled": enabled, "prefix_attention_schedule": schedule,
+                "max_guidance_weight": 10.0, "execution_horizon": 10, "debug": false, "debug_maxlen": 100});
+            serde_json::from_value::<LeRobotRtc>(stated).map_err(Error::invalid)?.guide()
+        };
+        let guide = read("LINEAR", true)?;
+        let until = Until::Tick(10);
+        let want = Guide { schedule: Schedule::Linear, max_weight: 10.0, pull: Pull::Straight, until };
+        assert_eq!(guide, Some(want));
+        assert_eq!(read("EXP", false)?, None);
+        assert!(read("SINE", true).is_err_and(|e| e.to_string().contains("got 'SINE'")));
+        Ok(())
     }
 
     #[test]

@@ -5,7 +5,8 @@ use crate::flow::FlowConfig;
 use crate::folder::{Reading, VlaPolicy};
 use crate::lerobot::{Feature, Features, camera_of, hash_of_file};
 use crate::normalise::{Normaliser, processor_steps, step_normaliser};
-use crate::storage::Storage;
+use crate::rtc::LeRobotRtc;
+use crate::storage::{Storage, weights_file};
 use crate::vla::{Vla, VlaConfig};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -42,6 +43,8 @@ struct File {
     expert_width_multiplier: f64,
     min_period: f64,
     max_period: f64,
+    #[serde(default)]
+    rtc_config: Option<LeRobotRtc>,
 }
 
 /// A SmolVLA folder, read.
@@ -75,7 +78,7 @@ impl SmolVla {
         let file: File = serde_json::from_slice(&text).map_err(|e| Error::parse(path.display(), e))?;
         file.check()?;
         let vlm_dir = vlm_dir(dir, &file.vlm_model_name)?;
-        let weights = storage.of(Weights::load_dir(dir)?)?;
+        let weights = storage.load(dir)?;
         let vlm = VlmConfig::from_hf(&config_json(&vlm_dir)?)?;
         let config = file.vla_config(dir, vlm, &weights)?;
         let vla = Vla::new(&weights.pp("model"), &config)?;
@@ -85,7 +88,7 @@ impl SmolVla {
             vla,
             tokenizer: Tokenizer::load(&vlm_dir.join("tokenizer.json"))?,
             actions: file.output_features.width("ACTION")?,
-            checkpoint: hash_of_file(&dir.join("model.safetensors"))?,
+            checkpoint: hash_of_file(&weights_file(dir))?,
             max_words: file.tokenizer_max_length,
             config,
         })
@@ -199,6 +202,7 @@ impl File {
                 "STATE",
             )?,
             action: normaliser("policy_postprocessor.json", "unnormalizer_processor", "action", "ACTION")?,
+            rtc: self.rtc_config.as_ref().map(LeRobotRtc::guide).transpose()?.flatten(),
         })
     }
 }

@@ -1,8 +1,16 @@
 //! How the matrices of a loaded network are kept: in float32, or in fewer bits where that does little harm.
 
+use crate::lerobot::is_bookkeeping;
 use serde::{Deserialize, Serialize};
-use vela_nn::quant::Format;
-use vela_nn::{Error, Result, Weights};
+use std::path::{Path, PathBuf};
+use vela_nn::quant::{Format, Precision};
+use vela_nn::{Error, Gguf, Result, Weights};
+
+/// The weights of a quantised folder: a GGUF container of tensors under the folder's own names.
+pub const FILE: &str = "quantised.gguf";
+/// What `general.architecture` says there, and the version of the layout.
+pub(crate) const ARCHITECTURE: &str = "vela-quantised";
+pub(crate) const LAYOUT: u64 = 1;
 
 /// How matrices are kept. Norms, biases and convolutions are float32 whatever this says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,6 +75,52 @@ impl Storage {
         }
     }
 
+    /// What becomes of a stored tensor in a folder of fewer bits; nothing of norms, biases and what touches numbers
+    /// of the world. Tables, convolutions and rows that are no whole blocks of eight bits are kept in bf16.
+    pub(crate) fn of_tensor(self, name: &str, shape: &[usize]) -> Option<Format> {
+        let [_, .., columns] = *shape else { return None };
+        if is_bookkeeping(name) {
+            return None;
+        }
+        let whole = shape.len() == 2 && columns.is_multiple_of(Format::Q8_0.block_len());
+        match self.format(name)? {
+            Format::F32 => None,
+            Format::Q8_0 if !whole || name.contains("embed") => Some(Format::Bf16),
+            format => Some(format),
+        }
+    }
+
+    /// The weights of a folder, in fewer bits already or not, kept so by the layers that are made of them.
+    ///
+    /// # Errors
+    /// Those of [`Self::stored`] and [`Self::of`].
+    pub fn load(self, dir: &Path) -> Result<Weights> {
+        self.of(self.stored(dir)?)
+    }
+
+    /// The weights of a folder under its own names, before [`Self::of`]: they may be renamed in between.
+    ///
+    /// # Errors
+    /// A file is missing or torn; fewer bits asked of what is in fewer bits.
+    pub fn stored(self, dir: &Path) -> Result<Weights> {
+        if !is_quantised(dir) {
+            return Weights::load_dir(dir);
+        }
+        let path = dir.join(FILE);
+        if matches!(self, Self::Bf16 | Self::Int8) {
+            let why =
+                format!("its weights are in fewer bits already, they cannot be kept as {}", self.name());
+            return Err(Error::parse(path.display(), why));
+        }
+        let file = Gguf::open(&path)?;
+        let layout = file.value("vela.layout")?.as_count();
+        if file.text("general.architecture")? != ARCHITECTURE || layout != Some(LAYOUT) {
+            let why = format!("expected {ARCHITECTURE} of layout {LAYOUT}, got layout {layout:?}");
+            return Err(Error::parse(path.display(), why));
+        }
+        Ok(Weights::from_gguf(&file, Precision::Fast))
+    }
+
     /// The same weights, kept so by the layers that are made of them.
     ///
     /// # Errors
@@ -77,6 +131,29 @@ impl Storage {
         }
         weights.kept(move |name| self.format(name))
     }
+}
+
+/// Whether a folder holds weights in fewer bits, as [`crate::quantise`] writes them.
+pub fn is_quantised(dir: &Path) -> bool {
+    dir.join(FILE).is_file()
+}
+
+/// The form of a quantised folder's weights, `int8` or `bf16`; nothing of other folders.
+///
+/// # Errors
+/// A torn file.
+pub fn form_of(dir: &Path) -> Result<Option<String>> {
+    match is_quantised(dir) {
+        true => Ok(Some(Gguf::open(&dir.join(FILE))?.text("vela.form")?.to_owned())),
+        false => Ok(None),
+    }
+}
+
+/// The file that tells a folder's weights from others: the weights, or the index of their files.
+pub fn weights_file(dir: &Path) -> PathBuf {
+    let names = [FILE, "model.safetensors", "model.safetensors.index.json"];
+    let found = names.map(|name| dir.join(name)).into_iter().find(|path| path.is_file());
+    found.unwrap_or_else(|| dir.join("model.safetensors"))
 }
 
 #[cfg(test)]

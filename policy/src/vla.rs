@@ -3,7 +3,7 @@
 use crate::expert::{Expert, ExpertConfig, Frame, Prefix, TimePlace};
 use crate::flow::{Direction, FlowConfig, StepTap};
 use crate::normalise::Normaliser;
-use crate::rtc::{Guidance, Pull};
+use crate::rtc::{Guidance, Guide, Pull};
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use vela_embodiment::ActionSpace;
@@ -51,6 +51,9 @@ pub struct VlaConfig {
     pub state: Normaliser,
     /// Scaling of the actions.
     pub action: Normaliser,
+    /// Real-time chunking, where late chunks are the better for it; without it, chunks are made anew each time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rtc: Option<Guide>,
 }
 
 /// Where the robot's state enters.
@@ -334,6 +337,43 @@ impl Vla {
         };
         let counts = recorded.iter().flat_map(counts).collect::<Vec<_>>();
         mean_where(&errors, &Tensor::from_vec(counts, (b, horizon, 1), actions.device())?)
+    }
+
+    /// Mean cross-entropy of the words of `answer` behind a picture, given by its `patch_tokens [1, patches, vision_width]`, and
+    /// the words of `question`: picture and question see each other, as they do in a prefix, and each word of the answer what
+    /// comes before it. `head [vocab, width]` turns hidden states into words. Differentiable.
+    ///
+    /// # Errors
+    /// A question or an answer without words.
+    pub fn answer_loss(
+        &self,
+        patch_tokens: &Tensor,
+        question: &[u32],
+        answer: &[u32],
+        head: &Tensor,
+    ) -> Result<Tensor> {
+        let Some((_, said)) = answer.split_last().filter(|_| !question.is_empty()) else {
+            return Err(Error::invalid("a question and its answer: expected words in both"));
+        };
+        let mut seen = (self.projector.forward(patch_tokens)? * self.image_scale)?;
+        if let Some(embedding) = &self.camera_embedding {
+            let first = (embedding.narrow(0, 0, 1)? * self.word_scale)?.unsqueeze(0)?;
+            seen = seen.broadcast_add(&first)?;
+        }
+        let words = [question, said].concat();
+        let words = Tensor::from_vec(words.clone(), (1, words.len()), &Device::Cpu)?;
+        let words = (self.decoder.embed(&words)? * self.word_scale)?;
+        let embeds = Tensor::cat(&[&seen, &words], 1)?;
+        let (tokens, length) = (seen.dim(1)?, embeds.dim(1)?);
+        let open = tokens + question.len();
+        let blocks: Vec<u32> = (0..length).map(|i| (i + 1).saturating_sub(open) as u32).collect();
+        let mask = Mask::blocks(blocks.clone(), blocks, vec![true; length]);
+        let positions = Tensor::arange(0, length as u32, &Device::Cpu)?.unsqueeze(0)?;
+        let hidden = self.decoder.forward(&embeds, &positions, &mask, &mut Cache::new())?;
+        let asked = hidden.narrow(1, open - 1, answer.len())?.contiguous()?;
+        let logits = vela_nn::linear(&self.decoder.normalise(&asked)?, head, None)?;
+        let targets = Tensor::from_vec(answer.to_vec(), (1, answer.len()), &Device::Cpu)?;
+        vela_nn::loss::cross_entropy(&logits, &targets, None)
     }
 
     /// Integrates in `steps` steps from now on.

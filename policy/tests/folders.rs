@@ -362,3 +362,30 @@ fn a_fine_tune_that_says_no_vlm_layers_means_all_that_are_stored() -> Result<()>
     assert_eq!(SmolVla::load(dir.path(), Storage::Plain)?.config.decoder.layers, 3);
     Ok(())
 }
+
+#[test]
+fn real_time_chunking_follows_the_folder_unless_it_is_told_otherwise_and_what_cannot_refuses() -> Result<()> {
+    let robot = arm(6, &[("camera1", 80, 48), ("camera2", 80, 48)])?;
+    let stated = copy("smolvla")?;
+    let path = stated.path().join("config.json");
+    let text = std::fs::read_to_string(&path).map_err(Error::invalid)?;
+    let rtc = r#""rtc_config": {"enabled": true, "prefix_attention_schedule": "ONES", "max_guidance_weight": 10.0, "execution_horizon": 8}"#;
+    std::fs::write(&path, text.replace(r#""rtc_config": null"#, rtc)).map_err(Error::invalid)?;
+    let old = vec![vec![0.3; 6]; 6];
+    let options = InferOptions { seed: 1, delay_ticks: 2, unexecuted: old.clone() };
+    // How far the first action is from what the arm is about to do.
+    let off = |dir: &Path, rtc: Rtc| -> Result<f64> {
+        let mut policy = open(dir, &robot, &Choices { rtc, ..Choices::default() })?;
+        let chunk = policy.infer(&[seen(&robot, 0)], &options).map_err(Error::invalid)?;
+        Ok(chunk.actions[0].iter().map(|x| (x - old[0][0]).abs()).sum())
+    };
+    let (plain, silent) = (off(&case("smolvla"), Rtc::Off)?, off(&case("smolvla"), Rtc::AsStated)?);
+    assert_eq!((plain, off(stated.path(), Rtc::Off)?), (silent, plain));
+    for guided in [off(&case("smolvla"), Rtc::On)?, off(stated.path(), Rtc::AsStated)?] {
+        assert!(guided < 0.5 * plain, "{guided} and {plain}");
+    }
+    let choices = Choices { rtc: Rtc::On, ..Choices::default() };
+    let refused = open(&case("act"), &arm(6, &[("top", 64, 96)])?, &choices).err().map(|e| e.to_string());
+    assert!(refused.is_some_and(|why| why.contains("by a flow") && why.contains("'act' does not")));
+    Ok(())
+}

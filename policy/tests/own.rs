@@ -5,7 +5,7 @@ use vela_embodiment::{ActionSpace, Embodiment, Frame, InferOptions, Observation,
 use vela_fusion::{Projection, ProjectorConfig};
 use vela_llm::{DecoderConfig, Tokenizer};
 use vela_nn::{Activation, Error, NormConfig, Result, RopeConfig, Weights, random};
-use vela_policy::rtc::{Pull, Schedule};
+use vela_policy::rtc::{Pull, Schedule, Until};
 use vela_policy::{
     ExpertConfig, FlowConfig, Guide, Normaliser, Prefix, Scaling, Vla, VlaConfig, VlaInputs, VlaPolicy,
     folder,
@@ -81,6 +81,7 @@ fn config(self_attention_every: usize) -> VlaConfig {
         execute: 3,
         state: unit(0.5),
         action: unit(0.2),
+        rtc: None,
     }
 }
 
@@ -303,7 +304,7 @@ fn a_guided_chunk_starts_nearer_to_what_the_arm_is_doing() -> Result<()> {
         Ok(chunk.actions[0].iter().map(|delta| (0.1 + delta - old[0][0]).abs()).sum())
     };
     let free = first(None)?;
-    let guide = |pull| Some(Guide { schedule: Schedule::Exp, max_weight: 5.0, pull });
+    let guide = |pull| Some(Guide { schedule: Schedule::Exp, max_weight: 5.0, pull, until: Until::Executed });
     for (pull, share) in [(Pull::Straight, 0.5), (Pull::Through, 0.5), (Pull::Fixed, 1e-5)] {
         let guided = first(guide(pull))?;
         assert!(guided < share * free, "{pull:?}: {guided} against {free}");

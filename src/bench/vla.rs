@@ -10,6 +10,7 @@ use vela_nn::peaks;
 use vela_policy::cost::Cost;
 use vela_policy::quantised::ActionError;
 use vela_policy::stages::{Setting, Stages, of_arch, of_folder};
+use vela_policy::storage::form_of;
 use vela_policy::{Storage, arch};
 
 #[derive(clap::Args)]
@@ -26,9 +27,9 @@ pub struct Args {
     /// Denoising steps; the policy's own if not given.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     steps: Option<u32>,
-    /// How matrices are kept: eight bits meet activations in eight bits.
-    #[arg(long, default_value = "f32", value_parser = ["f32", "bf16", "int8"])]
-    dtype: String,
+    /// How matrices are kept: eight bits meet activations in eight bits. f32 unless the folder itself is in fewer bits.
+    #[arg(long, value_parser = ["f32", "bf16", "int8"])]
+    dtype: Option<String>,
     /// Chunks to measure, after one that does not count.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     chunks: u32,
@@ -57,7 +58,7 @@ struct Measured {
     peak_share: f64,
     stage_shares: Shares,
     giga_macs: f64,
-    dtype: &'static str,
+    dtype: String,
     threads: usize,
     chunks: u32,
     load_ms: f64,
@@ -111,7 +112,14 @@ pub fn run(args: &Args) -> Result<()> {
 
 fn measure(args: &Args) -> Result<Measured> {
     let clock = MonotonicClock::new();
-    let storage = Storage::from_name(&args.dtype)?;
+    let form = args.model.as_deref().map(form_of).transpose()?.flatten();
+    let (storage, dtype) = match (&args.dtype, form) {
+        (None, Some(form)) => (Storage::Plain, form),
+        (dtype, _) => {
+            let storage = Storage::from_name(dtype.as_deref().unwrap_or("f32"))?;
+            (storage, storage.name().to_owned())
+        }
+    };
     let setting =
         Setting { views: args.views.map(|n| n as usize), steps: args.steps.map(|n| n as usize), storage };
     let start = clock.now();
@@ -124,7 +132,7 @@ fn measure(args: &Args) -> Result<Measured> {
     let load_ms = clock.now().secs_since(start) * 1e3;
     let peaks = peaks::measure();
     let threads = vela_nn::threads::current();
-    let per_core = if storage == Storage::Int8 { peaks.integer_macs } else { peaks.float_macs };
+    let per_core = if dtype == Storage::Int8.name() { peaks.integer_macs } else { peaks.float_macs };
     let peak = per_core * threads as f64;
 
     // Whatever is made at a first use is made before it counts.
@@ -165,7 +173,7 @@ fn measure(args: &Args) -> Result<Measured> {
         chunk_cpu_ms: busy,
         rss_mb,
         giga_macs: cost.total() / 1e9,
-        dtype: storage.name(),
+        dtype,
         threads,
         chunks: args.chunks,
         load_ms,

@@ -10,6 +10,17 @@ use std::path::Path;
 pub struct TrainConfig {
     /// Decides the initial weights, the lessons, the batches and the noise.
     pub seed: u64,
+    /// Seed of the first lesson: seeds that another run did not see show the learner scenes that are new to what that run
+    /// made.
+    #[serde(default)]
+    pub first_lesson: u64,
+    /// Actions per chunk.
+    pub horizon: usize,
+    /// Actions that a learner carries out before its next chunk.
+    pub execute: usize,
+    /// Whether the action expert alone learns; everything else stays as it was at the start.
+    #[serde(default)]
+    pub expert_only: bool,
     /// Episodes that the expert plays before the first step.
     pub expert_lessons: usize,
     /// Scenes of which the expert shows the first moment only: many sentences and looks for little time.
@@ -112,6 +123,10 @@ impl TrainConfig {
             .all(|share| (0.0..=1.0).contains(share))
         {
             return Err(refuse("dagger_share, early_share and randomised are shares from 0 to 1".into()));
+        }
+        if config.execute == 0 || config.execute > config.horizon {
+            let (execute, horizon) = (config.execute, config.horizon);
+            return Err(refuse(format!("{execute} actions cannot be carried out of a chunk of {horizon}")));
         }
         if config.flow_draws == 0 || config.checkpoint_every == 0 {
             return Err(refuse("flow_draws and checkpoint_every must be at least 1".into()));

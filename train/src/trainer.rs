@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::path::Path;
 use vela_embodiment::Embodiment;
 use vela_llm::Tokenizer;
-use vela_nn::{AdamWConfig, Device, Tensor, Weights, random, shard_gradients_with};
+use vela_nn::{AdamWConfig, Device, Tensor, Var, Weights, random, shard_gradients_with};
 use vela_policy::{Vla, VlaConfig, VlaPolicy, folder};
 
 /// What one step showed.
@@ -61,7 +61,13 @@ pub struct Trainer {
     vla: Vla,
     auxiliary: Auxiliary,
     learner: Learner,
+    /// The network that reads, where the expert alone learns.
+    reader: Option<Vla>,
 }
+
+/// The tensors of the action expert, by how their names begin in a checkpoint.
+const EXPERT: [&str; 4] =
+    ["vlm_with_expert.lm_expert.", "action_in_proj.", "action_out_proj.", "action_time_mlp_"];
 
 impl Trainer {
     /// A fresh policy.
@@ -83,6 +89,17 @@ impl Trainer {
             max_grad_norm: config.clip_norm as f32,
             ..AdamWConfig::default()
         };
+        let of_expert = |(name, _): &(String, Var)| {
+            let own = name.strip_prefix("policy.");
+            own.is_some_and(|own| EXPERT.iter().any(|start| own.starts_with(start)))
+        };
+        let groups = match config.expert_only {
+            true => {
+                let (learns, stays) = weights.trainable().into_iter().partition(of_expert);
+                vec![(learns, 1.0), (stays, 0.0)]
+            }
+            false => vec![(weights.trainable(), 1.0)],
+        };
         Ok(Self {
             config: config.clone(),
             vla_config: vla_config.clone(),
@@ -90,7 +107,8 @@ impl Trainer {
             embodiment: embodiment.clone(),
             vla,
             auxiliary,
-            learner: Learner::new(vec![(weights.trainable(), 1.0)], adamw)?,
+            learner: Learner::new(groups, adamw)?,
+            reader: None,
         })
     }
 
@@ -99,7 +117,7 @@ impl Trainer {
         self.learner.steps()
     }
 
-    /// Trainable numbers of the policy, the auxiliary heads left out.
+    /// Numbers of the policy that learn, the auxiliary heads left out.
     pub fn parameters(&self) -> usize {
         let vars = self.learner.vars(&[0]);
         let policy = vars.iter().filter(|(name, _)| name.starts_with("policy."));
@@ -111,6 +129,9 @@ impl Trainer {
     /// # Errors
     /// An empty library; a loss that is not finite.
     pub fn step(&mut self, library: &Library) -> Result<Report> {
+        if self.config.expert_only && self.reader.is_none() {
+            self.reader = Some(self.network()?);
+        }
         let (config, step) = (&self.config, self.steps());
         let shares = Shares { student: config.dagger_share, early: config.early_share };
         let drawn = library.draw(config.seed, step, config.batch, shares);
@@ -151,6 +172,12 @@ impl Trainer {
     /// Loss of one shard, and its four parts.
     fn loss(&self, lot: &Lot) -> Result<(Tensor, [Option<f32>; 4])> {
         let c = &self.config;
+        if let Some(reader) = &self.reader {
+            let prefix = reader.prefix(&lot.inputs)?;
+            let flow = self.vla.flow_loss(&prefix, &lot.actions, &lot.noise, &lot.times)?;
+            let shown = flow.to_scalar::<f32>()?;
+            return Ok((flow, [Some(shown), None, None, None]));
+        }
         let seen = self.vla.see(&lot.inputs.frames)?;
         if self.steps() < c.vision_steps {
             let patch = self.auxiliary.patch_loss(&seen, &lot.labels)?;
@@ -187,6 +214,7 @@ impl Trainer {
     /// # Errors
     /// A torn file, or one of another model.
     pub fn resume(&mut self, path: &Path) -> Result<()> {
+        self.reader = None;
         self.learner.resume(path)
     }
 
@@ -198,7 +226,7 @@ impl Trainer {
         let path = dir.join("model.safetensors");
         let tensors = candle_core::safetensors::load(&path, &Device::Cpu)?;
         let mut found = Vec::new();
-        for (k, (name, var)) in self.learner.vars(&[0]).iter().enumerate() {
+        for (k, (name, var)) in self.learner.vars(&[0, 1]).iter().enumerate() {
             let Some(name) = name.strip_prefix("policy.") else { continue };
             let like = var.as_tensor();
             let tensor =
@@ -208,6 +236,7 @@ impl Trainer {
                 })?;
             found.push((k, tensor.to_dtype(like.dtype())?));
         }
+        self.reader = None;
         self.learner.set(&found)
     }
 
@@ -223,11 +252,17 @@ impl Trainer {
         Ok(folder::save(dir, &self.vla_config, &self.tokenizer, &self.embodiment, &self.averaged()?)?)
     }
 
-    /// The averaged policy as it is now, to play with.
-    pub fn student(&self) -> Result<VlaPolicy> {
+    /// The averaged network as it is now; it learns nothing.
+    fn network(&self) -> Result<Vla> {
         let weights = Weights::from_tensors(self.averaged()?.into_iter().collect());
         let vla = Vla::new(&weights, &self.vla_config)?;
         weights.finish()?;
+        Ok(vla)
+    }
+
+    /// The averaged policy as it is now, to play with.
+    pub fn student(&self) -> Result<VlaPolicy> {
+        let vla = self.network()?;
         let name = format!("step {}", self.steps());
         Ok(VlaPolicy::assemble(vla, &self.vla_config, self.tokenizer.clone(), &self.embodiment, &name)?)
     }

@@ -15,6 +15,10 @@ const HORIZON: usize = 4;
 fn run() -> TrainConfig {
     TrainConfig {
         seed: 3,
+        first_lesson: 0,
+        horizon: HORIZON,
+        execute: 2,
+        expert_only: false,
         expert_lessons: 0,
         glances: 0,
         dagger_rounds: 0,
@@ -121,18 +125,23 @@ fn network() -> VlaConfig {
         execute: 2,
         state: identity.clone(),
         action: identity,
+        rtc: None,
     }
 }
 
 /// Two kinds of moments: the word and the picture decide which way to go.
 fn library() -> Library {
+    library_of(HORIZON)
+}
+
+fn library_of(horizon: usize) -> Library {
     let mut library = Library::default();
     for (k, word) in ["left", "right"].into_iter().enumerate() {
         let lean = if k == 0 { 0.5 } else { -0.5 };
         let example = Example {
             frames: vec![if k == 0 { 40 } else { 200 }; 2 * SIZE * SIZE * 3],
             state: vec![0.1; 6],
-            actions: vec![0.1 + lean; HORIZON * 6],
+            actions: vec![0.1 + lean; horizon * 6],
             labels: vec![5 | (1 << 5); 2 * SIZE * SIZE],
             truth: [lean, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
         };
@@ -142,12 +151,16 @@ fn library() -> Library {
 }
 
 fn trainer() -> Result<Trainer> {
+    trainer_of(&run(), &network())
+}
+
+fn trainer_of(config: &TrainConfig, network: &VlaConfig) -> Result<Trainer> {
     let mut embodiment = Embodiment::so101()?;
     let size = SIZE as u32;
     for Camera { width, height, .. } in &mut embodiment.cameras {
         (*width, *height) = (size, size);
     }
-    Trainer::new(&run(), &network(), &Tokenizer::word_level(&["left", "right"])?, &embodiment)
+    Trainer::new(config, network, &Tokenizer::word_level(&["left", "right"])?, &embodiment)
 }
 
 #[test]
@@ -212,6 +225,42 @@ fn a_new_run_begins_with_an_old_policy() -> Result<()> {
     }
     let _ = std::fs::remove_dir_all(&dir);
     assert!(new.start_from(&dir).is_err());
+    Ok(())
+}
+
+#[test]
+fn the_expert_alone_learns_longer_chunks_and_stops_and_resumes() -> Result<()> {
+    let scratch = std::env::temp_dir().join(format!("vela-expert-{}", std::process::id()));
+    let (dir, state) = (scratch.join("policy"), scratch.join("state.safetensors"));
+    trainer()?.export(&dir)?;
+    let (config, horizon) = (TrainConfig { expert_only: true, ..run() }, 2 * HORIZON);
+    let network = VlaConfig { horizon, ..network() };
+    let begin = || -> Result<Trainer> {
+        let mut trainer = trainer_of(&config, &network)?;
+        trainer.start_from(&dir)?;
+        Ok(trainer)
+    };
+    let (mut learner, library) = (begin()?, library_of(horizon));
+    let before = learner.averaged()?;
+    assert!(learner.parameters() < trainer()?.parameters());
+    let first = learner.step(&library)?;
+    assert_eq!(first.parts().map(|(name, _)| name).collect::<Vec<_>>(), ["flow"]);
+    learner.save(&state)?;
+    let second = learner.step(&library)?;
+    let mut resumed = begin()?;
+    resumed.resume(&state)?;
+    assert_eq!(resumed.step(&library)?, second);
+    for _ in 2..40 {
+        learner.step(&library)?;
+    }
+    for ((name, a), (_, b)) in before.iter().zip(&learner.averaged()?) {
+        let moved = (a - b)?.abs()?.max_all()?.to_scalar::<f32>()?;
+        let own = name.contains("lm_expert") || name.starts_with("action_");
+        assert_eq!(own, moved > 0.0, "{name}: {moved}");
+    }
+    assert_eq!(learner.student()?.config().horizon, horizon);
+    assert!(learner.step(&library)?.loss < 0.8 * first.loss);
+    let _ = std::fs::remove_dir_all(&scratch);
     Ok(())
 }
 
