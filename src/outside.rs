@@ -32,10 +32,10 @@ pub struct Outside {
     env_robot: Option<PathBuf>,
     /// A zenoh config file (JSON5) instead of the built-in one, which listens on loopback only.
     #[arg(long)]
-    zenoh: Option<PathBuf>,
-    /// Seconds to wait for the environment, and for a remote policy.
+    pub zenoh: Option<PathBuf>,
+    /// Seconds to wait for the environment, and for a remote policy; with --robot for the arm.
     #[arg(long, default_value_t = 60.0)]
-    wait_secs: f64,
+    pub wait_secs: f64,
 }
 
 /// Which episodes are played, and by whom.
