@@ -9,7 +9,10 @@ use vela_embodiment::Embodiment;
 use vela_episodes::Dataset;
 use vela_nn::threads;
 use vela_policy::VlaParts;
-use vela_train::finetune::{Finetune, FinetuneConfig, FinetuneReport, Moments, RecordedMoments};
+use vela_train::finetune::{
+    Finetune, FinetuneConfig, FinetuneReport, Moments, PictureQuestions, RecordedMoments, StatisticsOf,
+    statistics,
+};
 
 /// Fine-tune a policy folder on a LeRobot dataset. Stop it at any time; the same command takes it up again.
 #[derive(clap::Args)]
@@ -60,9 +63,16 @@ pub fn run(args: &Args) -> Result<()> {
     config.data = args.data.clone().unwrap_or(config.data);
     let dataset = Dataset::open(&config.data)?;
     let robot = robot(&dataset)?;
-    let parts = VlaParts::open(&config.base, &robot)?;
+    let mut parts = VlaParts::open(&config.base, &robot)?;
     let moments = RecordedMoments::new(&dataset)?;
+    if config.statistics == StatisticsOf::Dataset {
+        let (space, horizon) = (parts.config().space.clone(), parts.config().horizon);
+        parts.set_statistics(statistics(&moments, &space, horizon)?)?;
+    }
     let mut run = Finetune::new(&config, parts)?;
+    if let Some(own) = &config.questions {
+        run.ask(Box::new(PictureQuestions::load(&own.data)?))?;
+    }
     std::fs::create_dir_all(&args.out).with_context(|| format!("creating {}", args.out.display()))?;
     let state = args.out.join("state.safetensors");
     if state.exists() {

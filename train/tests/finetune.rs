@@ -6,7 +6,10 @@ use vela_embodiment::{Embodiment, Frame, InferOptions, Observation, Policy, Stam
 use vela_nn::{DType, Device, Tensor, random};
 use vela_policy::{SmolVla, Storage, VlaInputs, VlaParts};
 use vela_train::Result;
-use vela_train::finetune::{Finetune, FinetuneConfig, Moment, Moments};
+use vela_train::finetune::{
+    Asked, Finetune, FinetuneConfig, Moment, Moments, PictureQuestions, Questions, QuestionsConfig,
+    StatisticsOf, statistics,
+};
 
 type Outcome<T = ()> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -49,7 +52,7 @@ impl Moments for Shades {
                 stamp: Stamp(0),
             },
             actions: vec![vec![goal; 6]; horizon],
-            recorded: horizon - at % 3,
+            recorded: horizon.saturating_sub(at % 3).max(1),
         })
     }
 }
@@ -59,6 +62,8 @@ fn config() -> FinetuneConfig {
         seed: 7,
         base: base(),
         data: PathBuf::new(),
+        statistics: StatisticsOf::Checkpoint,
+        questions: None,
         train: vec!["model.action_out_proj".into()],
         adapt: vec![r"lm_expert\.layers\.\d+\.self_attn\.[qv]_proj".into()],
         rank: 4,
@@ -212,5 +217,99 @@ fn what_cannot_learn_is_refused_by_name() -> Outcome {
     assert!(refused(FinetuneConfig { shards: 3, ..config() }).contains("must divide"));
     let none = FinetuneConfig { adapt: vec![], train: vec![], ..config() };
     assert!(refused(none).contains("nothing would learn"));
+    Ok(())
+}
+
+/// Questions about pictures of one shade; the answer is in the picture alone.
+struct Bright;
+
+impl Questions for Bright {
+    fn count(&self) -> usize {
+        8
+    }
+
+    fn asked(&self, at: usize) -> Result<Asked> {
+        let answer = if at < 4 { "go" } else { "there" };
+        Ok(Asked {
+            rgb: vec![at as u8 * 36; 40 * 30 * 3],
+            size: [40, 30],
+            question: "go now".into(),
+            answer: answer.into(),
+        })
+    }
+}
+
+#[test]
+fn answers_are_learnt_beside_actions_and_the_actions_draws_stay_the_same() -> Outcome {
+    let questions = QuestionsConfig { data: PathBuf::new(), batch: 8, weight: 0.5 };
+    let speaking = FinetuneConfig {
+        adapt: vec![r"(text_model|lm_expert)\.layers\.\d+\.self_attn\.[qv]_proj".into()],
+        train: vec!["model.action_out_proj".into(), "connector".into()],
+        questions: Some(questions.clone()),
+        ..config()
+    };
+    let quiet = FinetuneConfig { questions: None, ..speaking.clone() };
+    let (mut both, mut alone) = (start(&speaking)?, start(&quiet)?);
+    assert!(alone.ask(Box::new(Bright)).is_err_and(|e| e.to_string().contains("does not say how many")));
+    both.ask(Box::new(Bright))?;
+    let all: Vec<usize> = (0..Bright.count()).collect();
+    let before = (loss(&both)?, both.answers(&Bright, &all)?.to_scalar::<f32>()?);
+    let (first, other) = (both.step(&Shades)?, alone.step(&Shades)?);
+    assert_eq!((first.loss, other.answers), (other.loss, None));
+    assert!(first.answers.is_some_and(|said| said > 0.0));
+    for _ in 1..60 {
+        both.step(&Shades)?;
+        alone.step(&Shades)?;
+    }
+    let after = (loss(&both)?, both.answers(&Bright, &all)?.to_scalar::<f32>()?);
+    let forgotten = alone.answers(&Bright, &all)?.to_scalar::<f32>()?;
+    println!(
+        "actions {} to {}, answers {} to {} ({forgotten} without)",
+        before.0, after.0, before.1, after.1
+    );
+    assert!(after.0 < 0.9 * before.0 && after.1 < 0.8 * before.1 && after.1 < forgotten);
+    // Nothing that learns has a part in answers.
+    let mut deaf = start(&FinetuneConfig { questions: Some(questions.clone()), ..config() })?;
+    assert!(deaf.ask(Box::new(Bright)).is_err_and(|e| e.to_string().contains("among what learns")));
+    let uneven = QuestionsConfig { batch: 6, ..questions };
+    assert!(start(&FinetuneConfig { questions: Some(uneven), ..speaking }).is_err());
+    Ok(())
+}
+
+#[test]
+fn statistics_of_the_dataset_take_the_checkpoint_s_place_and_are_written_down() -> Outcome {
+    let mut parts = VlaParts::open(&base(), &robot()?)?;
+    let (old, horizon) = (parts.config().action.clone(), parts.config().horizon);
+    // A joint that never moves has no deviation, and a state that is always the same has none at all.
+    parts.set_statistics(statistics(&Shades, &parts.config().space.clone(), horizon)?)?;
+    let new = parts.config().action.clone();
+    let goals: Vec<f64> = (0..16).map(|at| f64::from(at as u8 * 16) / 255.0 - 0.5).collect();
+    let mean = goals.iter().sum::<f64>() / 16.0;
+    assert!(
+        (f64::from(new.first[0]) - mean).abs() < 1e-6 && new.first != old.first && new.scaling == old.scaling
+    );
+    let mut run = Finetune::new(&config(), parts)?;
+    run.step(&Shades)?;
+    let dir = tempfile::tempdir()?;
+    run.export(dir.path())?;
+    let written = SmolVla::load(&dir.path().join("policy"), Storage::Plain)?.config;
+    assert_eq!((&written.action, written.state.second[0]), (&new, 0.0));
+    assert_ne!(start(&config())?.step(&Shades)?.loss, run.step(&Shades)?.loss);
+    Ok(())
+}
+
+#[test]
+fn questions_are_read_from_the_layout_of_easy_vqa() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let images = dir.path().join("train/images");
+    std::fs::create_dir_all(&images)?;
+    image::RgbImage::from_pixel(6, 4, image::Rgb([9, 8, 7])).save(images.join("3.png"))?;
+    let list = r#"[["what color is the shape?", "red", 3], ["is there a circle?", "no", 3]]"#;
+    std::fs::write(dir.path().join("train/questions.json"), list)?;
+    let questions = PictureQuestions::load(dir.path())?;
+    let asked = questions.asked(1)?;
+    assert_eq!((questions.count(), asked.size, asked.rgb.len()), (2, [6, 4], 72));
+    assert_eq!((asked.question.as_str(), asked.answer.as_str()), ("is there a circle?", "no"));
+    assert!(questions.asked(2).is_err() && PictureQuestions::load(&images).is_err());
     Ok(())
 }

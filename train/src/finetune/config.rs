@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 pub struct FinetuneConfig {
     /// Decides everything that is drawn.
     pub seed: u64,
-    /// The policy folder to begin with: vela_vla, smolvla, pi0 or pi05. Its statistics stay.
+    /// The policy folder to begin with: vela_vla, smolvla, pi0 or pi05.
     pub base: PathBuf,
     /// A LeRobot dataset of the robot that the policy was made for.
     pub data: PathBuf,
@@ -20,6 +20,13 @@ pub struct FinetuneConfig {
     /// The same: matrices beside which an adapter of low rank learns. Whatever no list names stays as it is.
     #[serde(default)]
     pub adapt: Vec<String>,
+    /// By which statistics joints and actions are scaled.
+    #[serde(default)]
+    pub statistics: StatisticsOf,
+    /// Pictures with questions that the decoder goes on answering while the policy learns (RT-2's co-training,
+    /// <https://arxiv.org/abs/2307.15818>).
+    #[serde(default)]
+    pub questions: Option<QuestionsConfig>,
     /// Rank of the adapters (LoRA, <https://arxiv.org/abs/2106.09685>).
     pub rank: usize,
     /// Adapters count `alpha / rank`.
@@ -44,6 +51,29 @@ pub struct FinetuneConfig {
     pub checkpoint_every: usize,
 }
 
+/// Whose statistics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StatisticsOf {
+    /// The folder's own: what it has learnt stays true.
+    #[default]
+    Checkpoint,
+    /// Those of the dataset, for a robot or a task whose numbers lie elsewhere.
+    Dataset,
+}
+
+/// Questions beside the actions.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QuestionsConfig {
+    /// Their folder, in the layout that `vela train vlm` and `vela eval vqa --data` read; its half `train` is learnt from.
+    pub data: PathBuf,
+    /// Questions of a step; the shards share them.
+    pub batch: usize,
+    /// What their cross-entropy counts beside the flow's error.
+    pub weight: f64,
+}
+
 impl FinetuneConfig {
     /// Reads a TOML file; unknown keys are refused.
     ///
@@ -61,6 +91,14 @@ impl FinetuneConfig {
     pub(super) fn check(&self) -> std::result::Result<(), String> {
         if self.shards == 0 || self.batch == 0 || !self.batch.is_multiple_of(self.shards) {
             return Err(format!("batch {} must divide into {} shards", self.batch, self.shards));
+        }
+        if let Some(QuestionsConfig { batch, weight, .. }) = &self.questions
+            && (*batch == 0 || !batch.is_multiple_of(self.shards) || !weight.is_finite() || *weight <= 0.0)
+        {
+            let shards = self.shards;
+            return Err(format!(
+                "questions: batch {batch} must divide into {shards} shards and weight {weight} be above 0"
+            ));
         }
         if self.train.is_empty() && self.adapt.is_empty() {
             return Err("train and adapt are both empty: nothing would learn".into());

@@ -7,10 +7,12 @@
 mod adapters;
 mod config;
 mod moments;
+mod questions;
 
 pub use adapters::Adapters;
-pub use config::FinetuneConfig;
-pub use moments::{Moment, Moments, RecordedMoments};
+pub use config::{FinetuneConfig, QuestionsConfig, StatisticsOf};
+pub use moments::{Moment, Moments, Numbers, RecordedMoments, statistics};
+pub use questions::{Asked, PictureQuestions, Questions};
 
 use crate::error::{Error, Result};
 use crate::learner::Learner;
@@ -20,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::path::Path;
 use vela_embodiment::ActionSpace;
-use vela_nn::{AdamWConfig, Device, Tensor, random, shard_gradients};
+use vela_nn::{AdamWConfig, Device, Tensor, random, shard_gradients_with};
 use vela_policy::{VlaConfig, VlaInputs, VlaParts};
 
 /// What one step showed.
@@ -30,6 +32,9 @@ pub struct FinetuneReport {
     pub step: usize,
     /// Squared error of the flow's velocity.
     pub loss: f32,
+    /// Cross-entropy of the answers, in nats a word; absent without questions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answers: Option<f32>,
     /// Norm of the gradient before clipping.
     pub gradient_norm: f32,
     /// Learning rate.
@@ -45,6 +50,7 @@ pub struct Finetune {
     learner: Learner,
     /// Whether the vision tower learns. If not, the folder's own network sees.
     sees_anew: bool,
+    questions: Option<Box<dyn Questions>>,
 }
 
 impl Finetune {
@@ -75,7 +81,31 @@ impl Finetune {
             adapters,
             learner,
             sees_anew,
+            questions: None,
         })
+    }
+
+    /// Asks `questions` beside the actions from now on, as the run says.
+    ///
+    /// # Errors
+    /// A run that says nothing of questions, or none of whose tensors has a part in answers.
+    pub fn ask(&mut self, questions: Box<dyn Questions>) -> Result<()> {
+        let refuse = |why: &str| Error::Parse { what: "fine-tuning".into(), why: why.into() };
+        if self.config.questions.is_none() {
+            return Err(refuse("questions: the run does not say how many and what they count"));
+        }
+        let silent = ["lm_expert", "gemma_expert", "action_", "state_proj", "time_mlp_"];
+        let speaks = |name: &str| !silent.iter().any(|part| name.contains(part));
+        if !self.adapters.names().any(speaks) {
+            return Err(refuse(
+                "questions: expected a tensor of the decoder, the projector or the tower among what learns",
+            ));
+        }
+        if questions.count() == 0 {
+            return Err(refuse("questions: there are none"));
+        }
+        self.questions = Some(questions);
+        Ok(())
     }
 
     /// Steps so far.
@@ -95,17 +125,52 @@ impl Finetune {
     pub fn step(&mut self, moments: &dyn Moments) -> Result<FinetuneReport> {
         let (config, step) = (&self.config, self.steps());
         let per_shard = config.batch / config.shards;
-        let found = shard_gradients(&self.learner.vars(&[0]), config.shards, |shard| {
+        let (found, answers) = shard_gradients_with(&self.learner.vars(&[0]), config.shards, |shard| {
             let seed = config.seed ^ ((step as u64) << 20);
             let mut rng = random::stream(seed, &format!("fine-tuning {shard}"));
             let drawn: Vec<usize> =
                 (0..per_shard).map(|_| rng.random_range(0..moments.count().max(1))).collect();
-            self.loss(moments, &drawn, &mut rng).map_err(vela_nn::Error::invalid)
+            let flow = self.loss(moments, &drawn, &mut rng).map_err(vela_nn::Error::invalid)?;
+            let shown = flow.to_scalar::<f32>()?;
+            let Some((questions, own)) = self.questions.as_deref().zip(config.questions.as_ref()) else {
+                return Ok((flow, (shown, None)));
+            };
+            // A stream of its own: the actions' draws are the same with questions and without.
+            let mut rng = random::stream(seed, &format!("questions {shard}"));
+            let asked: Vec<usize> =
+                (0..own.batch / config.shards).map(|_| rng.random_range(0..questions.count())).collect();
+            let answers = self.answers(questions, &asked).map_err(vela_nn::Error::invalid)?;
+            let said = answers.to_scalar::<f32>()?;
+            Ok(((flow + (answers * own.weight)?)?, (shown, Some(said))))
         })?;
         let learning_rate = config.rate_at(step);
-        let loss = found.loss;
+        let count = answers.len() as f32;
+        let loss = answers.iter().map(|(flow, _)| flow).sum::<f32>() / count;
+        let said: Option<f32> = answers.iter().map(|(_, said)| *said).sum();
+        let answers = said.map(|sum| sum / count);
         let gradient_norm = self.learner.step(&[0], found, learning_rate, config.ema)?;
-        Ok(FinetuneReport { step: step + 1, loss, gradient_norm, learning_rate })
+        Ok(FinetuneReport { step: step + 1, loss, answers, gradient_norm, learning_rate })
+    }
+
+    /// Mean cross-entropy of the answers to some questions, in nats a word. Differentiable in the variables.
+    ///
+    /// # Errors
+    /// A picture that cannot be read; words that the policy does not know.
+    pub fn answers(&self, questions: &dyn Questions, which: &[usize]) -> Result<Tensor> {
+        let changed = self.adapters.changed(&self.constants, |_, var| Ok(var.as_tensor().clone()))?;
+        let vla = self.parts.network(&self.constants, &changed)?;
+        let head = self.parts.speech(&self.constants, &changed)?;
+        let mut losses = Vec::with_capacity(which.len());
+        for at in which {
+            let Asked { rgb, size, question, answer } = questions.asked(*at)?;
+            let (frames, [question, answer]) = self.parts.policy().asked(&rgb, size, &question, &answer)?;
+            let seen = match self.sees_anew {
+                true => vla.see(&frames)?,
+                false => self.parts.policy().vla().see(&frames)?,
+            };
+            losses.push(vla.answer_loss(&seen, &question, &answer, &head)?);
+        }
+        Ok(Tensor::stack(&losses, 0)?.mean_all()?)
     }
 
     /// The loss on some moments, with noise and times from `rng`. Differentiable in the variables.
