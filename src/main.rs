@@ -32,6 +32,7 @@ mod outside;
 mod quantize;
 mod realtime;
 mod record;
+mod recording;
 mod replay;
 mod robot;
 mod serve;

@@ -1,7 +1,8 @@
-//! `vela record`: episodes of the simulated arm, as a LeRobot dataset.
+//! `vela record`: episodes of the simulated arm, of an environment elsewhere or of a live arm, as a LeRobot dataset.
 
 use crate::chooser::{Chosen, Following, choose};
 use crate::outside::{self, Outside};
+use crate::recording;
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
@@ -40,6 +41,17 @@ pub struct Args {
     randomise: bool,
     #[command(flatten)]
     outside: Outside,
+    /// Record this live arm instead, whoever drives it (`vela robot`, `vela sim`, any ROS 2 node on zenoh): the file that
+    /// `vela robot --config` takes. It only listens; what the arm is commanded is the action, and frames where somebody
+    /// took over from the policy are marked. Needs --task; Ctrl-C ends it with what it has.
+    #[arg(long, value_name = "FILE", requires = "task", conflicts_with_all = ["policy", "rescue_secs", "randomise", "env"])]
+    robot: Option<PathBuf>,
+    /// With --robot: an episode ends after so many seconds; otherwise when Enter is pressed.
+    #[arg(long, requires = "robot")]
+    episode_secs: Option<f64>,
+    /// With --robot: seconds between two episodes; by default none, after Enter until Enter is pressed again.
+    #[arg(long, requires = "robot")]
+    reset_secs: Option<f64>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -72,6 +84,19 @@ pub fn run(args: &Args) -> Result<()> {
             json: args.json,
         };
         return outside::record(&args.outside, key, &args.out, &job);
+    }
+    if let Some(robot) = &args.robot {
+        return recording::run(&recording::Job {
+            robot,
+            out: &args.out,
+            task: args.task.as_deref().unwrap_or_default(),
+            episodes: args.episodes,
+            episode_secs: args.episode_secs,
+            reset_secs: args.reset_secs,
+            zenoh: args.outside.zenoh.as_deref(),
+            wait_secs: args.outside.wait_secs,
+            json: args.json,
+        });
     }
     let embodiment = Embodiment::so101()?;
     let mut chosen = choose(&args.policy, &embodiment, Following::default())?;

@@ -11,6 +11,7 @@ pub mod keys;
 pub mod messages;
 mod node;
 mod trajectory;
+mod witness;
 
 use crate::link::failed;
 use keys::{Attachment, Topic};
@@ -24,6 +25,7 @@ use zenoh::{Session, Wait};
 
 pub use node::Node;
 pub use trajectory::{plan_of, setpoint_of};
+pub use witness::{Moment, Witness};
 
 /// The ROS domain of a machine where nobody set another.
 pub const DOMAIN: u32 = 0;
@@ -36,6 +38,15 @@ pub const TRAJECTORY: &str = "/arm_controller/joint_trajectory";
 pub const FORWARD: &str = "/forward_position_controller/commands";
 /// `std_msgs/msg/Float64MultiArray`, the gripper's joint alone.
 pub const GRIPPER: &str = "/gripper_controller/commands";
+/// `sensor_msgs/msg/JointState`: the targets that an arm of ours was sent at a tick, after the gate, rad or m. The header's
+/// frame is who wanted them: [`BY_POLICY`], [`BY_COMMAND`] or, when the gate held the arm, [`BY_NOBODY`].
+pub const JOINT_COMMANDS: &str = "/joint_commands";
+/// The policy.
+pub const BY_POLICY: &str = "policy";
+/// A person or another program, in the policy's place.
+pub const BY_COMMAND: &str = "command";
+/// Nobody: the arm holds.
+pub const BY_NOBODY: &str = "hold";
 /// `std_msgs/msg/Bool`: true presses the emergency stop. Nothing on it releases one.
 pub const EMERGENCY_STOP: &str = "/emergency_stop";
 

@@ -21,6 +21,8 @@ pub struct TickReport {
     pub joints: Vec<f64>,
     /// What the plan asked, if there was one.
     pub asked: Option<Vec<f64>>,
+    /// Whether that was a person's or another program's command, in the policy's place.
+    pub commanded: bool,
     /// What was sent to the arm, rad or m.
     pub targets: Vec<f64>,
     /// Whether the gate replaced it by a hold.

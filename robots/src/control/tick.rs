@@ -147,6 +147,7 @@ impl Loop<'_> {
         trouble = trouble.or_else(|| self.missing(now, blind, frame_age_secs));
         let planned =
             if trouble.is_none() && !self.shared.stopping() { self.queue.action(now) } else { None };
+        let commanded = planned.is_some() && self.queue.plan().is_some_and(|plan| plan.command);
         let verdict = self.gate.check(planned.as_ref().map(|(action, stamp)| (action, *stamp)), now);
         if trouble.is_none() && verdict.held {
             trouble = verdict.trips.last().map(|trip| format!("gate, {:?}: {}", trip.reason, trip.detail));
@@ -169,6 +170,7 @@ impl Loop<'_> {
             late_secs,
             joints: self.reading.positions.clone(),
             asked: planned.map(|(action, _)| action.joint_targets),
+            commanded,
             targets,
             held: verdict.held,
             trips: verdict.trips,

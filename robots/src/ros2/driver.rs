@@ -94,7 +94,7 @@ impl Default for RosConfig {
 
 impl RosConfig {
     /// The arm's own names of all joints, in our order.
-    fn names(&self, embodiment: &Embodiment) -> Result<Vec<String>> {
+    pub(super) fn names(&self, embodiment: &Embodiment) -> Result<Vec<String>> {
         for joint in self.joint_names.keys() {
             embodiment.joint_index(joint)?;
         }
@@ -280,7 +280,7 @@ impl JointSide for RosArm {
 }
 
 /// Our joints out of a message that may hold others too, in any order.
-fn reading_of(state: &JointState, names: &[String], stamp: Stamp) -> Result<JointReading> {
+pub(super) fn reading_of(state: &JointState, names: &[String], stamp: Stamp) -> Result<JointReading> {
     let mut reading = JointReading { stamp, ..JointReading::default() };
     for name in names {
         let place = state.name.iter().position(|known| known == name);

@@ -3,7 +3,7 @@
 use super::inlets::Inlets;
 use super::keys::{self, Distribution, EndpointKind, Entity, MessageType, Topic};
 use super::messages::{CompressedImage, Header, Image, JointState, Text, TfMessage, Time, TransformStamped};
-use super::{DOMAIN, Outlet};
+use super::{BY_COMMAND, BY_NOBODY, BY_POLICY, DOMAIN, JOINT_COMMANDS, Outlet};
 use crate::control::{ControlEvent, ControlHandle};
 use crate::link::failed;
 use vela_embodiment::{Embodiment, Error, Frame, Kinematics, Result, Stamp};
@@ -16,7 +16,7 @@ const JPEG_QUALITY: u8 = 90;
 
 /// The arm's ROS 2 node. It is there until it is dropped.
 ///
-/// Published: `/joint_states`, `/CAMERA/image_raw` and its JPEG, `/robot_description`, `/tf`; pictures and frames only
+/// Published: `/joint_states`, `/joint_commands` (what was sent), `/CAMERA/image_raw` and its JPEG, `/robot_description`, `/tf`; pictures and frames only
 /// while somebody listens. Accepted: a sentence, trajectories, forward commands, the gripper's command (all through the
 /// gate like everything else) and the emergency stop, on the topics named in [`super`].
 pub struct Node {
@@ -24,6 +24,7 @@ pub struct Node {
     urdf: String,
     kinematics: Kinematics,
     joints: Option<Outlet>,
+    commands: Option<Outlet>,
     description: Outlet,
     frames: Outlet,
     cameras: Vec<Camera>,
@@ -102,6 +103,7 @@ impl Node {
         let mut declaring =
             Declaring::node(session, DOMAIN, Distribution::default(), &format!("vela_{}", embodiment.name))?;
         let joints = declaring.outlet(&Topic::new("/joint_states", &keys::JOINT_STATE))?;
+        let sent = declaring.outlet(&Topic::new(JOINT_COMMANDS, &keys::JOINT_STATE))?;
         let mut cameras = Vec::new();
         for camera in &embodiment.cameras {
             let mut outlet = |ending: &str, message: &MessageType| {
@@ -113,7 +115,8 @@ impl Node {
         }
         let inlets = Inlets::open(&mut declaring, embodiment, handle)?;
         let mut node = Self::describing(declaring, embodiment)?;
-        (node.joints, node.cameras, node.inlets) = (Some(joints), cameras, Some(inlets));
+        (node.joints, node.commands) = (Some(joints), Some(sent));
+        (node.cameras, node.inlets) = (cameras, Some(inlets));
         Ok(node)
     }
 
@@ -137,6 +140,7 @@ impl Node {
             urdf: embodiment.urdf.clone(),
             kinematics: embodiment.kinematics()?,
             joints: None,
+            commands: None,
             description: declaring.outlet(&Topic::new("/robot_description", &keys::STRING))?,
             frames: declaring.outlet(&Topic::new("/tf", &keys::TF_MESSAGE))?,
             cameras: Vec::new(),
@@ -157,6 +161,14 @@ impl Node {
                     self.described = Some(tick.stamp);
                     self.description.put(&Text { data: self.urdf.clone() }, tick.stamp)?;
                 }
+                if let Some(commands) = self.commands.as_mut().filter(|outlet| outlet.listened_to()) {
+                    let by = match (tick.held || tick.asked.is_none(), tick.commanded) {
+                        (true, _) => BY_NOBODY,
+                        (false, true) => BY_COMMAND,
+                        (false, false) => BY_POLICY,
+                    };
+                    commands.put(&state(&self.joint_names, &tick.targets, by, tick.stamp), tick.stamp)?;
+                }
                 self.publish_joints(&tick.joints, tick.stamp)
             }
             ControlEvent::Observed(seen) => {
@@ -172,14 +184,7 @@ impl Node {
             self.frames.put(&links(&self.kinematics, positions, stamp), stamp)?;
         }
         let Some(joints) = &mut self.joints else { return Ok(()) };
-        let state = JointState {
-            header: Header { stamp: Time::from(stamp), frame_id: String::new() },
-            name: self.joint_names.clone(),
-            position: positions.to_vec(),
-            velocity: Vec::new(),
-            effort: Vec::new(),
-        };
-        joints.put(&state, stamp)
+        joints.put(&state(&self.joint_names, positions, "", stamp), stamp)
     }
 
     /// Publishes a frame as it is and as JPEG, each if anyone listens.
@@ -214,6 +219,17 @@ impl Node {
     /// How many commands from outside were refused, and the last reason.
     pub fn refusals(&self) -> (u64, Option<String>) {
         self.inlets.as_ref().map(Inlets::refusals).unwrap_or_default()
+    }
+}
+
+/// Positions of the joints with these names, rad or m.
+fn state(names: &[String], positions: &[f64], frame: &str, stamp: Stamp) -> JointState {
+    JointState {
+        header: Header { stamp: Time::from(stamp), frame_id: frame.into() },
+        name: names.to_vec(),
+        position: positions.to_vec(),
+        velocity: Vec::new(),
+        effort: Vec::new(),
     }
 }
 
