@@ -3,7 +3,7 @@
 
 use super::data::{Shared, Values, tensor};
 use super::matmul::{View, matmul_add, matmul_over, raw};
-use super::node::node;
+use super::node::{node, tracked};
 use crate::{Result, threads};
 use candle_core::Tensor;
 use std::cell::RefCell;
@@ -344,20 +344,41 @@ pub fn conv_transposed(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, size:
 pub fn max_pool(x: &Tensor, size: Size) -> Result<Tensor> {
     let ([height, width], [in_height, in_width]) = (size.output(), size.input);
     let (planes, area) = (size.b * size.c, size.out_area());
-    let mut values = vec![0.0; planes * area];
-    let mut places = vec![0u32; planes * area];
-    let (values_to, places_to) = (Shared::new(&mut values), Shared::new(&mut places));
     let x_values = Values::of(x)?;
     let x_values: &[f32] = &x_values;
+    let span = |axis: usize, at: usize, most: usize| {
+        let from = at * size.stride[axis];
+        from.saturating_sub(size.pad[axis])
+            ..(from + size.kernel[axis]).saturating_sub(size.pad[axis]).min(most)
+    };
+    let mut values = vec![0.0; planes * area];
+    if !tracked(&[x]) {
+        let to = Shared::new(&mut values);
+        threads::for_each(planes, |i| {
+            let plane = &x_values[i * size.in_area()..][..size.in_area()];
+            // SAFETY: each task has a plane of its own.
+            let out = unsafe { to.range(i * area, area) };
+            let mut highest = vec![0.0; in_width];
+            for (row, out) in out.chunks_exact_mut(width).enumerate() {
+                highest.fill(f32::NEG_INFINITY);
+                for y in span(0, row, in_height) {
+                    let values = &plane[y * in_width..][..in_width];
+                    highest.iter_mut().zip(values).for_each(|(h, v)| *h = h.max(*v));
+                }
+                for (column, out) in out.iter_mut().enumerate() {
+                    let window = &highest[span(1, column, in_width)];
+                    *out = window.iter().fold(f32::NEG_INFINITY, |a, b| a.max(*b));
+                }
+            }
+        });
+        return tensor(values, (size.b, size.c, height, width));
+    }
+    let mut places = vec![0u32; planes * area];
+    let (values_to, places_to) = (Shared::new(&mut values), Shared::new(&mut places));
     threads::for_each(planes, |i| {
         let plane = &x_values[i * size.in_area()..][..size.in_area()];
         // SAFETY: each task has a plane of its own in both.
         let (out, places) = unsafe { (values_to.range(i * area, area), places_to.range(i * area, area)) };
-        let span = |axis: usize, at: usize, most: usize| {
-            let from = at * size.stride[axis];
-            from.saturating_sub(size.pad[axis])
-                ..(from + size.kernel[axis]).saturating_sub(size.pad[axis]).min(most)
-        };
         for row in 0..height {
             for column in 0..width {
                 let (mut best, mut place) = (f32::NEG_INFINITY, 0);

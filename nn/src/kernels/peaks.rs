@@ -1,5 +1,6 @@
 //! What one core of this machine can do at most: bytes read from memory, float32 and eight-bit multiply-adds.
 
+use super::pages::Pages;
 use super::quant::{Level, levels};
 use super::quant_simd::{Portable, Simd};
 use super::simd::dispatch;
@@ -19,7 +20,9 @@ fn best(amount: f64, mut work: impl FnMut(usize)) -> f64 {
 /// Bytes read per second from a buffer that no cache holds.
 pub fn bandwidth() -> f64 {
     const PART: usize = 2 << 20;
-    let buffer = vec![1u64; 24 * PART];
+    // Mapped, so that it goes back to the system at once.
+    let Ok(mut buffer) = Pages::<u64>::zeroed(24 * PART) else { return 0.0 };
+    buffer.fill(1);
     let parts: Vec<&[u64]> = buffer.chunks_exact(PART).collect();
     best((PART * 8) as f64, |i| {
         black_box(sum(black_box(parts[i % parts.len()])));

@@ -14,7 +14,8 @@ const SPIN: Duration = Duration::from_micros(25);
 /// microseconds, and waking up takes as long.
 const LOOK: Duration = Duration::from_micros(150);
 
-/// Waiting longer than this for a worker means that the system has given its core to somebody else.
+/// Waiting for a worker longer than this and two of the caller's own tasks (the worker may just have begun its last, and be
+/// slower at it) means that the system has given its core to somebody else.
 const STALL: Duration = Duration::from_micros(200);
 
 /// After a stall the caller works alone for so many times its length: a shared core costs at most a thirtieth.
@@ -28,13 +29,16 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    fn work(&self) {
+    /// Does tasks while there are any; gives how many it did.
+    fn work(&self) -> u32 {
+        let mut done = 0;
         loop {
             let i = self.next.fetch_add(1, Ordering::Relaxed);
             if i >= self.count {
-                return;
+                return done;
             }
             (self.task)(i);
+            done += 1;
         }
     }
 }
@@ -104,7 +108,10 @@ pub fn run(threads: usize, count: usize, task: &(dyn Fn(usize) + Sync)) {
     let helpers = threads.min(count).saturating_sub(1);
     let alone = helpers == 0 || pool.now() < pool.alone_until.load(Ordering::Relaxed);
     let turn = if alone { None } else { pool.turn.try_lock().ok() };
-    let Some(_turn) = turn else { return job.work() };
+    let Some(_turn) = turn else {
+        job.work();
+        return;
+    };
     {
         let mut posted = lock(&pool.posted);
         while posted.workers < helpers {
@@ -122,30 +129,37 @@ pub fn run(threads: usize, count: usize, task: &(dyn Fn(usize) + Sync)) {
         pool.wake.notify_all();
     }
     /// Withdraws the job and waits for those inside, also when a task of this thread panics.
-    struct End<'a>(&'a Pool);
+    struct End<'a> {
+        pool: &'a Pool,
+        /// How long a wait is no stall.
+        patience: Duration,
+    }
     impl Drop for End<'_> {
         fn drop(&mut self) {
-            lock(&self.0.posted).job = None;
+            let Self { pool, patience } = self;
+            lock(&pool.posted).job = None;
             let start = Instant::now();
-            while self.0.inside.load(Ordering::Acquire) > 0 {
+            while pool.inside.load(Ordering::Acquire) > 0 {
                 if start.elapsed() < SPIN {
                     std::hint::spin_loop();
                     continue;
                 }
-                let mut posted = lock(&self.0.posted);
-                while self.0.inside.load(Ordering::Acquire) > 0 {
-                    posted = self.0.done.wait(posted).unwrap_or_else(PoisonError::into_inner);
+                let mut posted = lock(&pool.posted);
+                while pool.inside.load(Ordering::Acquire) > 0 {
+                    posted = pool.done.wait(posted).unwrap_or_else(PoisonError::into_inner);
                 }
             }
-            let waited = start.elapsed();
-            if waited > STALL {
-                let until = self.0.now() + (waited * ALONE).as_nanos() as u64;
-                self.0.alone_until.store(until, Ordering::Relaxed);
+            let stalled = start.elapsed().saturating_sub(*patience);
+            if !stalled.is_zero() {
+                let until = pool.now() + (stalled * ALONE).as_nanos() as u64;
+                pool.alone_until.store(until, Ordering::Relaxed);
             }
         }
     }
-    let _end = End(pool);
-    job.work();
+    let mut end = End { pool, patience: STALL };
+    let start = Instant::now();
+    let done = job.work();
+    end.patience += 2 * start.elapsed() / done.max(1);
 }
 
 /// A worker's life.
@@ -171,7 +185,9 @@ fn serve(pool: &'static Pool) {
         // SAFETY: the job was posted under the lock that was just held, and its caller does not return before this worker
         // has left (`inside`).
         let job = unsafe { &*address.0 };
-        crate::threads::with_threads(1, || job.work());
+        crate::threads::with_threads(1, || {
+            job.work();
+        });
         if pool.inside.fetch_sub(1, Ordering::AcqRel) == 1 {
             // Under the lock, so that the caller is either before its look at `inside` or already asleep.
             let _posted = lock(&pool.posted);
