@@ -122,7 +122,7 @@ fn a_ros_2_listener_hears_joints_pictures_and_the_description_and_may_command() 
         .into_iter()
         .filter_map(|reply| reply.result().ok().map(|sample| sample.key_expr().to_string()))
         .collect();
-    assert_eq!(tokens.len(), 13, "{tokens:?}");
+    assert_eq!(tokens.len(), 14, "{tokens:?}");
     assert!(tokens.iter().any(|t| t.contains("/NN/%/%/vela_so101")));
     assert!(tokens.iter().any(|t| t.contains("/MS/%/%/vela_so101/%arm_controller%joint_trajectory/")));
 
