@@ -99,6 +99,13 @@ impl Writing {
     }
 }
 
+impl Drop for Writing {
+    /// What was committed gets to the disk, also when whoever recorded has failed.
+    fn drop(&mut self) {
+        let _ = self.join();
+    }
+}
+
 fn write(mut writer: DatasetWriter, inbox: &Receiver<Event>) -> Result<DatasetWriter> {
     for event in inbox {
         match event {
