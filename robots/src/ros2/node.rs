@@ -16,9 +16,10 @@ const JPEG_QUALITY: u8 = 90;
 
 /// The arm's ROS 2 node. It is there until it is dropped.
 ///
-/// Published: `/joint_states`, `/joint_commands` (what was sent), `/CAMERA/image_raw` and its JPEG, `/robot_description`, `/tf`; pictures and frames only
-/// while somebody listens. Accepted: a sentence, trajectories, forward commands, the gripper's command (all through the
-/// gate like everything else) and the emergency stop, on the topics named in [`super`].
+/// Published: `/joint_states`, `/joint_commands` (what was sent), `/CAMERA/image_raw` and its JPEG, `/robot_description`,
+/// `/tf`; pictures, frames and what was sent only while somebody listens. Accepted: a sentence, trajectories, forward
+/// commands, the gripper's command (all through the gate like everything else) and the emergency stop, on the topics
+/// named in [`super`].
 pub struct Node {
     joint_names: Vec<String>,
     urdf: String,

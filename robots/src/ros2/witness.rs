@@ -104,8 +104,8 @@ fn lock(heard: &Mutex<Heard>) -> MutexGuard<'_, Heard> {
 }
 
 impl Witness {
-    /// Listens to the topics of an arm that speaks ROS 2, or, without a `config`, of one that `vela robot` or `vela sim`
-    /// gives that voice. Stamps are on `clock`, on arrival.
+    /// Listens to the topics of an arm that speaks ROS 2, or, with the default `config`, of one that `vela robot` or
+    /// `vela sim` gives that voice. Stamps are on `clock`, on arrival.
     ///
     /// # Errors
     /// A configured joint is unknown, or the session is closed.

@@ -2,8 +2,8 @@
 //!
 //! Layout: `VELA`, kind (u8), version (u8), then a MessagePack map. [`ask`] goes from the robot to the policy,
 //! [`answer`] back, [`hello`] is the first exchange of both, [`load`] is how one policy of several is chosen,
-//! [`world`] is what an environment in another process is told and says. Byte strings carry pixels and numbers (f64, little
-//! endian), so that a decoder never allocates more than a small multiple of what arrived.
+//! [`world`] is what an environment in another process is told and says. Byte strings carry pixels and numbers (f64,
+//! little endian), so that a decoder never allocates more than a small multiple of what arrived.
 
 pub mod answer;
 pub mod ask;
