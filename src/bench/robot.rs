@@ -32,6 +32,9 @@ pub struct Args {
     /// Seconds of each measurement.
     #[arg(long, default_value_t = 10.0)]
     secs: f64,
+    /// Seconds of the control loop's; else as the others.
+    #[arg(long)]
+    loop_secs: Option<f64>,
     /// The control loop's rate, Hz.
     #[arg(long, default_value_t = 500.0)]
     hz: f64,
@@ -77,8 +80,12 @@ struct Measured {
 
 /// Runs the verb.
 pub fn run(args: &Args) -> Result<()> {
-    if !(args.secs > 0.0 && args.hz > 0.0 && args.burn_secs >= 0.0) {
-        bail!("expected --secs and --hz above 0 and --burn-secs of at least 0");
+    if !(args.secs > 0.0
+        && args.loop_secs.unwrap_or(args.secs) > 0.0
+        && args.hz > 0.0
+        && args.burn_secs >= 0.0)
+    {
+        bail!("expected --secs, --loop-secs and --hz above 0 and --burn-secs of at least 0");
     }
     let pictures = pictures()?;
     let jpeg_to_command = edge::measure(args, &pictures, ImageKind::Compressed, true)?;

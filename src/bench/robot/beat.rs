@@ -178,7 +178,7 @@ pub(super) fn measure(args: &Args) -> Result<Beats> {
         ..ControlOptions::default()
     };
     let (period, late_secs) = (robot.period_secs(), options.late_part * robot.period_secs());
-    let end = clock.now().plus_secs(args.secs);
+    let end = clock.now().plus_secs(args.loop_secs.unwrap_or(args.secs));
     let bare = || Bare { period_secs: period, late_secs, end, clock: clock.clone() };
     let (plain, real_time) = (bare().start(false)?, bare().start(true)?);
     let (controller, events) = Controller::start(arm, cameras, policy, "stand", &options)?;
