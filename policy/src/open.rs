@@ -35,8 +35,8 @@ const GUIDED: [&str; 4] = ["vela_vla", "smolvla", "pi0", "pi05"];
 /// `pi0_fast`, `openvla`.
 ///
 /// # Errors
-/// An unknown kind; whatever is wrong with the folder; a robot that it was not made for, with the exact difference; real-time
-/// chunking of a kind that cannot.
+/// An unknown kind; whatever is wrong with the folder; a robot that it was not made for, with the exact difference;
+/// real-time chunking of a kind that cannot.
 pub fn open(dir: &Path, robot: &Embodiment, choices: &Choices) -> Result<Box<dyn Policy>> {
     let config = config_json(dir)?;
     let kind = config.get("type").or(config.get("model_type")).and_then(serde_json::Value::as_str);

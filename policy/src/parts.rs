@@ -3,7 +3,7 @@
 use crate::folder::VlaPolicy;
 use crate::normalise::{Normaliser, Statistics, processor_steps};
 use crate::pi0::{self, Pi0};
-use crate::storage::Storage;
+use crate::storage::{Storage, is_quantised};
 use crate::vla::{Form, StatePlace, Vla, VlaConfig};
 use crate::{SmolVla, TimePlace};
 use candle_core::{DType, Device, Tensor};
@@ -61,6 +61,12 @@ impl VlaParts {
                 )));
             }
         };
+        if is_quantised(dir) {
+            return Err(Error::parse(
+                dir.display(),
+                "its weights are in fewer bits: they cannot be taken apart",
+            ));
+        }
         let mut tensors = BTreeMap::new();
         for (path, _) in files(dir)?.into_iter().filter(|(path, _)| is_weights(path)) {
             tensors.extend(candle_core::safetensors::load(path, &Device::Cpu)?);
@@ -72,11 +78,15 @@ impl VlaParts {
     /// the folder does.
     ///
     /// # Errors
-    /// Statistics that are missing, of another width, or of no width.
+    /// Statistics that are missing, of another width, or of no width; a folder that keeps its own in no processor's file.
     pub fn set_statistics(&mut self, statistics: Statistics) -> Result<()> {
         let own = self.policy.config();
         let anew = |feature: &str, old: &Normaliser| statistics.normaliser(feature, old.scaling, old.eps);
         let (state, action) = (anew("observation.state", &own.state)?, anew("action", &own.action)?);
+        if self.names != Names::Ours {
+            // Before anything is learnt: the copy is where they will be written.
+            state_files(&self.dir)?;
+        }
         self.policy.set_scaling(state, action)?;
         self.statistics = Some(statistics);
         Ok(())
@@ -172,15 +182,22 @@ impl VlaParts {
                 serde_json::to_vec_pretty(self.config()).map_err(|e| Error::parse(path.display(), e))?;
             return std::fs::write(&path, text).map_err(|source| Error::Io { path, source });
         }
-        for name in ["policy_preprocessor.json", "policy_postprocessor.json"] {
-            for step in processor_steps(&out.join(name))? {
-                if let Some(file) = &step.state_file {
-                    statistics.put_into(&out.join(file))?;
-                }
-            }
-        }
-        Ok(())
+        state_files(out)?.iter().try_for_each(|path| statistics.put_into(path))
     }
+}
+
+/// Where the processors of a LeRobot folder keep their numbers.
+fn state_files(dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for name in ["policy_preprocessor.json", "policy_postprocessor.json"] {
+        for file in processor_steps(&dir.join(name))?.into_iter().filter_map(|step| step.state_file) {
+            if Path::new(&file).components().count() != 1 {
+                return Err(Error::invalid(format!("{name}: state_file '{file}' is not a plain file name")));
+            }
+            found.push(dir.join(file));
+        }
+    }
+    Ok(found)
 }
 
 /// `model.safetensors` or its shards.

@@ -88,6 +88,12 @@ pub fn quantise(
     if out.exists() {
         return Err(Error::parse(out.display(), "expected a folder that does not exist yet"));
     }
+    let above = out.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if let (Ok(above), Ok(own)) = (above.canonicalize(), dir.canonicalize())
+        && above.starts_with(own)
+    {
+        return Err(Error::parse(out.display(), "expected a folder outside of the policy's own"));
+    }
     if is_quantised(dir) {
         return Err(Error::parse(dir.display(), "its weights are in fewer bits already"));
     }

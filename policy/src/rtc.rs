@@ -101,7 +101,7 @@ impl Until {
         match self {
             Self::Executed => horizon.saturating_sub(execute),
             Self::Tick(tick) => tick,
-            Self::AfterDelay(ticks) => delay + ticks,
+            Self::AfterDelay(ticks) => delay.saturating_add(ticks),
         }
     }
 }

@@ -339,9 +339,9 @@ impl Vla {
         mean_where(&errors, &Tensor::from_vec(counts, (b, horizon, 1), actions.device())?)
     }
 
-    /// Mean cross-entropy of the words of `answer` behind a picture, given by its `patch_tokens [1, patches, vision_width]`, and
-    /// the words of `question`: picture and question see each other, as they do in a prefix, and each word of the answer what
-    /// comes before it. `head [vocab, width]` turns hidden states into words. Differentiable.
+    /// Mean cross-entropy of the words of `answer` behind a picture, given by its `patch_tokens [1, patches,
+    /// vision_width]`, and the words of `question`: picture and question see each other, as they do in a prefix, and each
+    /// word of the answer what comes before it. `head [vocab, width]` turns hidden states into words. Differentiable.
     ///
     /// # Errors
     /// A question or an answer without words.
