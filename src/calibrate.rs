@@ -1,10 +1,11 @@
 //! `vela robot --calibrate`: an arm's servos measured by hand, into LeRobot's calibration file.
 
+use crate::operator;
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::json;
-use std::io::{BufRead, IsTerminal};
+use std::io::IsTerminal;
 use std::path::Path;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 use vela_robots::ArmFile;
 use vela_robots::feetech::{Calibration, Calibrator, Span};
@@ -19,7 +20,7 @@ pub fn run(path: &Path, apply: bool, as_json: bool) -> Result<()> {
         bail!("{}: only servos on USB are calibrated, and it names none", path.display());
     };
     let existing = apply.then(|| Calibration::load(calibration)).transpose()?;
-    let lines = lines();
+    let lines = operator::lines();
     eprintln!("Hold the arm and press Enter: its torque goes off.");
     enter(&lines)?;
     let made = if let Some(existing) = existing {
@@ -49,29 +50,16 @@ pub fn run(path: &Path, apply: bool, as_json: bool) -> Result<()> {
     Ok(())
 }
 
-/// Each line of standard input, on a thread of its own that ends with the program.
-fn lines() -> Receiver<()> {
-    let (sender, lines) = channel();
-    std::thread::spawn(move || {
-        for line in std::io::stdin().lock().lines() {
-            if line.is_err() || sender.send(()).is_err() {
-                return;
-            }
-        }
-    });
-    lines
-}
-
 fn nobody() -> anyhow::Error {
     anyhow!("standard input ended before Enter was pressed; the servos may be without torque now")
 }
 
-fn enter(lines: &Receiver<()>) -> Result<()> {
-    lines.recv().map_err(|_| nobody())
+fn enter(lines: &Receiver<String>) -> Result<()> {
+    lines.recv().map(drop).map_err(|_| nobody())
 }
 
 /// Watches the joints until Enter.
-fn watch(calibrator: &mut Calibrator, lines: &Receiver<()>) -> Result<Vec<Span>> {
+fn watch(calibrator: &mut Calibrator, lines: &Receiver<String>) -> Result<Vec<Span>> {
     let live = std::io::stderr().is_terminal();
     loop {
         let spans = calibrator.watch().context("watching the joints")?.to_vec();
@@ -80,7 +68,7 @@ fn watch(calibrator: &mut Calibrator, lines: &Receiver<()>) -> Result<Vec<Span>>
         }
         match lines.recv_timeout(LOOK) {
             Err(RecvTimeoutError::Timeout) => {}
-            Ok(()) => return Ok(spans),
+            Ok(_) => return Ok(spans),
             Err(RecvTimeoutError::Disconnected) => return Err(nobody()),
         }
     }

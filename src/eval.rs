@@ -87,6 +87,7 @@ pub fn run(args: &Args) -> Result<()> {
             policy: &args.policy,
             following: args.following,
             execute: args.execute,
+            delay_ms: args.delay_ms,
             randomise: args.randomise,
             json: args.json,
         };

@@ -1,7 +1,23 @@
-//! A person at the terminal: Enter is the emergency stop, the word `go` releases it.
+//! A person at the terminal: what is typed, and where an arm moves, Enter is the emergency stop and `go` releases it.
 
 use std::io::{BufRead, IsTerminal};
+use std::sync::mpsc::{Receiver, channel};
 use vela_embodiment::EmergencyStop;
+
+/// Lines that a person types, read on a thread of its own that ends with the program; the other end goes when nobody can
+/// type any more.
+pub fn lines() -> Receiver<String> {
+    let (sender, lines) = channel();
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lock().lines() {
+            let Ok(line) = line else { return };
+            if sender.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    lines
+}
 
 /// Watches the terminal, if there is one, on a thread of its own that ends with the program.
 pub fn watch(stop: &EmergencyStop) {

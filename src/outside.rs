@@ -3,6 +3,7 @@
 
 use crate::chooser::{Chosen, Following, choose};
 use crate::demo::LINK_TIMEOUT_SECS;
+use crate::eval::ticks_of;
 use crate::stats::{quantile, wilson95};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -52,6 +53,8 @@ pub struct Job<'a> {
     pub following: Following,
     /// Ticks of a chunk to carry out instead of the policy's own number.
     pub execute: Option<usize>,
+    /// Milliseconds from an observation to its chunk, in the environment's time.
+    pub delay_ms: u64,
     /// Asks the environment to vary what it can.
     pub randomise: bool,
     /// Print JSON.
@@ -170,12 +173,17 @@ pub fn record(outside: &Outside, key: &str, out: &Path, job: &Job) -> Result<()>
 
 /// Counts successes, per task.
 pub fn eval(outside: &Outside, key: &str, job: &Job) -> Result<()> {
-    let (mut environment, _, mut driver) = meet(outside, key, job)?;
+    let (mut environment, robot, mut driver) = meet(outside, key, job)?;
+    let delay_ticks = ticks_of(job.delay_ms, &robot);
     let mut infer_secs = Vec::new();
     let mut played: Vec<(String, Vec<Rollout>)> = Vec::new();
     for episode in episodes(job) {
-        let options =
-            RolloutOptions { seed: episode.seed, execute: job.execute, ..RolloutOptions::default() };
+        let options = RolloutOptions {
+            seed: episode.seed,
+            execute: job.execute,
+            delay_ticks,
+            ..RolloutOptions::default()
+        };
         let watch = &mut |_: &External, _: vela_robots::RolloutEvent<'_>| {};
         let one = match &mut driver {
             Driver::Expert => {
@@ -204,7 +212,7 @@ pub fn eval(outside: &Outside, key: &str, job: &Job) -> Result<()> {
         .collect();
     let ms = |q| quantile(&infer_secs, q) * 1e3;
     if job.json {
-        let answer = json!({"env": key, "policy": job.policy, "tasks": rows,
+        let answer = json!({"env": key, "policy": job.policy, "delay_ms": job.delay_ms, "tasks": rows,
             "policy_ms": {"p50": ms(0.5), "p99": ms(0.99)}});
         println!("{answer}");
         return Ok(());

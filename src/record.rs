@@ -34,7 +34,7 @@ pub struct Args {
     policy: String,
     /// The expert takes over from the policy after this many seconds of an episode; what it does is marked in the
     /// column `intervention`.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "env")]
     rescue_secs: Option<f64>,
     /// Domain randomisation.
     #[arg(long)]
@@ -80,6 +80,7 @@ pub fn run(args: &Args) -> Result<()> {
             policy: &args.policy,
             following: Following::default(),
             execute: None,
+            delay_ms: 0,
             randomise: args.randomise,
             json: args.json,
         };

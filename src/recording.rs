@@ -1,13 +1,13 @@
 //! `vela record --robot`: a live arm on zenoh, whoever drives it, as a LeRobot dataset. It only listens: nothing that goes
 //! wrong here reaches the arm.
 
+use crate::operator;
 use anyhow::{Context, Result, bail};
 use serde_json::json;
-use std::io::BufRead;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, TryRecvError, channel};
+use std::sync::mpsc::{Receiver, TryRecvError};
 use vela_embodiment::{Action, Clock, Embodiment, Frame, FrameSource, MonotonicClock, Observation, Stamp};
 use vela_episodes::{DatasetWriter, Step, Writing};
 use vela_robots::ros2::cameras::TopicCameras;
@@ -108,7 +108,7 @@ pub fn run(job: &Job) -> Result<()> {
     let ears = Ears { robot, witness, pictures, task: job.task.to_owned() };
     let interrupted = interruption()?;
     let mut writing = Writing::start(writer)?;
-    let recorded = record(job, &ears, &*clock, &typed(), &interrupted, &mut writing);
+    let recorded = record(job, &ears, &*clock, &operator::lines(), &interrupted, &mut writing);
     over.store(true, Ordering::Release);
     // Whatever happened: what is on its way to the disk gets there. A failed write is the first reason of all.
     let writer = writing.finish().with_context(|| format!("recording into {}", job.out.display()))?;
@@ -177,10 +177,10 @@ fn record(
                 };
                 if let Some(step) = step {
                     Stage::Recording(take(running, step, writing)?)
-                } else if line.is_some_and(|line| line.trim() == "drop") {
+                } else if running.frames == 0 || line.as_ref().is_some_and(|line| line.trim() == "drop") {
                     writing.discard_episode();
                     eprintln!("dropped");
-                    Stage::Resting(resting(job, now, true))
+                    Stage::Resting(resting(job, now, line.is_some()))
                 } else {
                     let why = why.unwrap_or_default();
                     eprintln!("episode {} ended after {} frames: {why}", totals.recorded, running.frames);
@@ -254,20 +254,6 @@ fn watch(mut cameras: TopicCameras, over: &Arc<AtomicBool>) -> Result<Arc<Pictur
         }
     })?;
     Ok(newest)
-}
-
-/// Lines that a person types; its other end goes when nobody can type any more.
-fn typed() -> Receiver<String> {
-    let (sender, lines) = channel();
-    std::thread::spawn(move || {
-        for line in std::io::stdin().lock().lines() {
-            let Ok(line) = line else { return };
-            if sender.send(line).is_err() {
-                return;
-            }
-        }
-    });
-    lines
 }
 
 /// Set by Ctrl-C.

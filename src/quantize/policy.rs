@@ -70,7 +70,7 @@ impl Recorded {
         let moments = RecordedMoments::new(&dataset)?;
         let mut rows = Vec::new();
         for at in 0..moments.count() {
-            rows.extend(moments.moment(at, 1)?.actions);
+            rows.extend(moments.numbers(at, 1)?.actions);
         }
         let joints = rows.first().map_or(0, Vec::len);
         let count = rows.len().max(1) as f64;
