@@ -37,7 +37,10 @@ pub fn run(path: &Path, apply: bool, as_json: bool) -> Result<()> {
         let spans = watch(&mut calibrator, &lines)?;
         draw(&spans, false);
         let made = calibrator.finish()?;
-        made.save(calibration)?;
+        // The servos have it by now: what a hand has shown must not be lost with a full disk.
+        made.save(calibration).with_context(|| {
+            format!("the servos keep it already; {} should hold {}", calibration.display(), json!(made))
+        })?;
         made
     };
     if as_json {

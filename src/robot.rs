@@ -39,7 +39,7 @@ pub struct Args {
     #[arg(long, conflicts_with_all = ["look", "relax", "calibrate"])]
     apply_calibration: bool,
     /// The file of a second servo arm without torque: the arm follows the hand that moves it, and no policy.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["look", "relax", "calibrate", "apply_calibration"])]
     leader: Option<PathBuf>,
     /// Press the emergency stop of the arm with this base key, from anywhere on zenoh, and do nothing else.
     #[arg(long, value_name = "KEY")]
