@@ -80,8 +80,6 @@ enum Verb {
 fn main() -> ExitCode {
     // First of all, while this is the only thread: it also takes Candle's own pool out of the way.
     vela_nn::threads::set(0);
-    // The buffers of one picture or chunk serve the next, in place of fresh pages from the system.
-    vela_nn::keep_freed();
     let done = match Cli::parse().verb {
         Verb::Demo(args) => demo::run(&args),
         Verb::Eval(args) => eval::run(&args),

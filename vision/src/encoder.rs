@@ -141,6 +141,8 @@ impl Encoder {
 
     /// The same along a path of one's own.
     pub fn forward_along(&self, x: &Tensor, path: &Path, tap: &mut Tap) -> Result<Tensor> {
+        // The buffers of one picture serve the next.
+        vela_nn::keep_freed();
         let mut x = x.clone();
         for (i, block) in self.blocks.iter().take(path.blocks).enumerate() {
             let y = block.norm1.forward(&x)?;

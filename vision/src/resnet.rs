@@ -167,6 +167,8 @@ impl ResNet {
 
     /// `pixels [b, 3, h, w]`, normalised, to the last feature map `[b, width, h / 32, w / 32]` (rounded up).
     pub fn forward(&self, pixels: &Tensor) -> Result<Tensor> {
+        // The buffers of one picture serve the next.
+        vela_nn::keep_freed();
         let mut x = max_pool(&self.stem.forward(pixels, None, true)?, 3, 2, 1)?;
         for block in &self.blocks {
             x = block.forward(&x)?;
