@@ -11,7 +11,8 @@ use crate::storage::{ARCHITECTURE, FILE, LAYOUT, Storage, is_quantised};
 use candle_core::{DType, Device, Tensor, safetensors};
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use vela_llm::quantise::Partial;
 use vela_nn::gguf::{self, Value};
 use vela_nn::quant::{Blocks, Format};
 use vela_nn::{Error, Result};
@@ -101,12 +102,12 @@ pub fn quantise(
     let mut groups = groups(&tensors, *form);
     let exact = act(dir)?;
     let partial = Partial::new(out)?;
-    copy_all(dir, &partial.0)?;
-    let file = partial.0.join(FILE);
+    copy_all(dir, partial.path())?;
+    let file = partial.path().join(FILE);
     // What is measured is what will be loaded: every trial is a folder.
     let mut error_of = |formats: &BTreeMap<String, Format>| -> Result<ActionError> {
         write(&file, &tensors, formats, *form)?;
-        ActionError::between(&exact, &act(&partial.0)?)
+        ActionError::between(&exact, &act(partial.path())?)
     };
     let count = groups.len();
     for (k, (group, formats)) in groups.iter_mut().enumerate() {
@@ -142,10 +143,10 @@ pub fn quantise(
         plain,
         error,
     };
-    let path = partial.0.join("quantised.json");
+    let path = partial.path().join("quantised.json");
     let text = serde_json::to_string_pretty(&report).map_err(|e| Error::parse("the report", e))?;
     std::fs::write(&path, text).map_err(|source| Error::Io { path, source })?;
-    std::fs::rename(&partial.0, out).map_err(|source| Error::Io { path: out.to_path_buf(), source })?;
+    std::fs::rename(partial.path(), out).map_err(|source| Error::Io { path: out.to_path_buf(), source })?;
     Ok(report)
 }
 
@@ -263,26 +264,6 @@ fn blocks(tensor: &Tensor, format: Format) -> Result<Blocks> {
         _ => numbers()?.iter().flat_map(|x| x.to_le_bytes()).collect(),
     };
     Blocks::new(format, tensor.dims(), bytes)
-}
-
-/// A folder that is being filled, gone at the end unless it was renamed.
-struct Partial(PathBuf);
-
-impl Partial {
-    fn new(out: &Path) -> Result<Self> {
-        let mut name = out.as_os_str().to_owned();
-        name.push(format!(".{}.partial", std::process::id()));
-        let path = PathBuf::from(name);
-        std::fs::create_dir_all(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Partial {
-    fn drop(&mut self) {
-        // It may have been renamed; what cannot be removed is only in the way.
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }
 
 #[cfg(test)]

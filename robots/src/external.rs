@@ -5,7 +5,7 @@
 //! what its expert would do, if it has one; messages are those of [`crate::wire::world`]. `robots/python` is that side for
 //! any Gymnasium environment. The gate stands here, in front of it: its limits are those of the robot's own file.
 
-use crate::link::failed;
+use crate::link::{answered, failed};
 use crate::wire::world::{self, Moment};
 use crate::wire::{hello, world::decode_moment};
 use std::sync::Arc;
@@ -69,11 +69,7 @@ impl External {
             .express(true)
             .timeout(Duration::from_secs_f64(PATIENCE_SECS))
             .callback(move |reply| {
-                let bytes = match reply.result() {
-                    Ok(sample) => Ok(sample.payload().to_bytes().into_owned()),
-                    Err(error) => Err(String::from_utf8_lossy(&error.payload().to_bytes()).into_owned()),
-                };
-                let _ = sender.send(bytes);
+                let _ = sender.send(answered(&reply));
             })
             .wait()
             .map_err(|e| failed(&format!("asking {key}"), e))?;

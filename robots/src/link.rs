@@ -36,6 +36,14 @@ impl Keys {
     }
 }
 
+/// The bytes of an answer, or what the other end says is wrong.
+pub(crate) fn answered(reply: &zenoh::query::Reply) -> std::result::Result<Vec<u8>, String> {
+    match reply.result() {
+        Ok(sample) => Ok(sample.payload().to_bytes().into_owned()),
+        Err(error) => Err(String::from_utf8_lossy(&error.payload().to_bytes()).into_owned()),
+    }
+}
+
 pub(crate) fn failed(what: &str, error: impl std::fmt::Display) -> Error {
     Error::Link(format!("{what}: {error}"))
 }

@@ -10,9 +10,11 @@ mod calibrate;
 mod fold;
 mod layers;
 mod loss;
+mod partial;
 mod round;
 
 pub use loss::Sample;
+pub use partial::Partial;
 pub use round::Bits;
 
 use crate::config::DecoderConfig;
@@ -105,7 +107,7 @@ pub fn quantise(
         return Err(Error::parse(model.display(), reason));
     }
     let partial = Partial::new(out)?;
-    let report = into(model, &partial.0, sample, settings, progress)?;
+    let report = into(model, partial.path(), sample, settings, progress)?;
     let grown = report.nll[1] - report.nll[0];
     if grown.is_nan() || grown > settings.max_loss_increase {
         let ([before, after], most) = (report.nll, settings.max_loss_increase);
@@ -115,9 +117,9 @@ pub fn quantise(
         )));
     }
     let text = serde_json::to_string_pretty(&report).map_err(|e| Error::parse("the report", e))?;
-    let path = partial.0.join("quantised.json");
+    let path = partial.path().join("quantised.json");
     std::fs::write(&path, text).map_err(|source| Error::Io { path, source })?;
-    std::fs::rename(&partial.0, out).map_err(|source| Error::Io { path: out.to_path_buf(), source })?;
+    std::fs::rename(partial.path(), out).map_err(|source| Error::Io { path: out.to_path_buf(), source })?;
     Ok(report)
 }
 
@@ -140,26 +142,6 @@ pub(crate) fn open(dir: &Path, config: DecoderConfig) -> Result<(Weights, Decode
     }
     let names = config.names.by_rows();
     Ok((Weights::from_gguf(&file, Precision::Fast), DecoderConfig { names, ..config }))
-}
-
-/// A folder that is being filled, gone at the end unless it was renamed.
-struct Partial(PathBuf);
-
-impl Partial {
-    fn new(out: &Path) -> Result<Self> {
-        let mut name = out.as_os_str().to_owned();
-        name.push(format!(".{}.partial", std::process::id()));
-        let path = PathBuf::from(name);
-        std::fs::create_dir_all(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Partial {
-    fn drop(&mut self) {
-        // It may have been renamed; what cannot be removed is only in the way.
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }
 
 fn into(

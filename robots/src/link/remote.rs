@@ -1,6 +1,6 @@
 //! A policy in another session, seen from the robot.
 
-use super::{Keys, failed};
+use super::{Keys, answered, failed};
 use crate::resolve::require_policy_fits;
 use crate::wire::{answer, ask, hello, load};
 use std::collections::BTreeMap;
@@ -219,12 +219,8 @@ impl RemotePolicy {
             // Ours ends first and says it in our words.
             .timeout(self.timeout + Duration::from_secs(1))
             .callback(move |reply| {
-                let bytes = match reply.result() {
-                    Ok(sample) => Ok(sample.payload().to_bytes().into_owned()),
-                    Err(error) => Err(String::from_utf8_lossy(&error.payload().to_bytes()).into_owned()),
-                };
                 // Nobody listens any more when the deadline has passed.
-                let _ = sender.send(bytes);
+                let _ = sender.send(answered(&reply));
             })
             .wait()
             .map_err(|e| failed(&format!("asking {key}"), e))?;
