@@ -10,6 +10,7 @@ mod inlets;
 pub mod keys;
 pub mod messages;
 mod node;
+mod picture;
 mod trajectory;
 mod witness;
 

@@ -95,6 +95,14 @@ pub(super) struct ImageRef<'a> {
     pub(super) data: &'a [u8],
 }
 
+/// A compressed one, in the same way.
+#[derive(Deserialize)]
+pub(super) struct CompressedRef<'a> {
+    _header: Header,
+    _format: String,
+    pub(super) data: &'a [u8],
+}
+
 /// `std_msgs/msg/Bool`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bool {

@@ -21,6 +21,9 @@ use vela_robots::ros2::{DOMAIN, TRAJECTORY};
 use vela_robots::{ChunkQueue, Resolver};
 use zenoh::{Session, Wait};
 
+/// Of the JPEGs.
+const QUALITY: u8 = 85;
+
 /// From the moment the arm publishes joints and two pictures to the moment it has the command that answers them.
 #[derive(Serialize)]
 pub(super) struct Edge {
@@ -37,19 +40,23 @@ pub(super) struct Edge {
     pub(super) carried: Spread,
 }
 
+/// A JPEG as a camera or `image_transport` makes it: colours at half the width and half the height (4:2:0).
+fn jpeg(rgb: &[u8]) -> Result<Vec<u8>> {
+    use jpeg_encoder::{ColorType, Encoder, SamplingFactor};
+    let mut data = Vec::new();
+    let mut encoder = Encoder::new(&mut data, QUALITY);
+    encoder.set_sampling_factor(SamplingFactor::F_2_2);
+    encoder.encode(rgb, SIZE.0 as u16, SIZE.1 as u16, ColorType::Rgb)?;
+    Ok(data)
+}
+
 /// The messages of one picture and the keys where they go.
 fn message(camera: &str, rgb: &[u8], kind: ImageKind) -> Result<(String, Vec<u8>)> {
     let topic = format!("/{camera}/image");
     let (width, height) = SIZE;
     Ok(match kind {
         ImageKind::Compressed => {
-            let mut data = Vec::new();
-            image::codecs::jpeg::JpegEncoder::new_with_quality(&mut data, 85).encode(
-                rgb,
-                width,
-                height,
-                image::ExtendedColorType::Rgb8,
-            )?;
+            let data = jpeg(rgb)?;
             let message = CompressedImage { format: "jpeg".into(), data, ..CompressedImage::default() };
             (Topic::new(&topic, &keys::COMPRESSED_IMAGE).key(DOMAIN), messages::encode(&message)?)
         }
