@@ -5,6 +5,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde_json::json;
 use std::io::IsTerminal;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 use vela_robots::ArmFile;
@@ -21,21 +22,17 @@ pub fn run(path: &Path, apply: bool, as_json: bool) -> Result<()> {
     };
     let existing = apply.then(|| Calibration::load(calibration)).transpose()?;
     let lines = operator::lines();
+    let interrupted = operator::interruption()?;
     eprintln!("Hold the arm and press Enter: its torque goes off.");
-    enter(&lines)?;
+    enter(&lines, &interrupted)?;
     let made = if let Some(existing) = existing {
         Calibrator::apply(&embodiment, servos, &existing)?;
         existing
     } else {
         let mut calibrator = Calibrator::open(&embodiment, servos)?;
-        eprintln!("Put every joint in the middle of its motion and press Enter.");
-        enter(&lines)?;
-        calibrator.centre()?;
-        eprintln!(
-            "Move every joint from stop to stop, one after the other (wrist_roll has none), and press Enter."
-        );
-        let spans = watch(&mut calibrator, &lines)?;
-        draw(&spans, false);
+        if let Err(why) = show(&mut calibrator, &lines, &interrupted) {
+            return Err(broken_off(why, calibrator));
+        }
         let made = calibrator.finish()?;
         // The servos have it by now: what a hand has shown must not be lost with a full disk.
         made.save(calibration).with_context(|| {
@@ -53,26 +50,59 @@ pub fn run(path: &Path, apply: bool, as_json: bool) -> Result<()> {
     Ok(())
 }
 
-fn nobody() -> anyhow::Error {
-    anyhow!("standard input ended before Enter was pressed; the servos may be without torque now")
+/// What the person shows with the arm.
+fn show(calibrator: &mut Calibrator, lines: &Receiver<String>, interrupted: &AtomicBool) -> Result<()> {
+    eprintln!("Put every joint in the middle of its motion and press Enter.");
+    enter(lines, interrupted)?;
+    calibrator.centre()?;
+    eprintln!(
+        "Move every joint from stop to stop, one after the other (wrist_roll has none), and press Enter."
+    );
+    let spans = watch(calibrator, lines, interrupted)?;
+    draw(&spans, false);
+    Ok(())
 }
 
-fn enter(lines: &Receiver<String>) -> Result<()> {
-    lines.recv().map(drop).map_err(|_| nobody())
+/// Locks the servos again and says how they were left.
+fn broken_off(why: anyhow::Error, calibrator: Calibrator) -> anyhow::Error {
+    let left = match calibrator.abandon() {
+        Ok(()) => "the servos are locked again".to_owned(),
+        Err(error) => format!("the servos are not locked, their memory can be written ({error})"),
+    };
+    anyhow!("{why:#}; broken off: no file was written, {left}, without torque and perhaps with new offsets")
+}
+
+/// Whether Enter was pressed.
+fn pressed(lines: &Receiver<String>, interrupted: &AtomicBool) -> Result<bool> {
+    if interrupted.load(Ordering::Acquire) {
+        bail!("Ctrl-C");
+    }
+    match lines.recv_timeout(LOOK) {
+        Ok(_) => Ok(true),
+        Err(RecvTimeoutError::Timeout) => Ok(false),
+        Err(RecvTimeoutError::Disconnected) => bail!("standard input ended before Enter was pressed"),
+    }
+}
+
+fn enter(lines: &Receiver<String>, interrupted: &AtomicBool) -> Result<()> {
+    while !pressed(lines, interrupted)? {}
+    Ok(())
 }
 
 /// Watches the joints until Enter.
-fn watch(calibrator: &mut Calibrator, lines: &Receiver<String>) -> Result<Vec<Span>> {
+fn watch(
+    calibrator: &mut Calibrator,
+    lines: &Receiver<String>,
+    interrupted: &AtomicBool,
+) -> Result<Vec<Span>> {
     let live = std::io::stderr().is_terminal();
     loop {
         let spans = calibrator.watch().context("watching the joints")?.to_vec();
         if live {
             draw(&spans, true);
         }
-        match lines.recv_timeout(LOOK) {
-            Err(RecvTimeoutError::Timeout) => {}
-            Ok(_) => return Ok(spans),
-            Err(RecvTimeoutError::Disconnected) => return Err(nobody()),
+        if pressed(lines, interrupted)? {
+            return Ok(spans);
         }
     }
 }

@@ -38,9 +38,10 @@ pub struct Args {
     /// Domain randomisation: light, colours, cameras, friction, mass, more distractors.
     #[arg(long)]
     randomise: bool,
-    /// Which episodes: test, held_out_phrasing, held_out_pair, swap (a test scene, another object named) or train.
-    #[arg(long, default_value = "test")]
-    split: String,
+    /// Which episodes: test (the default), held_out_phrasing, held_out_pair, swap (a test scene, another object named) or
+    /// train.
+    #[arg(long)]
+    split: Option<String>,
     /// Carry out this many ticks of each chunk instead of the policy's own number.
     #[arg(long)]
     execute: Option<usize>,
@@ -80,6 +81,9 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let suite = (args.suite == "metaworld").then_some((outside::KEY, outside::MT10));
     if let Some(key) = args.outside.env.as_deref().or(suite.map(|(key, _)| key)) {
+        if args.split.is_some() {
+            bail!("--split chooses among the tabletop's episodes; an environment elsewhere has its own");
+        }
         let job = outside::Job {
             task: args.task.as_deref().or(suite.map(|(_, tasks)| tasks)).unwrap_or_default(),
             episodes: args.episodes as u64,
@@ -100,7 +104,8 @@ pub fn run(args: &Args) -> Result<()> {
         Some(name) => vec![TaskKind::from_name(name)?],
         None => TaskKind::ALL.to_vec(),
     };
-    let split = Split::from_name(&args.split)?;
+    let split_name = args.split.as_deref().unwrap_or("test");
+    let split = Split::from_name(split_name)?;
     choose(&args.policy, &Embodiment::so101()?, args.following)?;
     let bar = ProgressBar::new((tasks.len() * args.episodes) as u64)
         .with_style(ProgressStyle::with_template("{wide_bar} {pos}/{len} episodes, {eta} left")?);
@@ -139,7 +144,7 @@ pub fn run(args: &Args) -> Result<()> {
                     "ci95": wilson95(*k, *n), "median_success_secs": seconds})
             })
             .collect();
-        let report = json!({"suite": args.suite, "split": args.split, "policy": args.policy,
+        let report = json!({"suite": args.suite, "split": split_name, "policy": args.policy,
             "randomise": args.randomise, "delay_ms": args.delay_ms, "tasks": tasks, "rate": rate(successes, episodes),
             "policy_ms": {"p50": ms(0.5), "p99": ms(0.99)}});
         println!("{report}");

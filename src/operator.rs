@@ -1,6 +1,9 @@
 //! A person at the terminal: what is typed, and where an arm moves, Enter is the emergency stop and `go` releases it.
 
+use anyhow::Result;
 use std::io::{BufRead, IsTerminal};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use vela_embodiment::EmergencyStop;
 
@@ -17,6 +20,21 @@ pub fn lines() -> Receiver<String> {
         }
     });
     lines
+}
+
+/// Set by Ctrl-C, which from then on ends nothing by itself: a second one does not cut short what the first began to save.
+pub fn interruption() -> Result<Arc<AtomicBool>> {
+    let pressed = Arc::new(AtomicBool::new(false));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::Builder::new().name("vela-signals".into()).spawn({
+        let pressed = pressed.clone();
+        move || {
+            if runtime.block_on(tokio::signal::ctrl_c()).is_ok() {
+                pressed.store(true, Ordering::Release);
+            }
+        }
+    })?;
+    Ok(pressed)
 }
 
 /// Watches the terminal, if there is one, on a thread of its own that ends with the program.

@@ -106,7 +106,7 @@ pub fn run(job: &Job) -> Result<()> {
     let over = Arc::new(AtomicBool::new(false));
     let pictures = watch(cameras, &over)?;
     let ears = Ears { robot, witness, pictures, task: job.task.to_owned() };
-    let interrupted = interruption()?;
+    let interrupted = operator::interruption()?;
     let mut writing = Writing::start(writer)?;
     let recorded = record(job, &ears, &*clock, &operator::lines(), &interrupted, &mut writing);
     over.store(true, Ordering::Release);
@@ -254,19 +254,4 @@ fn watch(mut cameras: TopicCameras, over: &Arc<AtomicBool>) -> Result<Arc<Pictur
         }
     })?;
     Ok(newest)
-}
-
-/// Set by Ctrl-C.
-fn interruption() -> Result<Arc<AtomicBool>> {
-    let pressed = Arc::new(AtomicBool::new(false));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    std::thread::Builder::new().name("vela-signals".into()).spawn({
-        let pressed = pressed.clone();
-        move || {
-            if runtime.block_on(tokio::signal::ctrl_c()).is_ok() {
-                pressed.store(true, Ordering::Release);
-            }
-        }
-    })?;
-    Ok(pressed)
 }

@@ -2,7 +2,8 @@
 //! or a hand that holds a second arm.
 
 use crate::demo::LINK_TIMEOUT_SECS;
-use crate::{calibrate, leading, operator};
+use crate::leading::Leader;
+use crate::{calibrate, operator};
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 use std::io::Write;
@@ -81,6 +82,8 @@ pub fn run(args: &Args) -> Result<()> {
         return calibrate::run(path, args.apply_calibration, args.json);
     }
     let (file, embodiment) = ArmFile::load(path)?;
+    // Whatever may be wrong with a file is said before anything moves.
+    let leader = args.leader.as_deref().map(|path| Leader::read(path, &embodiment)).transpose()?;
     let open = || open_session(Side::Robot, args.zenoh.as_deref());
     // Commands of the arm and pictures for it come first here; whoever thinks about them is in another process.
     let session = if file.control.real_time { priority::urgently(Urgency::Message, open)?? } else { open()? };
@@ -95,7 +98,7 @@ pub fn run(args: &Args) -> Result<()> {
     let (clock, real_time) = (arm.clock(), file.control.real_time);
     let cameras =
         TopicCameras::listen(&session, &embodiment, file.domain(), &file.cameras, &clock, real_time)?;
-    let guided = args.leader.is_some().then(|| HandGuided::new(&embodiment));
+    let guided = leader.is_some().then(|| HandGuided::new(&embodiment));
     let policy: Box<dyn Policy> = match &guided {
         Some(guided) => Box::new(guided.clone()),
         None => {
@@ -110,6 +113,9 @@ pub fn run(args: &Args) -> Result<()> {
         real_time,
         ..ControlOptions::default()
     };
+    let create =
+        |path: &PathBuf| std::fs::File::create(path).with_context(|| format!("writing {}", path.display()));
+    let mut log = args.log.as_ref().map(create).transpose()?;
     let (controller, events) = Controller::start(arm, cameras, policy, &args.task, &options)?;
     let handle = controller.handle();
     let stop = handle.emergency_stop();
@@ -121,8 +127,8 @@ pub fn run(args: &Args) -> Result<()> {
         format!("now run `vela act --key {}`", file.key)
     };
     eprintln!("the arm '{}' is on zenoh as '{}'; {next}", embodiment.name, file.key);
-    let leading = match (&args.leader, guided) {
-        (Some(leader), Some(guided)) => Some(leading::start(leader, &embodiment, &handle, guided)?),
+    let leading = match (leader, guided) {
+        (Some(leader), Some(guided)) => Some(leader.start(&embodiment, &handle, guided)?),
         _ => None,
     };
     // An arm that is a ROS 2 robot already needs no second voice, at most a description.
@@ -134,12 +140,6 @@ pub fn run(args: &Args) -> Result<()> {
             let topic = ros2::listen_for_stop(&session, own.domain, &own.emergency_stop, &stop)?;
             (describing.transpose()?, Some(topic))
         }
-    };
-    let mut log = match &args.log {
-        Some(path) => {
-            Some(std::fs::File::create(path).with_context(|| format!("writing {}", path.display()))?)
-        }
-        None => None,
     };
     loop {
         match events.recv_timeout(Duration::from_millis(100)) {

@@ -137,3 +137,12 @@ fn an_environment_in_another_process_is_scored_and_recorded() -> Outcome {
     assert_eq!(looked["frames"], said["frames"], "nothing of it is kept");
     Ok(())
 }
+
+#[test]
+fn a_split_is_the_tabletop_s_and_refused_elsewhere() -> Outcome {
+    let refused = vela(&["eval", "--env", "test/none", "--split", "swap", "--policy", "expert"])?;
+    assert_eq!(refused.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(said.contains("--split chooses among the tabletop's episodes"), "{said}");
+    Ok(())
+}

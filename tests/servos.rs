@@ -223,3 +223,50 @@ fn a_calibration_of_lerobot_s_is_applied_to_servos_that_do_not_keep_it() -> Outc
     );
     Ok(())
 }
+
+/// Ctrl-C, or nobody at the other end of standard input: no file, the servos locked, and both said.
+#[test]
+fn a_calibration_that_is_broken_off_locks_the_servos_and_says_so() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let arm = Emulator::start()?;
+    let (file, written) = arm_file(dir.path(), "follower", &arm)?;
+    let file = file.display().to_string();
+    for by_signal in [true, false] {
+        let mut vela = Program::start(&["robot", "--config", &file, "--calibrate"])?;
+        vela.says("Hold the arm")?;
+        vela.enter()?;
+        vela.says("middle of its motion")?;
+        vela.enter()?;
+        vela.says("from stop to stop")?;
+        arm.set(|table| assert!(table.registers.iter().all(|servo| servo[55] == 0), "unlocked meanwhile"));
+        if by_signal {
+            let pid = vela.child.id().to_string();
+            assert!(Command::new("kill").args(["-INT", &pid]).status()?.success());
+        } else {
+            vela.child.stdin = None;
+        }
+        vela.says("broken off: no file was written, the servos are locked again, without torque")?;
+        assert_eq!(vela.child.wait()?.code(), Some(1));
+        arm.set(|table| assert!(table.registers.iter().all(|servo| servo[55] == 1), "locked"));
+        assert!(!written.exists());
+    }
+    Ok(())
+}
+
+/// A leader's file that cannot be read is refused before the follower has torque.
+#[test]
+fn a_leader_that_is_no_arm_is_refused_before_anything_moves() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let arm = Emulator::start()?;
+    let (file, _) = arm_file(dir.path(), "follower", &arm)?;
+    let (file, zenoh) = (file.display().to_string(), zenoh(dir.path())?);
+    let output = Command::new(env!("CARGO_BIN_EXE_vela"))
+        .args(["robot", "--config", &file, "--leader", "nowhere.toml", "--zenoh", &zenoh])
+        .stdin(Stdio::null())
+        .output()?;
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("nowhere.toml"), "{said}");
+    arm.set(|table| assert_eq!(table.questions, 0, "the bus was not even opened"));
+    Ok(())
+}

@@ -17,6 +17,8 @@ use vela_embodiment::{
 };
 use zenoh::{Session, Wait};
 
+/// What zenoh says in place of an answer that did not come in time.
+const TIMEOUT: &str = "Timeout";
 /// An answer takes this long at most, s: a reset may build a scene, a view may draw in software.
 const PATIENCE_SECS: f64 = 60.0;
 /// Between two looks whether the environment is there.
@@ -46,7 +48,8 @@ impl External {
         };
         let watch = MonotonicClock::new();
         let theirs = loop {
-            match this.ask("hello", Vec::new()) {
+            let left = (wait_secs - watch.now().secs()).clamp(1.0, PATIENCE_SECS);
+            match this.ask_for("hello", Vec::new(), left) {
                 Ok(bytes) => break hello::decode_hello(&bytes)?.embodiment,
                 Err(Error::Link(why)) if watch.now().secs() > wait_secs => {
                     return Err(Error::Link(format!("no environment within {wait_secs:.0} s: {why}")));
@@ -61,23 +64,30 @@ impl External {
 
     /// One query and its reply.
     fn ask(&self, what: &str, payload: Vec<u8>) -> Result<Vec<u8>> {
+        self.ask_for(what, payload, PATIENCE_SECS)
+    }
+
+    /// One query; whoever is there has this long to reply, s.
+    fn ask_for(&self, what: &str, payload: Vec<u8>, secs: f64) -> Result<Vec<u8>> {
         let key = format!("{}/env/{what}", self.base);
         let (sender, replies) = channel();
         self.session
             .get(key.as_str())
             .payload(payload)
             .express(true)
-            .timeout(Duration::from_secs_f64(PATIENCE_SECS))
+            .timeout(Duration::from_secs_f64(secs))
             .callback(move |reply| {
                 let _ = sender.send(answered(&reply));
             })
             .wait()
             .map_err(|e| failed(&format!("asking {key}"), e))?;
-        match replies.recv_timeout(Duration::from_secs_f64(PATIENCE_SECS + 1.0)) {
+        let busy = || Error::Link(format!("{key}: somebody is there, but gave no answer within {secs:.0} s"));
+        match replies.recv_timeout(Duration::from_secs_f64(secs + 1.0)) {
             Ok(Ok(bytes)) => Ok(bytes),
+            Ok(Err(why)) if why == TIMEOUT => Err(busy()),
             Ok(Err(why)) => Err(Error::Robot(format!("environment at {key}: {why}"))),
             Err(RecvTimeoutError::Disconnected) => Err(Error::Link(format!("{key}: nobody answers"))),
-            Err(RecvTimeoutError::Timeout) => Err(Error::Link(format!("{key}: no answer came"))),
+            Err(RecvTimeoutError::Timeout) => Err(busy()),
         }
     }
 
@@ -100,6 +110,10 @@ impl External {
             if numbers.iter().any(|x| !x.is_finite()) {
                 return Err(Error::NotFinite(format!("one of the environment's {what}")));
             }
+        }
+        if !moment.seconds.is_finite() {
+            let seconds = moment.seconds;
+            return Err(Error::NotFinite(format!("the environment's seconds since its reset ({seconds})")));
         }
         self.same_tick(moment.tick, tick)?;
         Ok(self.moment.insert(moment))

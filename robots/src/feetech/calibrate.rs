@@ -116,11 +116,18 @@ impl Calibrator {
     }
 
     /// Makes the servos keep the ranges that were watched and gives the calibration that belongs to them. The torque
-    /// stays off.
+    /// stays off; the servos are locked again, whatever comes of it.
     ///
     /// # Errors
     /// A joint was not moved (each is named), or a servo does not keep what it is told.
     pub fn finish(mut self) -> Result<Calibration> {
+        let kept = self.keep_ranges();
+        kept.and(self.bus.lock())?;
+        let joints = self.spans.into_iter().map(|span| span.joint);
+        Ok(Calibration { motors: joints.zip(self.motors).collect() })
+    }
+
+    fn keep_ranges(&mut self) -> Result<()> {
         let still = |span: &&Span| !span.full_turn() && span.max - span.min < LEAST_RANGE;
         let forgotten: Vec<String> = self
             .spans
@@ -140,9 +147,15 @@ impl Calibrator {
             }
             self.bus.calibrate(motor)?;
         }
-        self.bus.lock()?;
-        let joints = self.spans.into_iter().map(|span| span.joint);
-        Ok(Calibration { motors: joints.zip(self.motors).collect() })
+        Ok(())
+    }
+
+    /// Breaks off: the servos keep what they were told so far and are locked again. The torque stays off.
+    ///
+    /// # Errors
+    /// A servo does not answer.
+    pub fn abandon(mut self) -> Result<()> {
+        self.bus.lock()
     }
 
     /// Makes the servos keep a calibration that exists already, such as LeRobot's own file of this arm. The torque is
@@ -152,9 +165,9 @@ impl Calibrator {
     /// As [`Self::open`], or the calibration misses a joint.
     pub fn apply(embodiment: &Embodiment, config: &ServoConfig, calibration: &Calibration) -> Result<()> {
         let mut this = Self::with_ids(embodiment, config, calibration.ids(embodiment)?)?;
-        for joint in embodiment.joint_names() {
-            this.bus.calibrate(calibration.motor(joint)?)?;
-        }
-        this.bus.lock()
+        let mut joints = embodiment.joint_names().into_iter();
+        let kept = joints.try_for_each(|joint| this.bus.calibrate(calibration.motor(joint)?));
+        // Also when one did not keep it.
+        kept.and(this.bus.lock())
     }
 }

@@ -19,6 +19,8 @@ struct World {
     seed: u64,
     /// Steps to skip without a word.
     skip: bool,
+    /// Seconds that it claims, in place of its own.
+    claims: Option<f64>,
 }
 
 impl World {
@@ -30,7 +32,7 @@ impl World {
             applied: self.joints.clone(),
             success: self.joints[0] > 0.2,
             finished: self.joints[0] > 0.2,
-            seconds: self.tick as f64 * self.embodiment.period_secs(),
+            seconds: self.claims.unwrap_or(self.tick as f64 * self.embodiment.period_secs()),
         })
     }
 
@@ -80,7 +82,7 @@ fn an_environment_behind_zenoh_is_played_in_lockstep_through_the_gate() -> Resul
     let (ours, theirs) = loopback_pair()?;
     let embodiment = FakeArm::lockstep()?.embodiment;
     let joints = vec![0.0; embodiment.joints.len()];
-    let there = World { embodiment: embodiment.clone(), joints, tick: 0, seed: 0, skip: false };
+    let there = World { embodiment: embodiment.clone(), joints, tick: 0, seed: 0, skip: false, claims: None };
     let there = Arc::new(Mutex::new(there));
     let nobody = External::connect(&ours, "test/gym", &embodiment, 0.3).err().map(|e| e.to_string());
     assert!(nobody.is_some_and(|why| why.contains("no environment within 0 s")));
@@ -118,5 +120,33 @@ fn an_environment_behind_zenoh_is_played_in_lockstep_through_the_gate() -> Resul
     let said = environment.apply(verdict.action).err().map(|e| e.to_string()).unwrap_or_default();
     assert!(said.contains("expected the environment after 1 ticks, it is after 2"), "{said}");
     assert_eq!(environment.outcome(), Outcome::default());
+    Ok(())
+}
+
+#[test]
+fn an_environment_that_is_busy_or_says_nonsense_is_refused_in_a_sentence() -> Result<()> {
+    let (ours, theirs) = loopback_pair()?;
+    let embodiment = FakeArm::lockstep()?.embodiment;
+    let joints = vec![0.0; embodiment.joints.len()];
+    let (claims, skip) = (Some(f64::NAN), false);
+    let world = World { embodiment: embodiment.clone(), joints, tick: 0, seed: 0, skip, claims };
+    let world = Arc::new(Mutex::new(world));
+    {
+        // It keeps the query, as one does that computes.
+        let (sender, kept) = std::sync::mpsc::channel();
+        let busy = theirs.declare_queryable("test/gym/env/*").callback(move |query| {
+            let _ = sender.send(query);
+        });
+        let _busy = busy.wait().map_err(|e| Error::Link(e.to_string()))?;
+        let said = External::connect(&ours, "test/gym", &embodiment, 0.5).err().map(|e| e.to_string());
+        let said = said.unwrap_or_default();
+        assert!(said.contains("somebody is there, but gave no answer within 1 s"), "{said}");
+        drop(kept);
+    }
+    let _served = serve(&theirs, &world)?;
+    let mut environment = External::connect(&ours, "test/gym", &embodiment, 5.0)?;
+    let said = environment.reset(&Episode { task: "go".into(), seed: 1, randomise: false });
+    let said = said.err().map(|e| e.to_string()).unwrap_or_default();
+    assert!(said.contains("seconds since its reset (NaN)"), "{said}");
     Ok(())
 }
