@@ -4,7 +4,13 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
+use vela_embodiment::Stamp;
 use vela_episodes::Dataset;
+use vela_robots::ros2::keys::{self, Topic};
+use vela_robots::ros2::messages::{self, JointTrajectory, TrajectoryPoint};
+use vela_robots::ros2::{DOMAIN, TRAJECTORY};
+use vela_robots::{Side, open_session};
+use zenoh::Wait;
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
@@ -98,6 +104,61 @@ fn a_policy_s_commands_are_the_actions_and_a_kill_loses_at_most_a_second() -> Ou
     let recovered = said["recovered_frames"].as_u64().unwrap_or(0);
     assert!(recovered >= 60, "of 90 frames {recovered} were found");
     assert_eq!(said["episodes"], 4);
+    Ok(())
+}
+
+/// A policy drives, a person with a teleoperation node takes over for two seconds, and the policy goes on.
+#[test]
+fn an_operator_s_takeover_is_marked_and_the_policy_goes_on_after_it() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (_driven, other) = arm(dir.path(), true)?;
+    let operator = open_session(Side::Policy, Some(Path::new(&other)))?;
+    let out = dir.path().join("live");
+    let mut recording =
+        record(&out, &other, &["--episodes", "1", "--episode-secs", "7"]).stdout(Stdio::piped()).spawn()?;
+    let journal = out.join("meta/.pending");
+    let begun = (0..1200).any(|_| {
+        std::thread::sleep(Duration::from_millis(50));
+        journal.exists()
+    });
+    assert!(begun, "the episode never began");
+    std::thread::sleep(Duration::from_secs(2));
+    // The hand turns the arm to one side, twenty times a second.
+    let aside = 0.6;
+    let command = messages::encode(&JointTrajectory {
+        joint_names: vec!["shoulder_pan".into()],
+        points: vec![TrajectoryPoint {
+            positions: vec![aside],
+            time_from_start: Stamp::from_secs(0.25).into(),
+            ..TrajectoryPoint::default()
+        }],
+        ..JointTrajectory::default()
+    })?;
+    let key = Topic::new(TRAJECTORY, &keys::JOINT_TRAJECTORY).key(DOMAIN);
+    for _ in 0..40 {
+        operator.put(key.as_str(), command.clone()).wait().map_err(|e| e.to_string())?;
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(recording.wait()?.success());
+    let mut said = String::new();
+    std::io::Read::read_to_string(&mut recording.stdout.take().ok_or("no stdout")?, &mut said)?;
+    let said: Value = serde_json::from_str(&said)?;
+
+    let dataset = Dataset::open(&out)?;
+    let frames = dataset.episode(0)?.frames;
+    let marks: Vec<bool> = frames.iter().map(|frame| frame.intervention).collect();
+    let marked = marks.iter().filter(|mark| **mark).count();
+    assert_eq!(said["interventions"].as_u64(), Some(marked as u64), "{said}");
+    let first = marks.iter().position(|mark| *mark).ok_or("nothing is marked")?;
+    let last = first + marked - 1;
+    assert!(marks[first..=last].iter().all(|mark| *mark), "one takeover, one run of marks: {marks:?}");
+    // Two seconds at 30 Hz, the last command's quarter of a second, and how late a busy machine is.
+    assert!((45..=100).contains(&marked), "{marked} frames are marked");
+    assert!(first >= 15 && last + 15 < marks.len(), "the policy before and after: {first} to {last}");
+    let pan = |k: usize| frames[k].action[0];
+    assert!((pan(last) - aside).abs() < 0.02, "the hand's own command is the action: {}", pan(last));
+    let back = (last + 1..frames.len()).any(|k| (pan(k) - aside).abs() > 0.05);
+    assert!(back, "the policy never moved the arm again");
     Ok(())
 }
 
