@@ -162,7 +162,7 @@ fn an_operator_s_takeover_is_marked_and_the_policy_goes_on_after_it() -> Outcome
     Ok(())
 }
 
-/// SIGINT, as a terminal sends it.
+/// SIGINT, as a terminal sends it; an impatient second one cuts nothing short.
 #[test]
 fn ctrl_c_ends_it_with_what_it_has() -> Outcome {
     let dir = tempfile::tempdir()?;
@@ -178,7 +178,10 @@ fn ctrl_c_ends_it_with_what_it_has() -> Outcome {
         std::thread::sleep(Duration::from_millis(50));
     }
     std::thread::sleep(Duration::from_secs(1));
-    assert!(Command::new("kill").args(["-INT", &recording.id().to_string()]).status()?.success());
+    for _ in 0..2 {
+        assert!(Command::new("kill").args(["-INT", &recording.id().to_string()]).status()?.success());
+        std::thread::sleep(Duration::from_millis(5));
+    }
     assert!(recording.wait()?.success());
     let dataset = Dataset::open(&out)?;
     assert_eq!(dataset.len(), 1);

@@ -118,7 +118,7 @@ pub fn run(args: &Args) -> Result<()> {
         ("the same without shared memory", &measured.raw_over_tcp),
     ] {
         line(what, &edge.total);
-        println!("  {} kB together", edge.bytes / 1000);
+        println!("  {} kB together{}", edge.bytes / 1000, edge.coded);
         if edge.lost > 0 {
             println!("  {} were lost on the way", edge.lost);
         }

@@ -29,6 +29,8 @@ const QUALITY: u8 = 85;
 pub(super) struct Edge {
     /// Bytes of both pictures' messages.
     pub(super) bytes: usize,
+    /// How they are coded, in words.
+    pub(super) coded: String,
     /// Pictures that did not come within half a second: a network that is busy drops them.
     pub(super) lost: usize,
     pub(super) total: Spread,
@@ -151,7 +153,11 @@ fn play(args: &Args, pictures: &[Vec<u8>], kind: ImageKind, [near, far]: [&Sessi
     }
     let [total, seen, decided, carried] = [total, seen, decided, carried].map(|secs| Spread::of(&secs));
     let bytes = said[1..].iter().map(|(_, message)| message.len()).sum();
-    Ok(Edge { bytes, lost, total, seen, decided, carried })
+    let coded = match kind {
+        ImageKind::Compressed => format!(", 4:2:0 at quality {QUALITY}"),
+        ImageKind::Raw => String::new(),
+    };
+    Ok(Edge { bytes, coded, lost, total, seen, decided, carried })
 }
 
 /// Everything that `vela robot` does between a picture and a command, without waiting for the next tick.
