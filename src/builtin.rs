@@ -38,6 +38,7 @@ pub fn vlm() -> Result<(Vlm, Preprocessor, TextModel)> {
     let count = |pointer: &str| file.pointer(pointer).and_then(serde_json::Value::as_u64).unwrap_or(0);
     let text = TextModel {
         decoder: Arc::new(vlm.decoder()?.clone()),
+        reader: None,
         tokenizer: Tokenizer::from_bytes(include_bytes!("../models/tabletop-vlm/tokenizer.json"))?,
         template: Some(ChatTemplate::new(template, Default::default())?),
         stop: vec![count("/eos_token_id") as u32],

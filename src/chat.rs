@@ -14,7 +14,7 @@ use vela_nn::threads;
 /// Talk with a text model; answers stream to stdout, what they cost goes to stderr. Without --prompt it is a conversation.
 #[derive(clap::Args)]
 pub struct Args {
-    /// A Hugging Face folder or a GGUF file.
+    /// A Hugging Face folder or a GGUF file. An encoder-decoder (T5) takes each line by itself, as it is.
     #[arg(long)]
     model: PathBuf,
     /// A folder with a LoRA adapter of the model, as PEFT saves it.
@@ -110,8 +110,7 @@ fn talk(args: &Args) -> Result<()> {
     let mut chat = Chat::new(args)?;
     let Some(prompt) = &args.prompt else { return converse(&mut chat) };
     if args.raw {
-        let ids = chat.model.tokenizer.encode(prompt)?;
-        return chat.answer(&ids).map(|_| ());
+        return chat.go_on(prompt);
     }
     chat.say(prompt)
 }
@@ -155,6 +154,11 @@ struct Chat<'a> {
 impl<'a> Chat<'a> {
     fn new(args: &'a Args) -> Result<Self> {
         let mut model = model::load(&args.model)?;
+        if model.reader.is_some() && (args.lora.is_some() || args.system.is_some()) {
+            bail!(
+                "an encoder-decoder reads one text and has no adapters: expected neither --system nor --lora"
+            );
+        }
         if let Some(dir) = &args.lora {
             let lora = Lora::load(dir, model.decoder.config())?;
             model.decoder = Arc::new(model.decoder.with_adapter(Arc::new(lora))?);
@@ -184,7 +188,7 @@ impl<'a> Chat<'a> {
         let mut chat = Self {
             constraint: constraint(args, &model)?,
             draft: draft(args, &model, &options, context)?,
-            session: Session::new(Arc::clone(&model.decoder), context)?,
+            session: model.session(context)?,
             args,
             model,
             options,
@@ -199,8 +203,17 @@ impl<'a> Chat<'a> {
         self.messages = self.args.system.iter().map(|text| Message::new("system", text)).collect();
     }
 
+    /// Goes on from a text as it is.
+    fn go_on(&mut self, text: &str) -> Result<()> {
+        let ids = self.model.tokenizer.encode(text)?;
+        self.answer(&ids).map(|_| ())
+    }
+
     /// One turn of the conversation; a failed one is forgotten.
     fn say(&mut self, text: &str) -> Result<()> {
+        if self.model.reader.is_some() {
+            return self.go_on(text);
+        }
         self.messages.push(Message::new("user", text));
         let answered = self.model.prompt(&self.messages, Some(unix_seconds())).map_err(Into::into);
         match answered.and_then(|ids| self.answer(&ids)) {
@@ -304,7 +317,12 @@ impl<'a> Chat<'a> {
             length_penalty: self.args.length_penalty,
             stop_tokens: self.model.stop.clone(),
         };
-        let found = beam::search(&self.model.decoder, prompt, &options)?;
+        let found = match &self.model.reader {
+            None => beam::search(&self.model.decoder, prompt, &options)?,
+            Some(reader) => {
+                beam::search_from(reader.decoder(), reader.read(prompt)?, &[reader.start()], &options)?
+            }
+        };
         let decode = |hypothesis: &beam::Hypothesis| self.model.tokenizer.decode(&hypothesis.tokens);
         let texts = found.iter().map(decode).collect::<vela_nn::Result<Vec<_>>>()?;
         let best = texts.first().cloned().unwrap_or_default();

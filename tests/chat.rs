@@ -42,6 +42,27 @@ fn model(template: &str) -> Result<tempfile::TempDir, Box<dyn std::error::Error>
     Ok(dir)
 }
 
+/// The reference encoder-decoder of `tests/golden/t5` with a word for each of its 128 tokens; texts end with `</s>`.
+fn reader() -> Result<tempfile::TempDir, Box<dyn std::error::Error>> {
+    let dir = tempfile::tempdir()?;
+    for file in ["config.json", "generation_config.json", "model.safetensors"] {
+        std::fs::copy(case("t5").join(file), dir.path().join(file))?;
+    }
+    let word =
+        |id: usize| ["<pad>", "</s>", "<unk>"].get(id).map_or(format!("w{id}"), |name| name.to_string());
+    let vocab: Map<String, Value> = (0..128).map(|id| (word(id), json!(id))).collect();
+    let end = json!({"id": "</s>", "ids": [1], "tokens": ["</s>"]});
+    let single =
+        json!([{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "</s>", "type_id": 0}}]);
+    let tokenizer = json!({"version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+        "normalizer": null, "pre_tokenizer": {"type": "Whitespace"}, "decoder": null,
+        "post_processor": {"type": "TemplateProcessing", "single": single, "pair": single,
+            "special_tokens": {"</s>": end}},
+        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"}});
+    std::fs::write(dir.path().join("tokenizer.json"), tokenizer.to_string())?;
+    Ok(dir)
+}
+
 fn vela(args: &[&str], input: &str) -> Result<Output, Box<dyn std::error::Error>> {
     let mut child = Command::new(env!("CARGO_BIN_EXE_vela"))
         .args(args)
@@ -208,5 +229,43 @@ fn benches_measure_what_they_name() -> Outcome {
     assert_eq!(told["image_tokens"], 36);
     let blind = complaint(&["bench", "vlm", "--model", &model])?;
     assert!(blind.contains("expected a model that sees"), "{blind}");
+    Ok(())
+}
+
+#[test]
+fn an_encoder_decoder_answers_as_its_reference() -> Outcome {
+    let dir = reader()?;
+    let path = dir.path().display().to_string();
+    let golden =
+        candle_core::safetensors::load(case("t5").join("golden.safetensors"), &candle_core::Device::Cpu)?;
+    let words = |name: &str| -> Result<Vec<String>, Box<dyn std::error::Error>> {
+        Ok(golden[name].flatten_all()?.to_vec1::<i64>()?.iter().map(|id| format!("w{id}")).collect())
+    };
+    let (prompt, answer) = (words("in.input_ids")?, words("out.generated")?.join(" "));
+    // The tokenizer says the last one itself.
+    let prompt = prompt[..prompt.len() - 1].join(" ");
+    let ask = |prompt: &str, more: &[&str]| -> Result<Value, Box<dyn std::error::Error>> {
+        let args = ["chat", "--model", &path, "--prompt", prompt, "--max-tokens", "16", "--json"];
+        let output = vela(&[&args, more].concat(), "")?;
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(serde_json::from_slice(&output.stdout)?)
+    };
+    let said = ask(&prompt, &[])?;
+    assert_eq!((&said["text"], &said["prompt_tokens"]), (&json!(answer), &json!(26)));
+    for same in [&["--raw"][..], &["--beams", "1"], &["--lookup", "3"], &["--best-of", "2"]] {
+        assert_eq!(ask(&prompt, same)?["text"], json!(answer), "{same:?}");
+    }
+    // What it reads makes the answer; each line of a conversation is read by itself.
+    assert_ne!(ask("w5 w6 w7", &[])?["text"], json!(answer));
+    let talk =
+        vela(&["chat", "--model", &path, "--max-tokens", "16", "--json"], &format!("w5 w6 w7\n{prompt}\n"))?;
+    let last = String::from_utf8_lossy(&talk.stdout).lines().last().unwrap_or_default().to_owned();
+    assert_eq!(serde_json::from_str::<Value>(&last)?["text"], json!(answer));
+
+    let chat = |more: &[&str]| complaint(&[&["chat", "--model", &path, "--prompt", "w5"], more].concat());
+    assert!(chat(&["--system", "be brief"])?.contains("expected neither --system nor --lora"));
+    assert!(chat(&["--draft", &path])?.contains("got an encoder-decoder"));
+    assert!(complaint(&["serve", "--port", "0", "--model", &path])?.contains("got an encoder-decoder"));
+    assert!(complaint(&["bench", "llm", "--model", &path])?.contains("got an encoder-decoder"));
     Ok(())
 }

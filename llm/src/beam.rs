@@ -36,6 +36,19 @@ pub struct Hypothesis {
 /// # Errors
 /// No prompt, no beams, no tokens; an id out of range; logits that are not finite.
 pub fn search(decoder: &Decoder, prompt: &[u32], options: &BeamOptions) -> Result<Vec<Hypothesis>> {
+    search_from(decoder, Cache::new(), prompt, options)
+}
+
+/// The same after what `cache` holds, which may be the memory of what an encoder read.
+///
+/// # Errors
+/// As [`search`].
+pub fn search_from(
+    decoder: &Decoder,
+    mut cache: Cache,
+    prompt: &[u32],
+    options: &BeamOptions,
+) -> Result<Vec<Hypothesis>> {
     let BeamOptions { beams, max_tokens, .. } = *options;
     if prompt.is_empty() || beams == 0 || max_tokens == 0 {
         let length = prompt.len();
@@ -48,7 +61,6 @@ pub fn search(decoder: &Decoder, prompt: &[u32], options: &BeamOptions) -> Resul
         return Err(Error::invalid(format!("token id {id} is out of range; the model has {vocab}")));
     }
     let score = |logprob: f32, length: usize| logprob / (length as f32).powf(options.length_penalty);
-    let mut cache = Cache::new();
     let mut rows = read(decoder, &mut cache, &Tensor::new(prompt, &Device::Cpu)?.unsqueeze(0)?)?;
     let mut running = vec![Hypothesis { tokens: Vec::new(), logprob: 0.0, score: 0.0 }];
     let mut finished: Vec<Hypothesis> = Vec::new();

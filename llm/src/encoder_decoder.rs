@@ -143,6 +143,27 @@ impl EncoderDecoder {
         self.encoder.normalise(&hidden)
     }
 
+    /// The token that every answer starts with.
+    pub fn start(&self) -> u32 {
+        self.start
+    }
+
+    /// Reads a text's tokens; a cache for writing about it.
+    ///
+    /// # Errors
+    /// No tokens; an id out of range.
+    pub fn read(&self, ids: &[u32]) -> Result<Cache> {
+        let vocab = self.encoder.config().vocab;
+        if ids.is_empty() {
+            return Err(Error::invalid("prompt: expected at least one token, got none"));
+        }
+        if let Some(id) = ids.iter().find(|id| **id as usize >= vocab) {
+            return Err(Error::invalid(format!("token id {id} is out of range; the model has {vocab}")));
+        }
+        let embeds = self.encoder.embed(&Tensor::new(ids, &Device::Cpu)?.unsqueeze(0)?)?;
+        self.cache(&self.encode(&embeds, &Mask::None, &mut |_, _| {})?, Mask::None)
+    }
+
     /// A cache for writing about what was encoded, `[b, s, width]`.
     pub fn cache(&self, encoded: &Tensor, mask: Mask) -> Result<Cache> {
         Ok(Cache::with_memory(Arc::new(self.decoder.remember(encoded, mask)?)))

@@ -1,7 +1,8 @@
 //! A text model from where users have it, a Hugging Face folder or a GGUF file: decoder, tokenizer and chat template.
 
+use crate::generate::Session;
 use crate::trace::config_json;
-use crate::{ChatTemplate, Decoder, Message, RenderOptions, Tokenizer};
+use crate::{ChatTemplate, Decoder, EncoderDecoder, Message, RenderOptions, Tokenizer};
 use serde_json::Value as Json;
 use std::path::Path;
 use std::sync::Arc;
@@ -27,8 +28,10 @@ const ENDS: [&str; 9] = [
 /// A model that reads and writes text.
 #[derive(Clone, Debug)]
 pub struct TextModel {
-    /// The model.
+    /// The model; of an encoder-decoder the stack that writes.
     pub decoder: Arc<Decoder>,
+    /// The whole of an encoder-decoder (T5), whose encoder reads the prompts.
+    pub reader: Option<Arc<EncoderDecoder>>,
     /// Text to tokens and back.
     pub tokenizer: Tokenizer,
     /// How a conversation is written, if the model was made for them.
@@ -55,10 +58,17 @@ fn from_dir(dir: &Path) -> Result<TextModel> {
     let config = config_json(dir)?;
     let tokenizer = Tokenizer::load(&dir.join("tokenizer.json"))?;
     let template = ChatTemplate::from_dir(dir)?;
+    let stop = folder_stop(dir, &config, template.as_ref(), &tokenizer)?;
+    if config["model_type"] == "t5" {
+        let reader = EncoderDecoder::load(dir)?;
+        let decoder = Arc::new(reader.decoder().clone());
+        // Its positions are distances: no number of them is the last.
+        let (reader, context) = (Some(Arc::new(reader)), CONTEXT);
+        return Ok(TextModel { decoder, reader, tokenizer, template, stop, context });
+    }
     let decoder = Arc::new(crate::load::load(dir)?);
     let context = context_of(&config);
-    let stop = folder_stop(dir, &config, template.as_ref(), &tokenizer)?;
-    Ok(TextModel { decoder, tokenizer, template, stop, context })
+    Ok(TextModel { decoder, reader: None, tokenizer, template, stop, context })
 }
 
 /// Positions that the model of a `config.json` was made for.
@@ -77,7 +87,7 @@ fn from_gguf(path: &Path) -> Result<TextModel> {
     let context = count(&format!("{architecture}.context_length")).unwrap_or(CONTEXT);
     let stop = gguf_stop(&file, &tokenizer);
     let decoder = Arc::new(crate::gguf::decoder(&file, Precision::Fast)?);
-    Ok(TextModel { decoder, tokenizer, template, stop, context })
+    Ok(TextModel { decoder, reader: None, tokenizer, template, stop, context })
 }
 
 /// The tokens that end an answer of a folder's model.
@@ -132,6 +142,17 @@ fn ends(mut stop: Vec<u32>, tokenizer: &Tokenizer) -> Vec<u32> {
 }
 
 impl TextModel {
+    /// An empty session for at most `context` positions.
+    ///
+    /// # Errors
+    /// As [`Session::new`].
+    pub fn session(&self, context: usize) -> Result<Session> {
+        match &self.reader {
+            None => Session::new(Arc::clone(&self.decoder), context),
+            Some(reader) => Session::of_reader(Arc::clone(reader), context),
+        }
+    }
+
     /// The tokens of a conversation, up to where the assistant's next turn begins.
     ///
     /// # Errors

@@ -107,7 +107,7 @@ impl ChatModel {
         Self::of_vlm(
             vlm,
             preprocessor,
-            TextModel { decoder, tokenizer, template, stop, context },
+            TextModel { decoder, reader: None, tokenizer, template, stop, context },
             picture_bytes,
         )
     }

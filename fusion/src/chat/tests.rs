@@ -40,7 +40,7 @@ fn model(name: &str, template: Option<&str>, bytes: usize) -> Result<ChatModel> 
     let tokenizer = letters(vocab.max(image + 1), &[(1, "<bos>"), (2, "</s>"), (image, wording.picture)])?;
     let template = template.map(|text| ChatTemplate::new(text, BTreeMap::new())).transpose()?;
     let decoder = Arc::new(vlm.decoder()?.clone());
-    let text = TextModel { decoder, tokenizer, template, stop: vec![2], context: 512 };
+    let text = TextModel { decoder, reader: None, tokenizer, template, stop: vec![2], context: 512 };
     ChatModel::of_vlm(vlm, Preprocessor::load(&case(name))?, text, bytes)
 }
 

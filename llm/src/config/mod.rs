@@ -246,6 +246,16 @@ impl DecoderConfig {
         Ok(made)
     }
 
+    /// Refuses the writing half of an encoder-decoder, where nothing reads for it.
+    pub fn reads_alone(&self) -> Result<()> {
+        match self.memory_width {
+            None => Ok(()),
+            Some(_) => Err(Error::invalid(
+                "expected a model of one stack, got an encoder-decoder (T5): `vela chat` runs those",
+            )),
+        }
+    }
+
     /// Refuses sizes that cannot work.
     pub fn check(&self) -> Result<()> {
         let wrong = |reason: String| Err(Error::invalid(format!("decoder config: {reason}")));

@@ -121,9 +121,11 @@ impl Engine {
     /// Reserves the cache and starts the thread. `decoder` must have an output projection.
     ///
     /// # Errors
-    /// A cache budget that holds no block, or is more than can be had; the system refuses a thread.
+    /// A cache budget that holds no block, or is more than can be had; a decoder that reads what an encoder has read; the
+    /// system refuses a thread.
     pub fn start(decoder: Arc<Decoder>, config: EngineConfig, clock: Clock) -> Result<Self> {
         let of = decoder.config();
+        of.reads_alone()?;
         let heads = Heads { query: of.heads, key: of.kv_heads };
         let shape = PagedShape { layers: of.layers, heads, head_dim: of.head_dim, kind: config.kind };
         let model = of.clone();

@@ -1,7 +1,7 @@
 //! One sequence and the keys and values of what has been read of it.
 
-use crate::Decoder;
 use crate::paged::PagedBatch;
+use crate::{Cache, Decoder, EncoderDecoder, KeyValues};
 use candle_core::{Device, Tensor};
 use std::sync::Arc;
 use vela_nn::paged::{BLOCK, PagedKind, PagedShape, PagedStore, Span};
@@ -13,22 +13,30 @@ const CHUNK: usize = 512;
 /// A decoder's memory of one sequence: it can go on, and it can go back.
 pub struct Session {
     decoder: Arc<Decoder>,
-    store: PagedStore,
-    blocks: Vec<u32>,
+    kept: Kept,
     ids: Vec<u32>,
     context: usize,
+}
+
+/// Where keys and values lie.
+enum Kept {
+    /// In pages, all of them this sequence's.
+    Pages { store: PagedStore, blocks: Vec<u32> },
+    /// As whole tensors, beside the memory of what an encoder read: `about`.
+    Whole { cache: Cache, reader: Arc<EncoderDecoder>, about: Vec<u32> },
 }
 
 impl Session {
     /// An empty session for at most `context` positions. The system gives memory as it is used.
     ///
     /// # Errors
-    /// A context of none, or more memory than can be had.
+    /// A context of none, or more memory than can be had; a decoder that reads what an encoder has read.
     pub fn new(decoder: Arc<Decoder>, context: usize) -> Result<Self> {
         if context == 0 {
             return Err(Error::invalid("context: expected at least one position, got 0"));
         }
         let config = decoder.config();
+        config.reads_alone()?;
         let shape = PagedShape {
             layers: config.layers,
             heads: Heads { query: config.heads, key: config.kv_heads },
@@ -37,7 +45,35 @@ impl Session {
         };
         let blocks = context.div_ceil(BLOCK);
         let store = PagedStore::new(shape, blocks)?;
-        Ok(Self { store, blocks: (0..blocks as u32).collect(), ids: Vec::new(), context, decoder })
+        let kept = Kept::Pages { store, blocks: (0..blocks as u32).collect() };
+        Ok(Self { kept, ids: Vec::new(), context, decoder })
+    }
+
+    /// An empty session of an encoder-decoder, for answers of at most `context` tokens to prompts of at most as many.
+    ///
+    /// # Errors
+    /// A context of none.
+    pub fn of_reader(reader: Arc<EncoderDecoder>, context: usize) -> Result<Self> {
+        if context == 0 {
+            return Err(Error::invalid("context: expected at least one position, got 0"));
+        }
+        let decoder = Arc::new(reader.decoder().clone());
+        let kept = Kept::Whole { cache: Cache::new(), reader, about: Vec::new() };
+        Ok(Self { kept, ids: Vec::new(), context, decoder })
+    }
+
+    /// What the answer to `prompt` goes on from: the prompt; of an encoder-decoder the token that every answer starts
+    /// with, once the encoder has read the prompt.
+    ///
+    /// # Errors
+    /// No tokens; an id out of range.
+    pub fn begin(&mut self, prompt: &[u32]) -> Result<Vec<u32>> {
+        let Kept::Whole { cache, reader, about } = &mut self.kept else { return Ok(prompt.to_vec()) };
+        if about != prompt {
+            (*cache, *about) = (reader.read(prompt)?, prompt.to_vec());
+            self.ids.clear();
+        }
+        Ok(vec![reader.start()])
     }
 
     /// The tokens that have been read.
@@ -90,6 +126,9 @@ impl Session {
         }
         let silent = ids.len() - rows;
         let mut logits = Vec::with_capacity(rows);
+        if let Kept::Whole { cache, .. } = &mut self.kept {
+            cache.truncate(start)?;
+        }
         let mut read = 0;
         for chunk in ids.chunks(CHUNK) {
             let spoken = (read + chunk.len()).saturating_sub(silent.max(read));
@@ -105,14 +144,21 @@ impl Session {
         let rows = chunk.len();
         let positions = Tensor::arange(start as u32, (start + rows) as u32, &Device::Cpu)?;
         let embeds = self.decoder.embed(&Tensor::new(chunk, &Device::Cpu)?.unsqueeze(0)?)?;
-        let blocks = self.blocks.get(..(start + rows).div_ceil(BLOCK)).unwrap_or(&self.blocks);
-        let spans = [Span { blocks, start, rows, whole: 0 }];
-        let mut batch = PagedBatch::new(&mut self.store, &spans);
+        let forward = |kept: &mut dyn KeyValues| match spoken {
+            0 => self.decoder.fill(&embeds, &positions, &Mask::Causal, kept),
+            _ => self.decoder.forward(&embeds, &positions, &Mask::Causal, kept),
+        };
+        let hidden = match &mut self.kept {
+            Kept::Whole { cache, .. } => forward(cache)?,
+            Kept::Pages { store, blocks } => {
+                let blocks = blocks.get(..(start + rows).div_ceil(BLOCK)).unwrap_or(blocks);
+                let spans = [Span { blocks, start, rows, whole: 0 }];
+                forward(&mut PagedBatch::new(store, &spans))?
+            }
+        };
         if spoken == 0 {
-            self.decoder.fill(&embeds, &positions, &Mask::Causal, &mut batch)?;
             return Ok(Vec::new());
         }
-        let hidden = self.decoder.forward(&embeds, &positions, &Mask::Causal, &mut batch)?;
         let last = hidden.narrow(1, rows - spoken, spoken)?.contiguous()?;
         Ok(self.decoder.logits(&self.decoder.normalise(&last)?)?.squeeze(0)?.to_vec2::<f32>()?)
     }

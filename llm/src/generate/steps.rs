@@ -69,12 +69,13 @@ pub fn run(
 ) -> Result<Steps> {
     let mut sampler = Sampler::new(&options.sampling, options.seed)?;
     check(prompt, session, options)?;
-    let cached = session.rejoin(prompt);
+    let from = session.begin(prompt)?;
+    let cached = session.rejoin(&from);
     let mut steps =
         Steps { finish: Finish::Length, prompt: prompt.len(), cached, passes: 0, drafted: 0, accepted: 0 };
-    let mut walk = Walk { history: prompt.to_vec(), sampler: &mut sampler, constraint, options, say };
+    let end = (from.len() + options.max_tokens).min(session.context());
+    let mut walk = Walk { history: from, sampler: &mut sampler, constraint, options, say };
     let mut draft = draft;
-    let end = (prompt.len() + options.max_tokens).min(session.context());
     while walk.history.len() < end {
         // The last token is never read, so the guesses may fill what is left but one.
         let room = end - walk.history.len() - 1;
