@@ -146,12 +146,13 @@ impl Encoder {
         let mut x = x.clone();
         for (i, block) in self.blocks.iter().take(path.blocks).enumerate() {
             let y = block.norm1.forward(&x)?;
-            let [mut q, mut k, v] = [0, 1, 2].map(|part| block.qkv[part].forward(&y));
+            let mut qkv = Linear::forward_all(&block.qkv.each_ref(), &y)?;
             if let Some(angles) = path.angles {
-                q = angles.apply_packed(&q?, self.config.heads);
-                k = angles.apply_packed(&k?, self.config.heads);
+                for turned in &mut qkv[..2] {
+                    *turned = angles.apply_packed(turned, self.config.heads)?;
+                }
             }
-            let y = self.attend(&q?, &k?, &v?, (path.sight)(i))?;
+            let y = self.attend(&qkv[0], &qkv[1], &qkv[2], (path.sight)(i))?;
             x = add(&x, block.out.forward(&y)?, block.scale1.as_ref())?;
             x = add(&x, block.mlp.forward(&block.norm2.forward(&x)?)?, block.scale2.as_ref())?;
             tap(&format!("hidden.{i}"), &x);
