@@ -10,7 +10,7 @@ use vela_episodes::Dataset;
 use vela_nn::threads;
 use vela_policy::VlaParts;
 use vela_train::finetune::{
-    Finetune, FinetuneConfig, FinetuneReport, Moments, PictureQuestions, RecordedMoments, StatisticsOf,
+    Finetune, FinetuneConfig, FinetuneReport, Moments, PictureQuestions, RecordedMoments, TakenFrom, embody,
     statistics,
 };
 
@@ -63,9 +63,17 @@ pub fn run(args: &Args) -> Result<()> {
     config.data = args.data.clone().unwrap_or(config.data);
     let dataset = Dataset::open(&config.data)?;
     let robot = robot(&dataset)?;
-    let mut parts = VlaParts::open(&config.base, &robot)?;
     let moments = RecordedMoments::new(&dataset)?;
-    if config.statistics == StatisticsOf::Dataset {
+    if config.embodiment == TakenFrom::Dataset {
+        let begun = args.out.join("begun");
+        if !begun.exists() {
+            std::fs::create_dir_all(&args.out).with_context(|| format!("creating {}", args.out.display()))?;
+            embody(&config.base, &robot, &moments, &moments.sentences(), config.seed, &begun)?;
+        }
+        config.base = begun;
+    }
+    let mut parts = VlaParts::open(&config.base, &robot)?;
+    if config.statistics == TakenFrom::Dataset {
         let (space, horizon) = (parts.config().space.clone(), parts.config().horizon);
         parts.set_statistics(statistics(&moments, &space, horizon)?)?;
     }
@@ -79,7 +87,13 @@ pub fn run(args: &Args) -> Result<()> {
         run.resume(&state)?;
         eprintln!("taken up at step {}", run.steps());
     }
-    eprintln!("{} numbers learn from {} frames", run.parameters(), moments.count());
+    let (episodes, all) = (moments.episodes(), dataset.len());
+    eprintln!(
+        "{} numbers learn from {} frames of {episodes} episodes ({} failed ones left out)",
+        run.parameters(),
+        moments.count(),
+        all - episodes
+    );
     let last = args.steps.unwrap_or(usize::MAX).min(config.steps);
     let bar = ProgressBar::new(last as u64)
         .with_style(ProgressStyle::with_template("{bar:30} {pos}/{len} steps, {eta} left  {msg}")?);

@@ -311,8 +311,8 @@ impl Vla {
         mean_where(&errors, &fixed.free)
     }
 
-    /// As [`Self::flow_loss`] with one draw per row, where of each row only the first `recorded [b]` actions count.
-    /// Differentiable.
+    /// As [`Self::flow_loss`] with `actions [b * draws, horizon, dims]`, where of each row only the first `recorded
+    /// [b * draws]` count. Differentiable.
     ///
     /// # Errors
     /// Not one count per row.
@@ -328,7 +328,7 @@ impl Vla {
         if recorded.len() != b {
             return Err(Error::shape("counts of recorded actions", format!("[{b}]"), &[recorded.len()]));
         }
-        let frame = self.expert.frame(prefix, 1, horizon)?;
+        let frame = self.expert.frame(prefix, b / prefix.batch.max(1), horizon)?;
         let mut field = |x: &Tensor, t: &Tensor| self.expert.velocity(prefix, &frame, x, t);
         let errors = self.flow.squared_errors(&mut field, actions, noise, times)?;
         let counts = |count: &usize| {

@@ -177,12 +177,14 @@ class Served:
         self.environments: dict[str, gymnasium.Env] = {}
         self.env, self.task = None, ""
 
-    def reset(self, task: str, seed: int) -> bytes:
-        """Sets up an episode: same task and seed, same scene, if the environment keeps Gymnasium's rules."""
+    def reset(self, task: str, seed: int, randomise: bool = False) -> bytes:
+        """Sets up an episode: same task and seed, same scene, if the environment keeps Gymnasium's rules. One that is to
+        be randomised is asked for with the option `randomise`."""
         if task not in self.environments:
             self.environments[task] = self.make(task)
         self.env, self.task, self.tick = self.environments[task], task, 0
-        self.observation, _ = self.env.reset(seed=seed)
+        asked = {"options": {"randomise": True}} if randomise else {}
+        self.observation, _ = self.env.reset(seed=seed, **asked)
         self.done, self.ended, self.labelled = False, False, None
         self.applied = self.measured()
         return self.moment()
@@ -241,7 +243,7 @@ class Served:
             return pack("hello", {"embodiment": self.robot.message()})
         if name == "reset":
             body = unpack("reset", payload)
-            return self.reset(body["task"], body["seed"])
+            return self.reset(body["task"], body["seed"], body.get("randomise", False))
         if name == "step":
             body = unpack("step", payload)
             return self.step(body["tick"], rows(body["actions"]))

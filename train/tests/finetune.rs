@@ -8,7 +8,7 @@ use vela_policy::{SmolVla, Storage, VlaInputs, VlaParts};
 use vela_train::Result;
 use vela_train::finetune::{
     Asked, Finetune, FinetuneConfig, Moment, Moments, PictureQuestions, Questions, QuestionsConfig,
-    StatisticsOf, statistics,
+    TakenFrom, statistics,
 };
 
 type Outcome<T = ()> = std::result::Result<T, Box<dyn std::error::Error>>;
@@ -62,7 +62,9 @@ fn config() -> FinetuneConfig {
         seed: 7,
         base: base(),
         data: PathBuf::new(),
-        statistics: StatisticsOf::Checkpoint,
+        embodiment: TakenFrom::Checkpoint,
+        draws: 1,
+        statistics: TakenFrom::Checkpoint,
         questions: None,
         train: vec!["model.action_out_proj".into()],
         adapt: vec![r"lm_expert\.layers\.\d+\.self_attn\.[qv]_proj".into()],

@@ -1,10 +1,14 @@
-"""Meta-World as a robot for vela: every task by its name, its scripted experts, the view `corner2`.
+"""Meta-World as a robot for vela: every task by its name, its scripted experts, the view `corner4`.
 
     pip install ./robots/python metaworld         # MUJOCO_GL=egl or osmesa without a screen
     python robots/python/examples/meta_world.py
 
 The environment is told displacements of the hand. Here the hand's place (m) and the fingers' opening (0 closed, 1 open)
 are four joints, and what it is told is the way from where the hand's guide is to where it is to be.
+
+Fifty seeds share one draw of Meta-World's fifty scenes of a task: other fifties are other scenes. An episode that is
+asked to be randomised (`vela record --randomise`) shakes the hand off the way it is told to go, so that what is recorded
+shows the way back.
 """
 
 import argparse
@@ -17,9 +21,12 @@ from metaworld.policies import ENV_POLICY_MAP
 
 from vela_gym import Joint, Robot, Served
 
-SIZE = 128
+CAMERA, SIZE = "corner4", 96
 # The hand's guide goes this far at most in one step, m.
 STEP = 0.01
+# A shaken hand is off by this share of a step (one standard deviation), of which so much is left after a step; what has
+# not come right after so many steps is given up.
+SHAKE, KEPT, LONGEST = 0.2, 0.7, 200
 SENTENCES = {
     "reach-v3": "reach the red point",
     "push-v3": "push the puck to the green point",
@@ -38,23 +45,32 @@ class Table:
     """One task's environment, its pictures and its expert; a Gymnasium environment in all that `Served` needs."""
 
     def __init__(self, task):
-        suite = metaworld.MT1(task, seed=0)
-        self.env = suite.train_classes[task](render_mode="rgb_array")
-        self.scenes, self.expert = suite.train_tasks, ENV_POLICY_MAP[task]()
+        self.task, self.suite, self.drawn = task, metaworld.MT1(task, seed=0), 0
+        self.env = self.suite.train_classes[task](render_mode="rgb_array")
+        self.expert = ENV_POLICY_MAP[task]()
         self.action_space = self.env.action_space
         model = self.env.model
         model.vis.quality.shadowsize, model.vis.quality.offsamples = 0, 0
-        self.renderer, self.steps = None, 0
+        self.renderer, self.steps, self.shaken, self.off = None, 0, None, np.zeros(3)
 
-    def reset(self, seed):
-        self.env.set_task(self.scenes[seed % len(self.scenes)])
-        self.steps = 0
+    def reset(self, seed, options=None):
+        draw, scene = divmod(seed, len(self.suite.train_tasks))
+        if draw != self.drawn:
+            self.suite, self.drawn = metaworld.MT1(self.task, seed=draw), draw
+        self.env.set_task(self.suite.train_tasks[scene])
+        self.steps, self.off = 0, np.zeros(3)
+        self.shaken = np.random.default_rng(seed) if (options or {}).get("randomise") else None
         return self.env.reset(seed=seed)
 
     def step(self, action):
-        seen, reward, terminated, truncated, info = self.env.step(action)
+        if self.shaken is not None:
+            fresh = self.shaken.normal(0.0, SHAKE * math.sqrt(1.0 - KEPT**2), 3)
+            self.off = KEPT * self.off + fresh
+            action = np.append(np.clip(action[:3] + self.off, -1.0, 1.0), action[3:])
+        seen, reward, terminated, truncated, info = self.env.step(action.astype(np.float32))
         self.steps += 1
-        return seen, reward, terminated, truncated or self.steps >= self.env.max_path_length - 1, info
+        longest = self.env.max_path_length - 1 if self.shaken is None else LONGEST
+        return seen, reward, terminated, truncated or self.steps >= longest, info
 
     def guide(self):
         return self.env.data.mocap_pos[0].copy()
@@ -62,7 +78,7 @@ class Table:
     def picture(self):
         if self.renderer is None:
             self.renderer = mujoco.Renderer(self.env.model, SIZE, SIZE)
-        self.renderer.update_scene(self.env.data, camera="corner2")
+        self.renderer.update_scene(self.env.data, camera=CAMERA)
         for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
             self.renderer.scene.flags[flag] = 0
         # The camera stands on its head.
@@ -89,7 +105,7 @@ def served():
         Joint("hand_z", 0.0, 0.6, **slide),
         Joint("fingers", 0.0, 1.0, velocity=90.0, acceleration=15000.0, kind="prismatic"),
     ]
-    robot = Robot("metaworld", joints, {"corner2": (SIZE, SIZE)}, control_hz=80.0)
+    robot = Robot("metaworld", joints, {CAMERA: (SIZE, SIZE)}, control_hz=80.0)
     return Served(
         Table,
         robot,

@@ -12,8 +12,12 @@ pub struct FinetuneConfig {
     pub seed: u64,
     /// The policy folder to begin with: vela_vla, smolvla, pi0 or pi05.
     pub base: PathBuf,
-    /// A LeRobot dataset of the robot that the policy was made for.
+    /// A LeRobot dataset of the robot that the policy was made for, or, with `embodiment`, of any other.
     pub data: PathBuf,
+    /// Whose robot the policy is for: the base's, or the dataset's, for which a policy is begun with the base's eyes and
+    /// language (vela_vla).
+    #[serde(default)]
+    pub embodiment: TakenFrom,
     /// Regular expressions: tensors in whose names one is found learn as they are.
     #[serde(default)]
     pub train: Vec<String>,
@@ -22,7 +26,7 @@ pub struct FinetuneConfig {
     pub adapt: Vec<String>,
     /// By which statistics joints and actions are scaled.
     #[serde(default)]
-    pub statistics: StatisticsOf,
+    pub statistics: TakenFrom,
     /// Pictures with questions that the decoder goes on answering while the policy learns (RT-2's co-training,
     /// <https://arxiv.org/abs/2307.15818>).
     #[serde(default)]
@@ -35,6 +39,9 @@ pub struct FinetuneConfig {
     pub steps: usize,
     /// Moments of a step.
     pub batch: usize,
+    /// Noises and times that each moment of a step is looked at with; its pictures are read once.
+    #[serde(default = "one")]
+    pub draws: usize,
     /// Parts of a batch. Their gradients are summed, so that no more of them are in memory at once than there are threads.
     pub shards: usize,
     /// The highest learning rate.
@@ -51,10 +58,14 @@ pub struct FinetuneConfig {
     pub checkpoint_every: usize,
 }
 
-/// Whose statistics.
+fn one() -> usize {
+    1
+}
+
+/// Whose statistics, whose robot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum StatisticsOf {
+pub enum TakenFrom {
     /// The folder's own: what it has learnt stays true.
     #[default]
     Checkpoint,
@@ -99,6 +110,9 @@ impl FinetuneConfig {
             return Err(format!(
                 "questions: batch {batch} must divide into {shards} shards and weight {weight} be above 0"
             ));
+        }
+        if self.draws == 0 {
+            return Err("draws must be at least 1".into());
         }
         if self.train.is_empty() && self.adapt.is_empty() {
             return Err("train and adapt are both empty: nothing would learn".into());

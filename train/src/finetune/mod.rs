@@ -6,11 +6,13 @@
 
 mod adapters;
 mod config;
+mod embody;
 mod moments;
 mod questions;
 
 pub use adapters::Adapters;
-pub use config::{FinetuneConfig, QuestionsConfig, StatisticsOf};
+pub use config::{FinetuneConfig, QuestionsConfig, TakenFrom};
+pub use embody::embody;
 pub use moments::{Moment, Moments, Numbers, RecordedMoments, statistics};
 pub use questions::{Asked, PictureQuestions, Questions};
 
@@ -180,13 +182,15 @@ impl Finetune {
     pub fn loss(&self, moments: &dyn Moments, which: &[usize], rng: &mut ChaCha8Rng) -> Result<Tensor> {
         let own = self.parts.config();
         let (mut inputs, mut actions, mut recorded) = (Vec::new(), Vec::new(), Vec::new());
+        let draws = self.config.draws;
         for at in which {
             let moment = moments.moment(*at, own.horizon)?;
             inputs.push(self.parts.policy().inputs(&moment.observation)?);
-            actions.extend(normalised(own, &moment)?);
-            recorded.push(moment.recorded);
+            let row = normalised(own, &moment)?;
+            (0..draws).for_each(|_| actions.extend_from_slice(&row));
+            recorded.extend(std::iter::repeat_n(moment.recorded, draws));
         }
-        let (b, horizon, dims) = (which.len(), own.horizon, own.expert.action_dims);
+        let (b, horizon, dims) = (which.len() * draws, own.horizon, own.expert.action_dims);
         let (inputs, cpu) = (VlaInputs::together(&inputs)?, &Device::Cpu);
         let noise = Tensor::from_vec(own.flow.draw_noise(b * horizon * dims, rng), (b, horizon, dims), cpu)?;
         let times = Tensor::from_vec(own.flow.draw_times(b, rng)?, b, cpu)?;

@@ -1,6 +1,7 @@
 //! What is imitated: moments of recorded episodes.
 
 use crate::error::{Error, Result};
+use std::collections::BTreeSet;
 use vela_embodiment::{ActionSpace, Observation};
 use vela_episodes::{Dataset, EncodedEpisode};
 use vela_policy::Statistics;
@@ -75,23 +76,34 @@ pub struct RecordedMoments {
 }
 
 impl RecordedMoments {
-    /// Reads all episodes.
+    /// Reads all episodes but those whose recording says that they failed.
     ///
     /// # Errors
     /// What the dataset's reader refuses; a dataset without a frame.
     pub fn new(dataset: &Dataset) -> Result<Self> {
         let refuse = |why: String| Error::Parse { what: dataset.folder().display().to_string(), why };
-        let episodes = (0..dataset.len())
+        let mut episodes = (0..dataset.len())
             .map(|k| dataset.encoded(k).map_err(|e| refuse(format!("episode {k}: {e}"))))
             .collect::<Result<Vec<_>>>()?;
+        episodes.retain(|episode| episode.extra["success"] != false);
         if episodes.iter().all(EncodedEpisode::is_empty) {
-            return Err(refuse("expected frames to learn from, there are none".into()));
+            return Err(refuse("expected frames of episodes that did not fail, there are none".into()));
         }
         Ok(Self { episodes })
     }
 }
 
 impl RecordedMoments {
+    /// All sentences, each once.
+    pub fn sentences(&self) -> BTreeSet<String> {
+        self.episodes.iter().flat_map(|episode| &episode.tasks).map(|task| task.to_string()).collect()
+    }
+
+    /// Episodes that are learnt from.
+    pub fn episodes(&self) -> usize {
+        self.episodes.len()
+    }
+
     /// The episode of a moment, and its frame there.
     fn place(&self, at: usize) -> Result<(&EncodedEpisode, usize)> {
         let mut rest = at;
