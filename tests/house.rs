@@ -227,7 +227,9 @@ fn every_configuration_parses() -> Outcome {
             ("train", "toml") => match path.file_stem().and_then(|stem| stem.to_str()) {
                 Some("vlm") => vela_train::vlm::VlmTrainConfig::load(&path).map(|_| ())?,
                 Some("real-vlm") => vela_train::adapt::AdaptConfig::load(&path).map(|_| ())?,
-                Some("finetune" | "metaworld") => vela_train::finetune::FinetuneConfig::load(&path).map(|_| ())?,
+                Some("finetune" | "metaworld") => {
+                    vela_train::finetune::FinetuneConfig::load(&path).map(|_| ())?
+                }
                 _ => vela_train::TrainConfig::load(&path).map(|_| ())?,
             },
             // Inside the binary: parsed whenever a task is named.
