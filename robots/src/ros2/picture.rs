@@ -15,8 +15,8 @@ const JPEG: [u8; 2] = [0xff, 0xd8];
 /// Buffers that are kept: one is being filled, the others are on their way to a policy or a dataset.
 const KEPT: usize = 4;
 
-/// The pictures of one camera. Their memory comes back: a new buffer of a megabyte costs the system's zeroing of its
-/// pages, up to a millisecond a picture.
+/// The pictures of one camera. Their memory comes back, so that the system need not zero the pages of a new buffer
+/// for each.
 #[derive(Default)]
 pub(super) struct Pictures {
     kept: Vec<Arc<[u8]>>,
