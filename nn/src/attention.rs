@@ -147,6 +147,11 @@ impl Visible {
         }
     }
 
+    /// Whether every query sees every key.
+    pub fn is_everything(&self) -> bool {
+        matches!(self.mask, Mask::None) && self.near == usize::MAX
+    }
+
     /// Sets the scores of the keys from `start` on that the query `row` may not see to minus infinity.
     pub fn hide(&self, batch: usize, row: usize, start: usize, scores: &mut [f32]) {
         let hidden = f32::NEG_INFINITY;

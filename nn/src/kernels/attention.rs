@@ -1,6 +1,7 @@
 //! Softmax attention, forward and backward, head by head: only one block of scores exists at a time. The backward pass works
 //! the scores out again from the log-sum of each row (Dao et al., 2022).
 
+use super::attention_lanes::{Head, LANES, Lanes, lay_keys, lay_values, softmax};
 use super::data::{Shared, Values, tensor};
 use super::matmul::{View, matmul_over, raw};
 use super::node::{node, tracked};
@@ -8,6 +9,7 @@ use super::simd::{self, dispatch, exp};
 use crate::attention::{Mask, Visible};
 use crate::{Result, threads};
 use candle_core::Tensor;
+use std::ops::Range;
 
 /// Query rows per block: under a causal mask, keys after the block are never touched.
 const ROWS: usize = 64;
@@ -58,6 +60,11 @@ impl Place {
 
     fn start(&self, batch: usize, head: usize, row: usize) -> usize {
         self.offset + batch * self.batch + head * self.head + row * self.row
+    }
+
+    /// The values from the first row of a head on; none of no rows.
+    fn rest<'a>(&self, data: &'a [f32], batch: usize, head: usize) -> &'a [f32] {
+        data.get(self.start(batch, head, 0)..).unwrap_or(&[])
     }
 
     fn view<'a>(&self, data: &'a [f32], batch: usize, head: usize, row: usize) -> View<'a> {
@@ -156,33 +163,75 @@ impl<'a> Argument<'a> {
 
 impl Plan {
     fn forward(&self, q: &Argument, k: &Argument, v: &Argument, out: &mut [f32], log_sums: &mut [f32]) {
-        let Size { b, h, hk, t, dv, .. } = self.size;
+        let Size { b, h, hk, t, s, d, dv } = self.size;
+        let (mut keys, mut values) = (vec![0.0; b * hk * s * d], vec![0.0; b * hk * s * dv]);
+        {
+            let (keys, values) = (Shared::new(&mut keys), Shared::new(&mut values));
+            threads::for_each(b * hk, |task| {
+                let (batch, head) = (task / hk, task % hk);
+                // SAFETY: tasks have heads of their own, which outlive the loop.
+                let (keys, values) =
+                    unsafe { (keys.range(task * s * d, s * d), values.range(task * s * dv, s * dv)) };
+                lay_keys(k.1.rest(&k.0, batch, head), k.1.row, d, keys);
+                lay_values(v.1.rest(&v.0, batch, head), v.1.row, dv, values);
+            });
+        }
         let place = Place::packed(t, h, dv);
         let (out, log_sums) = (Shared::new(out), Shared::new(log_sums));
-        threads::for_each(b * h, |task| {
-            let (batch, head) = (task / h, task % h);
-            let key_head = head / (h / hk);
+        let blocks = t.div_ceil(ROWS);
+        threads::for_each(b * h * blocks, |task| {
+            let (head, block) = (task / blocks, task % blocks);
+            let (batch, head) = (head / h, head % h);
+            let at = batch * hk + head / (h / hk);
+            let keys = Head::new(&keys[at * s * d..][..s * d], &values[at * s * dv..][..s * dv], (s, d, dv));
             let mut scores = Vec::new();
-            for row in (0..t).step_by(ROWS) {
-                let rows = ROWS.min(t - row);
-                let keys = self.visible.keys(row, rows);
-                let n = keys.len();
-                self.scores(q, k, (batch, head, key_head), row..row + rows, &keys, &mut scores);
-                // SAFETY: tasks and blocks have rows of their own; `log_sums` outlives the loop.
-                let sums = unsafe { log_sums.range((batch * h + head) * t + row, rows) };
-                let mut scales = [0f32; ROWS];
-                softmax(&mut scores, n, &mut scales[..rows], sums);
-                let values = v.1.view(&v.0, batch, key_head, keys.start);
-                let to = out.pointer(place.start(batch, head, row));
-                // SAFETY: this task alone writes these rows of this head, which `out` holds.
-                unsafe { raw(to, place.row, false, (rows, dv, n), View::rows(&scores, n), values, 1.0) };
-                for (i, scale) in scales[..rows].iter().enumerate() {
-                    // SAFETY: as above.
-                    let row = unsafe { out.range(place.start(batch, head, row + i), dv) };
-                    row.iter_mut().for_each(|o| *o *= scale);
+            let (mut queries, mut sums) = (vec![[0f32; LANES]; d], vec![[0f32; LANES]; dv]);
+            for row in (block * ROWS..t.min((block + 1) * ROWS)).step_by(LANES) {
+                let rows = LANES.min(t - row);
+                for i in 0..rows {
+                    let query = &q.0[q.1.start(batch, head, row + i)..][..d];
+                    queries.iter_mut().zip(query).for_each(|(lanes, x)| lanes[i] = self.scale * x);
+                }
+                let seen = keys.whole_tiles(&self.visible.keys(row, rows));
+                scores.resize(seen.len(), [0.0; LANES]);
+                keys.scores(&queries, &seen, &mut scores);
+                if let Some(cap) = self.soft_cap {
+                    soft_cap(scores.as_flattened_mut(), cap);
+                }
+                self.hide(batch, row..row + rows, &seen, &mut scores);
+                let (mut totals, mut maxima) = ([0.0; LANES], [0.0; LANES]);
+                softmax(&mut scores, &mut totals, &mut maxima);
+                keys.sums(&scores, &seen, &mut sums);
+                for i in 0..rows {
+                    let (scale, log_sum) = match totals[i] {
+                        0.0 => (0.0, f32::INFINITY),
+                        total => (1.0 / total, maxima[i] + total.ln()),
+                    };
+                    // SAFETY: tasks and blocks have rows of their own; both outlive the loop.
+                    let (to, log_sum_to) = unsafe {
+                        let start = place.start(batch, head, row + i);
+                        (out.range(start, dv), log_sums.range((batch * h + head) * t + row + i, 1))
+                    };
+                    to.iter_mut().zip(&sums).for_each(|(to, sum)| *to = scale * sum[i]);
+                    log_sum_to[0] = log_sum;
                 }
             }
         });
+    }
+
+    /// Hides from each of the queries `rows` the scores of `keys` that it may not see.
+    fn hide(&self, batch: usize, rows: Range<usize>, keys: &Range<usize>, scores: &mut [Lanes]) {
+        if self.visible.is_everything() {
+            return;
+        }
+        let mut seen = vec![0f32; keys.len()];
+        for (lane, row) in rows.enumerate() {
+            seen.fill(0.0);
+            self.visible.hide(batch, row, keys.start, &mut seen);
+            for (scores, seen) in scores.iter_mut().zip(&seen) {
+                scores[lane] = if *seen == 0.0 { scores[lane] } else { f32::NEG_INFINITY };
+            }
+        }
     }
 
     /// Scaled, capped and masked scores of a block of rows over a range of keys.
@@ -191,8 +240,8 @@ impl Plan {
         q: &Argument,
         k: &Argument,
         (batch, head, key_head): (usize, usize, usize),
-        rows: std::ops::Range<usize>,
-        keys: &std::ops::Range<usize>,
+        rows: Range<usize>,
+        keys: &Range<usize>,
         scores: &mut Vec<f32>,
     ) {
         let n = keys.len();
@@ -267,30 +316,6 @@ impl Plan {
             }
         });
         [dq, dk, d_v]
-    }
-}
-
-dispatch!(
-    /// Rows of `n` scores to `exp(score - max)`; gives the inverse of each row's sum and its log-sum. A row that sees
-    /// nothing becomes zeros, with a log-sum of infinity.
-    fn softmax(scores: &mut [f32], n: usize, scales: &mut [f32], log_sums: &mut [f32]) = softmax_body
-);
-#[inline(always)]
-fn softmax_body<const FMA: bool>(scores: &mut [f32], n: usize, scales: &mut [f32], log_sums: &mut [f32]) {
-    if n == 0 {
-        log_sums.fill(f32::INFINITY);
-        return;
-    }
-    for ((row, scale), log_sum) in scores.chunks_exact_mut(n).zip(scales).zip(log_sums) {
-        let max = simd::max(row);
-        if max == f32::NEG_INFINITY {
-            row.fill(0.0);
-            (*scale, *log_sum) = (0.0, f32::INFINITY);
-            continue;
-        }
-        row.iter_mut().for_each(|v| *v = exp::<FMA>(*v - max));
-        let sum = simd::sum::<FMA>(row);
-        (*scale, *log_sum) = (1.0 / sum, max + sum.ln());
     }
 }
 

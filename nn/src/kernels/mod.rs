@@ -7,6 +7,7 @@
 pub mod activation;
 pub mod adam;
 pub mod attention;
+mod attention_lanes;
 pub mod candle_pool;
 pub mod conv;
 pub mod data;

@@ -143,19 +143,45 @@ fn zeros(bytes: usize) -> Pages<u8> {
 
 fn pack_row(format: Format, layout: Layout, bytes: &[u8], row: usize, quants: &mut [u8], scales: &mut [u8]) {
     if layout.float {
-        let size = format.block_bytes();
-        for (value, to) in bytes.chunks_exact(size).zip(quants.chunks_exact_mut(layout.quant_bytes)) {
-            to[row * size..(row + 1) * size].copy_from_slice(value);
-        }
-        return;
+        return match format {
+            Format::F32 => pack_floats::<4>(bytes, row, quants),
+            _ => pack_floats::<2>(bytes, row, quants),
+        };
     }
     let parts = format.block_len() / BLOCK;
     let stored = bytes.chunks_exact(format.block_bytes()).zip(scales.chunks_exact_mut(layout.scale_bytes));
     for ((b, scales), quants) in stored.zip(quants.chunks_exact_mut(parts * layout.quant_bytes)) {
         pack_scales(format, b, row, scales);
+        if let Some(nibbles) = nibbles(format, b) {
+            pack_nibbles(nibbles, row, quants);
+            continue;
+        }
         for (part, quants) in quants.chunks_exact_mut(layout.quant_bytes).enumerate() {
             pack_numbers(format, &numbers(format, b, part), row, quants);
         }
+    }
+}
+
+fn pack_floats<const SIZE: usize>(bytes: &[u8], row: usize, quants: &mut [u8]) {
+    let columns = quants.as_chunks_mut::<SIZE>().0.chunks_exact_mut(ROWS);
+    for (value, to) in bytes.as_chunks::<SIZE>().0.iter().zip(columns) {
+        to[row] = *value;
+    }
+}
+
+/// The bytes that hold columns `i` and `16 + i` of a block, of the formats that have nothing but such.
+fn nibbles(format: Format, b: &[u8]) -> Option<&[u8; BLOCK / 2]> {
+    match format {
+        Format::Q4_0 => b[2..].first_chunk(),
+        Format::Q4_1 => b[4..].first_chunk(),
+        _ => None,
+    }
+}
+
+/// As [`pack_numbers`] for bytes that are paired as the layout pairs them.
+fn pack_nibbles(nibbles: &[u8; BLOCK / 2], row: usize, quants: &mut [u8]) {
+    for (to, nibbles) in quants.as_chunks_mut::<64>().0.iter_mut().zip(nibbles.as_chunks::<4>().0) {
+        to[4 * row..4 * row + 4].copy_from_slice(nibbles);
     }
 }
 
@@ -166,8 +192,6 @@ fn numbers(format: Format, b: &[u8], part: usize) -> [u8; BLOCK] {
     let k_nibble = |from: usize, i: usize| b[from + part / 2 * 32 + i] >> (part % 2 * 4) & 15;
     use std::array::from_fn;
     match format {
-        Format::Q4_0 => from_fn(|i| nibble(2, i)),
-        Format::Q4_1 => from_fn(|i| nibble(4, i)),
         Format::Q5_0 => from_fn(|i| nibble(6, i) | bit(2, i) << 4),
         Format::Q5_1 => from_fn(|i| nibble(8, i) | bit(4, i) << 4),
         Format::Q8_0 => from_fn(|i| b[2 + i] ^ 0x80),
@@ -177,7 +201,7 @@ fn numbers(format: Format, b: &[u8], part: usize) -> [u8; BLOCK] {
             Some(b) => from_fn(|i| (six(b, part * 32 + i) + 32).cast_unsigned()),
             None => [0; BLOCK],
         },
-        Format::F32 | Format::F16 | Format::Bf16 => [0; BLOCK],
+        Format::Q4_0 | Format::Q4_1 | Format::F32 | Format::F16 | Format::Bf16 => [0; BLOCK],
     }
 }
 

@@ -1,0 +1,204 @@
+//! The products of attention with sixteen queries as lanes: keys are the rows of a tile where scores are made, elements of a
+//! value where values are summed, so that both are the products of packed weights ([`super::quant_float`]), and neither they
+//! nor the softmax between them add across lanes. A query's numbers do not depend on which others are beside it.
+
+use super::quant::{self, FLOAT_TILE, Level, TILE};
+use super::quant_float;
+use super::quant_simd::{Portable, Simd};
+use super::simd::{dispatch, exp};
+use crate::quant::Format;
+use std::ops::Range;
+
+/// Queries side by side.
+pub const LANES: usize = quant::ROWS;
+/// Keys whose values are summed at once: their probabilities (8 KiB) stay in the first-level cache.
+const SPAN: usize = 128;
+
+/// One value of each query.
+pub type Lanes = [f32; LANES];
+
+/// The keys and values of one head as the products read them.
+pub struct Head<'a> {
+    keys: &'a [f32],
+    values: &'a [f32],
+    s: usize,
+    d: usize,
+    dv: usize,
+}
+
+/// The instruction set, and the rows of a tile with it.
+fn level() -> (Level, usize) {
+    match quant::levels()[quant::levels().len() - 1] {
+        #[cfg(target_arch = "x86_64")]
+        Level::Vnni => (Level::Vnni, TILE),
+        level => (level, FLOAT_TILE),
+    }
+}
+
+/// Lays out `to.len() / d` keys, `stride` apart: tiles of rows, their elements side by side.
+pub fn lay_keys(keys: &[f32], stride: usize, d: usize, to: &mut [f32]) {
+    let height = level().1;
+    for (i, tile) in to.chunks_mut((height * d).max(1)).enumerate() {
+        let rows = tile.len() / d;
+        for t in 0..rows {
+            let key = &keys[(i * height + t) * stride..][..d];
+            key.iter().zip(tile[t..].iter_mut().step_by(rows)).for_each(|(x, to)| *to = *x);
+        }
+    }
+}
+
+/// Lays out `to.len() / dv` values, `stride` apart: spans of rows, in each tiles of elements.
+pub fn lay_values(values: &[f32], stride: usize, dv: usize, to: &mut [f32]) {
+    let height = level().1;
+    for (i, span) in to.chunks_mut((SPAN * dv).max(1)).enumerate() {
+        let rows = span.len() / dv;
+        for (j, tile) in span.chunks_mut(height * rows).enumerate() {
+            let width = tile.len() / rows;
+            for (row, to) in tile.chunks_exact_mut(width).enumerate() {
+                to.copy_from_slice(&values[(i * SPAN + row) * stride + j * height..][..width]);
+            }
+        }
+    }
+}
+
+impl<'a> Head<'a> {
+    /// The head whose `s` keys of `d` elements and values of `dv` [`lay_keys`] and [`lay_values`] wrote.
+    pub fn new(keys: &'a [f32], values: &'a [f32], (s, d, dv): (usize, usize, usize)) -> Self {
+        assert!(keys.len() == s * d && values.len() == s * dv, "attention: keys or values are missing");
+        Self { keys, values, s, d, dv }
+    }
+
+    /// `keys`, widened to whole tiles.
+    pub fn whole_tiles(&self, keys: &Range<usize>) -> Range<usize> {
+        let height = level().1;
+        keys.start / height * height..keys.end.next_multiple_of(height).min(self.s)
+    }
+
+    /// The scores of the queries `[d]` with `keys`, which are whole tiles.
+    pub fn scores(&self, queries: &[Lanes], keys: &Range<usize>, scores: &mut [Lanes]) {
+        assert!(queries.len() == self.d && keys.start.is_multiple_of(level().1));
+        let tiles = &self.keys[keys.start * self.d..];
+        product::<false>(queries, tiles, (level().1 * self.d, 0), scores);
+    }
+
+    /// The sums `[dv]` of the values of `keys`, each as often as its weights say.
+    pub fn sums(&self, weights: &[Lanes], keys: &Range<usize>, sums: &mut [Lanes]) {
+        assert!(weights.len() == keys.len() && sums.len() == self.dv);
+        sums.fill([0.0; LANES]);
+        for start in (keys.start / SPAN * SPAN..keys.end).step_by(SPAN) {
+            let rows = SPAN.min(self.s - start);
+            let within = keys.start.max(start)..keys.end.min(start + rows);
+            let weights = &weights[within.start - keys.start..within.end - keys.start];
+            let tiles = &self.values[start * self.dv..];
+            product::<true>(weights, tiles, (level().1 * rows, within.start - start), sums);
+        }
+    }
+}
+
+/// `out[row] = Σ lanes[column] · tiles[row][column]`, or `+=` if `ADD`. The tiles are `stride` apart; of each, `skip` columns
+/// are passed over.
+fn product<const ADD: bool>(
+    lanes: &[Lanes],
+    tiles: &[f32],
+    (stride, skip): (usize, usize),
+    out: &mut [Lanes],
+) {
+    let (level, height) = level();
+    let last = out.len() % height;
+    let end = match out.len() / height {
+        0 => 0,
+        whole if last == 0 => (whole - 1) * stride + (skip + lanes.len()) * height,
+        whole => whole * stride,
+    };
+    let tail = if last == 0 { 0 } else { out.len() / height * stride + (skip + lanes.len()) * last };
+    assert!(end.max(tail) <= tiles.len(), "attention: a tile is missing");
+    let (from, columns) = (lanes.as_ptr().cast(), lanes.len());
+    for (i, out) in out.chunks_mut(height).enumerate() {
+        // SAFETY: the tile's columns lie within `tiles`, as was asserted, and `level` is the processor's.
+        unsafe {
+            let x = tiles.as_ptr().add(i * stride + skip * out.len());
+            match level {
+                Level::Portable => step_by_height::<Portable, ADD>(from, x, columns, out),
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx2 => step_avx2::<ADD>(from, x, columns, out),
+                #[cfg(target_arch = "x86_64")]
+                Level::Vnni => step_vnni::<ADD>(from, x, columns, out),
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn step_avx2<const ADD: bool>(from: *const u8, x: *const f32, columns: usize, out: &mut [Lanes]) {
+    // SAFETY: the caller's promise; this function has the features.
+    unsafe { step_by_height::<super::quant_simd::Avx2, ADD>(from, x, columns, out) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma,f16c")]
+unsafe fn step_vnni<const ADD: bool>(from: *const u8, x: *const f32, columns: usize, out: &mut [Lanes]) {
+    // SAFETY: the caller's promise; this function has the features.
+    unsafe { step_by_height::<super::quant_simd::Vnni, ADD>(from, x, columns, out) }
+}
+
+/// One tile of as many rows as `out` has.
+///
+/// # Safety
+/// `columns` columns of lanes are at `from` and of the tile at `x`; the processor has the instruction set.
+#[inline(always)]
+unsafe fn step_by_height<S: Simd, const ADD: bool>(
+    from: *const u8,
+    x: *const f32,
+    columns: usize,
+    out: &mut [Lanes],
+) {
+    macro_rules! heights {
+        ($($height:literal),*) => {
+            match out.len() {
+                $($height => {
+                    // SAFETY: the caller's promise; `out` has a place for each row.
+                    unsafe {
+                        let rows = quant_float::tile::<S, { Format::F32 as u32 }, $height>(from, x, columns);
+                        for (out, row) in out.iter_mut().zip(rows) {
+                            let row = if ADD { S::add(S::load(out.as_ptr().cast()), row) } else { row };
+                            S::store(out.as_mut_ptr(), row);
+                        }
+                    }
+                })*
+                _ => {}
+            }
+        };
+    }
+    heights!(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12);
+}
+
+dispatch!(
+    /// Scores to `exp(score - max)`; gives the sum and the maximum of each query. Where a query sees nothing, everything is
+    /// zero, with a maximum of minus infinity.
+    pub fn softmax(scores: &mut [Lanes], sums: &mut Lanes, maxima: &mut Lanes) = softmax_body
+);
+#[inline(always)]
+fn softmax_body<const FMA: bool>(scores: &mut [Lanes], sums: &mut Lanes, maxima: &mut Lanes) {
+    let mut max = [f32::NEG_INFINITY; LANES];
+    for row in scores.iter() {
+        for i in 0..LANES {
+            max[i] = if row[i] > max[i] { row[i] } else { max[i] };
+        }
+    }
+    let from = max.map(|max| if max == f32::NEG_INFINITY { 0.0 } else { max });
+    let mut total = [0f32; LANES];
+    for span in scores.chunks_mut(SPAN) {
+        let mut sum = [0f32; LANES];
+        for row in span {
+            for i in 0..LANES {
+                row[i] = exp::<FMA>(row[i] - from[i]);
+                sum[i] += row[i];
+            }
+        }
+        for i in 0..LANES {
+            total[i] += sum[i];
+        }
+    }
+    (*sums, *maxima) = (total, max);
+}
