@@ -26,6 +26,9 @@ pub struct Loading {
     /// A VLM's or a text model's Hugging Face folder, or a GGUF file; without it, the VLM inside the binary.
     #[arg(long)]
     model: Option<PathBuf>,
+    /// A LoRA adapter (a PEFT folder) that the model always has: of a VLM, of any part of it.
+    #[arg(long, value_name = "DIR", requires = "model")]
+    lora: Option<PathBuf>,
     /// Positions of a prompt and its answer; 0: as many as the model was made for, at most 8192.
     #[arg(long, default_value_t = 0)]
     context: usize,
@@ -37,7 +40,7 @@ pub struct Loading {
 impl Loading {
     /// The VLM inside the binary, on so many threads.
     pub fn builtin(threads: usize) -> Self {
-        Self { model: None, context: 0, threads }
+        Self { model: None, lora: None, context: 0, threads }
     }
 }
 
@@ -68,7 +71,8 @@ pub struct Args {
     /// The name that clients know the model by; else that of its folder or file.
     #[arg(long)]
     name: Option<String>,
-    /// A LoRA adapter of the model (a PEFT folder) that clients ask by this name in `model`; may be given several times.
+    /// A LoRA adapter of the model's decoder (a PEFT folder) that clients ask by this name in `model`; may be given several
+    /// times.
     #[arg(long, value_name = "NAME=DIR", conflicts_with = "openpi")]
     adapter: Vec<NamedAdapter>,
     /// Hosts that pictures named by http and https URLs are fetched from, by comma: example.org, example.org:8080,
@@ -213,7 +217,8 @@ fn load(loading: &Loading) -> Result<(ChatModel, String)> {
     let Some(path) = &loading.model else {
         return Ok((builtin::default_vlm(PICTURE_BYTES)?, "vela".to_owned()));
     };
-    let model = ChatModel::load(path, PICTURE_BYTES).with_context(|| path.display().to_string())?;
+    let model = ChatModel::load_adapted(path, loading.lora.as_deref(), PICTURE_BYTES)
+        .with_context(|| path.display().to_string())?;
     let whole = path.canonicalize().unwrap_or_else(|_| path.clone());
     let name = whole.file_name().map(|name| name.to_string_lossy().into_owned());
     Ok((model, name.unwrap_or_else(|| "model".to_owned())))

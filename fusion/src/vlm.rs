@@ -6,7 +6,9 @@ use crate::{Counting, Packing, Projector, QFormer, Reading, Sight, TowerConfig, 
 use candle_core::{DType, Device, Tensor};
 use std::path::Path;
 use std::sync::Arc;
-use vela_llm::{Cache, Decoder, EncoderDecoder, Lora, generate::best, trace::config_json};
+use vela_llm::{
+    Cache, Decoder, EncoderDecoder, Lora, generate::best, lora::merged_weights, trace::config_json,
+};
 use vela_nn::{Error, Mask, Result, Weights};
 use vela_vision::tiling::Size;
 use vela_vision::{Grid, NativeVit, Prepared, Tap, Vit, merge_alike};
@@ -165,8 +167,20 @@ impl Vlm {
     /// # Errors
     /// What the config's readers refuse; every missing, unused or mis-shaped tensor, in one error.
     pub fn load(dir: &Path) -> Result<Self> {
+        Self::load_adapted(dir, None)
+    }
+
+    /// The same with another LoRA adapter, of whatever parts of the model, merged into its weights.
+    ///
+    /// # Errors
+    /// As [`Vlm::load`]; what [`vela_llm::lora::merged_weights`] refuses.
+    pub fn load_adapted(dir: &Path, adapter: Option<&Path>) -> Result<Self> {
         let config = VlmConfig::from_hf(&config_json(dir)?)?;
-        let weights = crate::names::renamed(&Weights::load_dir(dir)?, &config.vision_kind)?;
+        let mut weights = Weights::load_dir(dir)?;
+        if let Some(adapter) = adapter {
+            weights = merged_weights(adapter, &weights, crate::names::ours)?;
+        }
+        let weights = crate::names::renamed(&weights, &config.vision_kind)?;
         let mut vlm = Self::new(&weights, &config)?;
         let tied = config.decoder.tied;
         // Copies of the one table, which some writers keep.

@@ -4,7 +4,7 @@ use candle_core::{Device, Tensor};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use vela_fusion::{Encoded, Room, Visual, Vlm, VlmConfig, Wording, names};
-use vela_llm::trace::config_json;
+use vela_llm::{Cache, Lora, trace::config_json};
 use vela_nn::parity::compare;
 use vela_nn::{Error, Result, Weights};
 use vela_vision::trace::picture;
@@ -39,6 +39,48 @@ fn from_a_picture_to_the_same_answer() -> Result<()> {
         assert_eq!(vlm.answer(&prompt, want.len(), &[])?, want, "{name}");
         assert_eq!(vlm.answer(&prompt, 99, &want[2..3])?.last(), Some(&want[2]), "{name}: stops");
     }
+    Ok(())
+}
+
+#[test]
+fn adapters_written_by_peft_answer_as_in_peft() -> Result<()> {
+    for (name, base) in [("smolvlm_all", "smolvlm"), ("llava_text", "llava")] {
+        let adapter = case("peft").join(name);
+        let golden = golden(base)?;
+        let want = candle_core::safetensors::load(adapter.join("golden.safetensors"), &Device::Cpu)?;
+        let (ids, tokens) = (integers(&golden["in.input_ids"])?, integers(&want["out.generated"])?);
+        let (plain, adapted) = (Vlm::load(&case(base))?, Vlm::load_adapted(&case(base), Some(&adapter))?);
+        let off = |vlm: &Vlm| -> Result<f64> {
+            let seen = look(vlm, base, &picture(&golden["in.image"])?)?;
+            let prompt = vlm.prompt(&ids, &[seen])?;
+            let hidden = vlm.read(&prompt, &mut Cache::new(), &mut |_, _| {})?;
+            let logits = vlm.decoder()?.logits(&vlm.decoder()?.normalise(&hidden)?)?;
+            Ok(compare("", &logits, &want["out.logits"])?.max_abs_over_spread.into())
+        };
+        assert!(off(&plain)? > 0.05, "{name}: the adapter changes next to nothing");
+        let far = off(&adapted)?;
+        assert!(far < 1e-4, "{name}: {far:e} of the spread");
+        let seen = look(&adapted, base, &picture(&golden["in.image"])?)?;
+        let prompt = adapted.prompt(&ids, &[seen])?;
+        assert_eq!(adapted.answer(&prompt, tokens.len(), &[])?, tokens, "{name}");
+    }
+    Ok(())
+}
+
+/// An adapter of the decoder alone can also stay beside it, whatever the checkpoint calls its parts; one of the tower
+/// cannot, and the error names it.
+#[test]
+fn a_decoders_adapter_is_found_under_a_vlms_names() -> Result<()> {
+    let vlm = Vlm::load(&case("llava"))?;
+    let lora = Lora::load(&case("peft").join("llava_text"), vlm.decoder()?.config())?;
+    assert_eq!(lora.len(), 2 * vlm.decoder()?.config().layers);
+    let vlm = Vlm::load(&case("smolvlm"))?;
+    let refused = Lora::load(&case("peft").join("smolvlm_all"), vlm.decoder()?.config());
+    let why = refused.err().map(|e| e.to_string()).unwrap_or_default();
+    assert!(why.contains("vision_model.encoder.layers.0"), "{why}");
+    let other = Vlm::load_adapted(&case("paligemma"), Some(&case("peft").join("smolvlm_all")));
+    let why = other.err().map(|e| e.to_string()).unwrap_or_default();
+    assert!(why.contains("the checkpoint has no such module") || why.contains("expected"), "{why}");
     Ok(())
 }
 

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A tensor as it is stored: bytes of some file, converted to float32 only when a layer asks for it.
+#[derive(Clone)]
 enum Stored {
     Ready(Tensor),
     Raw { file: Arc<FileBytes>, dtype: Dtype, shape: Vec<usize>, start: usize, end: usize },
@@ -244,26 +245,35 @@ impl Weights {
         let mut stored = HashMap::new();
         for (name, tensor) in &self.source.stored {
             let new = rename(name);
-            let copy = match tensor {
-                Stored::Ready(t) => Stored::Ready(t.clone()),
-                Stored::Blocks(blocks) => Stored::Blocks(blocks.clone()),
-                Stored::Raw { file, dtype, shape, start, end } => Stored::Raw {
-                    file: file.clone(),
-                    dtype: *dtype,
-                    shape: shape.clone(),
-                    start: *start,
-                    end: *end,
-                },
-            };
-            if !new.is_empty() && stored.insert(new.clone(), copy).is_some() {
+            if !new.is_empty() && stored.insert(new.clone(), tensor.clone()).is_some() {
                 return Err(Error::parse(name, format!("two tensors would be called {new}")));
             }
         }
-        let mut renamed = Self::source(self.source.mode, self.source.precision, stored);
-        if let Some(source) = Arc::get_mut(&mut renamed.source) {
+        Ok(self.with_stored(stored))
+    }
+
+    /// The same checkpoint with other tensors in the place of some, by full name. Call it before any layer has asked for a
+    /// tensor.
+    ///
+    /// # Errors
+    /// A name that the checkpoint does not have.
+    pub fn replaced(&self, tensors: HashMap<String, Tensor>) -> Result<Self> {
+        let mut stored = self.source.stored.clone();
+        for (name, tensor) in tensors {
+            match stored.get_mut(&name) {
+                Some(old) => *old = Stored::Ready(tensor),
+                None => return Err(Error::parse(name, "is to be replaced, and the checkpoint has none")),
+            }
+        }
+        Ok(self.with_stored(stored))
+    }
+
+    fn with_stored(&self, stored: HashMap<String, Stored>) -> Self {
+        let mut made = Self::source(self.source.mode, self.source.precision, stored);
+        if let Some(source) = Arc::get_mut(&mut made.source) {
             source.kept.clone_from(&self.source.kept);
         }
-        Ok(Self { prefix: self.prefix.clone(), ..renamed })
+        Self { prefix: self.prefix.clone(), ..made }
     }
 
     /// The same source, one level down: names are looked up under `name.`; numbers are levels too.

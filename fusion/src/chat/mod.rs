@@ -22,7 +22,7 @@ use std::path::Path;
 use std::sync::Arc;
 use vela_llm::engine::{PromptItem, Request};
 use vela_llm::trace::config_json;
-use vela_llm::{ChatTemplate, Decoder, RenderOptions, TextModel, Tokenizer, model};
+use vela_llm::{ChatTemplate, Decoder, Lora, RenderOptions, TextModel, Tokenizer, model};
 use vela_nn::{Error, Result};
 use vela_vision::{Limits, Preprocessor};
 use words::Form;
@@ -81,19 +81,33 @@ impl ChatModel {
     /// # Errors
     /// What the readers of the parts refuse; a VLM whose decoder reads an encoder.
     pub fn load(path: &Path, picture_bytes: usize) -> Result<Self> {
+        Self::load_adapted(path, None, picture_bytes)
+    }
+
+    /// The same with a LoRA adapter (a PEFT folder): of a VLM, it may be of any part and is merged into the weights; of a
+    /// text model, which may be quantised, it is put beside them.
+    ///
+    /// # Errors
+    /// As [`ChatModel::load`]; an adapter that is not of this model.
+    pub fn load_adapted(path: &Path, adapter: Option<&Path>, picture_bytes: usize) -> Result<Self> {
         if path.is_dir() && path.join("config.json").is_file() {
             let config = config_json(path)?;
             if config["model_type"].as_str().is_some_and(|kind| Wording::of(kind).is_ok()) {
-                return Self::load_vlm(path, &config, picture_bytes);
+                return Self::load_vlm(path, adapter, &config, picture_bytes);
             }
         }
-        Ok(Self::of_text(model::load(path)?))
+        let mut text = model::load(path)?;
+        if let Some(adapter) = adapter {
+            let lora = Lora::load(adapter, text.decoder.config())?;
+            text.decoder = Arc::new(text.decoder.with_adapter(Arc::new(lora))?);
+        }
+        Ok(Self::of_text(text))
     }
 
-    fn load_vlm(dir: &Path, config: &Json, picture_bytes: usize) -> Result<Self> {
+    fn load_vlm(dir: &Path, adapter: Option<&Path>, config: &Json, picture_bytes: usize) -> Result<Self> {
         let tokenizer = Tokenizer::load(&dir.join("tokenizer.json"))?;
         let template = ChatTemplate::from_dir(dir)?;
-        let vlm = Vlm::load(dir)?;
+        let vlm = Vlm::load_adapted(dir, adapter)?;
         let preprocessor = Preprocessor::load(dir)?;
         let of_text = &config["text_config"];
         let mut ends = config.clone();

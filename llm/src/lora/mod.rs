@@ -7,8 +7,10 @@
 
 mod config;
 mod learn;
+mod merge;
 mod rows;
 
+pub use merge::merged_weights;
 pub use rows::LoraRows;
 
 use crate::DecoderConfig;
@@ -64,15 +66,9 @@ impl Lora {
     /// # Errors
     /// A kind of adapter that is not supported, by name; every missing, surplus and mis-shaped tensor, in one error.
     pub fn load(dir: &Path, config: &DecoderConfig) -> Result<Self> {
-        let (path, tensors) = (dir.join("adapter_config.json"), dir.join("adapter_model.safetensors"));
-        let read = |path: &Path| {
-            std::fs::read(path).map_err(|source| Error::Io { path: path.to_path_buf(), source })
-        };
-        let stated = read(&path)?;
-        let hash = hash_of((hash_of(&stated) + &hash_of(&read(&tensors)?)).as_bytes());
-        let hash = u128::from_str_radix(hash.get(..32).unwrap_or_default(), 16).unwrap_or_default();
+        let (stated, weights, hash) = read(dir)?;
+        let path = dir.join("adapter_config.json");
         let adapter = AdapterConfig::read(&stated).map_err(|reason| Error::parse(path.display(), reason))?;
-        let weights = Weights::load(&[tensors])?;
         let mut layers = vec![BTreeMap::new(); config.layers];
         let scope = scope(&weights, config);
         for module in config.modules() {
@@ -158,6 +154,17 @@ pub fn merged(model: &Path, adapter: &Path) -> Result<crate::Decoder> {
     crate::load::from_weights(&lora.merge(&Weights::load_dir(model)?)?, &config)
 }
 
+/// The statement and the tensors of a PEFT folder, and a hash of both.
+fn read(dir: &Path) -> Result<(Vec<u8>, Weights, u128)> {
+    let (path, tensors) = (dir.join("adapter_config.json"), dir.join("adapter_model.safetensors"));
+    let read =
+        |path: &Path| std::fs::read(path).map_err(|source| Error::Io { path: path.to_path_buf(), source });
+    let stated = read(&path)?;
+    let hash = hash_of((hash_of(&stated) + &hash_of(&read(&tensors)?)).as_bytes());
+    let hash = u128::from_str_radix(hash.get(..32).unwrap_or_default(), 16).unwrap_or_default();
+    Ok((stated, Weights::load(&[tensors])?, hash))
+}
+
 impl Beside for Lora {
     fn at(&self, site: Site, x: &Tensor, y: Tensor) -> Result<Tensor> {
         match self.layers.get(site.layer).and_then(|layer| layer.get(site.name)) {
@@ -171,13 +178,23 @@ fn join(scope: &str, name: &str) -> String {
     if scope.is_empty() { name.to_owned() } else { format!("{scope}.{name}") }
 }
 
-/// Where the layers are: adapters of the bare model drop the outermost level of its name.
+/// Where the layers are: adapters of the bare model drop the outermost level of its name, those of a model that sees have
+/// the decoder as a part of it.
 fn scope(weights: &Weights, config: &DecoderConfig) -> String {
     let names = config.names.table();
     let inner = names.body.split_once('.').map_or("", |(_, inner)| inner);
     let [whole, bare] = [names.body, inner].map(|body| join(body, names.layers));
-    let has = |scope: &str| weights.names().iter().any(|name| name.starts_with(&format!("{ROOT}.{scope}.")));
-    if !has(&whole) && has(&bare) { bare } else { whole }
+    let all = weights.names();
+    let has = |scope: &str| all.iter().any(|name| name.starts_with(&format!("{ROOT}.{scope}.")));
+    if has(&whole) || has(&bare) {
+        return if has(&whole) { whole } else { bare };
+    }
+    let part = all.iter().find_map(|name| {
+        let (before, _) =
+            name.strip_prefix(ROOT)?.strip_prefix('.')?.split_once(&format!(".{}.", names.layers))?;
+        before.split('.').any(|level| ["text_model", "language_model"].contains(&level)).then_some(before)
+    });
+    part.map_or(whole, |before| join(before, names.layers))
 }
 
 /// Whether a matrix has its rows in another order than the folder that the adapter was trained on: the converter to
