@@ -1,5 +1,6 @@
 //! `vela episodes`: what is in a LeRobot dataset, whether it is sound, and new datasets made of old ones.
 
+use crate::video::Video;
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -9,7 +10,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use vela_episodes::check::{check, exact_stats, repair};
 use vela_episodes::copy::copy;
-use vela_episodes::{Dataset, FeatureStats};
+use vela_episodes::{Dataset, FeatureStats, PictureFormat};
 
 /// LeRobot datasets (v3.0 and v2.1): inspect, check, convert, merge, split, statistics.
 #[derive(Parser)]
@@ -30,10 +31,15 @@ enum Verb {
         #[arg(long)]
         repair: bool,
     },
-    /// Write it anew as v3.0: every column, pictures untouched, statistics with quantiles.
+    /// Write it anew as v3.0: every column, statistics with quantiles, pictures untouched unless another form is asked for.
     Convert {
         #[command(flatten)]
         one: One,
+        #[command(flatten)]
+        video: Video,
+        /// Store pictures as PNG inside parquet: videos are decoded.
+        #[arg(long, conflicts_with = "video")]
+        images: bool,
         /// The new dataset's folder.
         #[arg(long)]
         out: PathBuf,
@@ -79,23 +85,25 @@ pub fn run(args: &Args) -> Result<()> {
     match &args.verb {
         Verb::Inspect(one) => inspect(one),
         Verb::Check { one, repair } => look_over(one, *repair),
-        Verb::Convert { one, out } => {
+        Verb::Convert { one, video, images, out } => {
             let dataset = Dataset::open(&one.dataset)?;
-            let made = write(&[(&dataset, 0..dataset.len())], out)?;
+            let pictures = if *images { Some(PictureFormat::Png) } else { video.format() };
+            let made = write(&[(&dataset, 0..dataset.len())], out, pictures)?;
             tell(&[made], one.json);
             Ok(())
         }
         Verb::Merge { datasets, out, json } => {
             let opened = datasets.iter().map(|path| Ok(Dataset::open(path)?)).collect::<Result<Vec<_>>>()?;
             let whole: Vec<_> = opened.iter().map(|dataset| (dataset, 0..dataset.len())).collect();
-            let made = write(&whole, out)?;
+            let made = write(&whole, out, None)?;
             tell(&[made], *json);
             Ok(())
         }
         Verb::Split { one, out, parts } => {
             let dataset = Dataset::open(&one.dataset)?;
             let parts = parse_parts(parts, dataset.len())?;
-            let made = parts.into_iter().map(|(name, range)| write(&[(&dataset, range)], &out.join(name)));
+            let made =
+                parts.into_iter().map(|(name, range)| write(&[(&dataset, range)], &out.join(name), None));
             tell(&made.collect::<Result<Vec<_>>>()?, one.json);
             Ok(())
         }
@@ -106,12 +114,12 @@ pub fn run(args: &Args) -> Result<()> {
 /// A new dataset: its folder, episodes and frames.
 type Made = (PathBuf, usize, usize);
 
-fn write(sources: &[(&Dataset, Range<usize>)], out: &Path) -> Result<Made> {
+fn write(sources: &[(&Dataset, Range<usize>)], out: &Path, pictures: Option<PictureFormat>) -> Result<Made> {
     let sources: Vec<_> =
         sources.iter().map(|(dataset, range)| (*dataset, range.clone().collect())).collect();
     let bar = bar(sources.iter().map(|(_, episodes): &(_, Vec<usize>)| episodes.len()).sum())?;
-    let copied =
-        copy(&sources, out, &mut || bar.inc(1)).with_context(|| format!("writing {}", out.display()))?;
+    let copied = copy(&sources, out, pictures, &mut || bar.inc(1))
+        .with_context(|| format!("writing {}", out.display()))?;
     bar.finish_and_clear();
     Ok((out.to_owned(), copied.episodes, copied.frames))
 }

@@ -44,6 +44,7 @@ mod train;
 mod train_policy;
 mod train_vlm;
 mod verify;
+mod video;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;

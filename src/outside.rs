@@ -5,11 +5,12 @@ use crate::chooser::{Chosen, Following, choose};
 use crate::demo::LINK_TIMEOUT_SECS;
 use crate::eval::ticks_of;
 use crate::stats::{quantile, wilson95};
+use crate::video::Video;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use vela_embodiment::{Action, Embodiment, Episode, Expert, Policy};
-use vela_episodes::{DatasetWriter, Recorder};
+use vela_episodes::Recorder;
 use vela_robots::{
     External, ExternalExpert, RemotePolicy, Rollout, RolloutOptions, Side, open_session, rollout,
     rollout_expert,
@@ -123,9 +124,9 @@ fn driven(episode: &Episode, played: &Rollout) -> Result<()> {
 }
 
 /// Records episodes as a LeRobot dataset.
-pub fn record(outside: &Outside, key: &str, out: &Path, job: &Job) -> Result<()> {
+pub fn record(outside: &Outside, key: &str, out: &Path, video: &Video, job: &Job) -> Result<()> {
     let (environment, robot, mut driver) = meet(outside, key, job)?;
-    let writer = DatasetWriter::create(out, &robot, robot.control_hz.round() as u32)?;
+    let writer = video.writer(out, &robot)?;
     let recovered = writer.recovered_frames();
     let mut recorder = Recorder::new(environment, writer)?;
     let (mut successes, mut recorded) = (0, 0);

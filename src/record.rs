@@ -3,18 +3,19 @@
 use crate::chooser::{Chosen, Following, choose};
 use crate::outside::{self, Outside};
 use crate::recording;
+use crate::video::Video;
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use std::path::PathBuf;
 use vela_embodiment::{Action, Embodiment, Environment, Episode, Expert};
-use vela_episodes::{DatasetWriter, Recorder};
+use vela_episodes::Recorder;
 use vela_robots::{RolloutEvent, RolloutOptions, rollout, rollout_expert};
 use vela_sim::expert::ScriptedExpert;
 use vela_sim::tabletop::Tabletop;
 use vela_sim::tasks::{Split, TaskKind};
 
-/// Record episodes of the simulated arm in LeRobot's format (v3.0, pictures as PNG inside parquet).
+/// Record episodes of the simulated arm in LeRobot's format (v3.0, pictures as PNG inside parquet or as video).
 #[derive(clap::Args)]
 pub struct Args {
     /// The dataset's folder: new, or one of the same arm to add to.
@@ -39,6 +40,8 @@ pub struct Args {
     /// Domain randomisation.
     #[arg(long)]
     randomise: bool,
+    #[command(flatten)]
+    video: Video,
     #[command(flatten)]
     outside: Outside,
     /// Record this live arm instead, whoever drives it (`vela robot`, `vela sim`, any ROS 2 node on zenoh): the file that
@@ -84,12 +87,13 @@ pub fn run(args: &Args) -> Result<()> {
             randomise: args.randomise,
             json: args.json,
         };
-        return outside::record(&args.outside, key, &args.out, &job);
+        return outside::record(&args.outside, key, &args.out, &args.video, &job);
     }
     if let Some(robot) = &args.robot {
         return recording::run(&recording::Job {
             robot,
             out: &args.out,
+            video: &args.video,
             task: args.task.as_deref().unwrap_or_default(),
             episodes: args.episodes,
             episode_secs: args.episode_secs,
@@ -101,7 +105,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let embodiment = Embodiment::so101()?;
     let mut chosen = choose(&args.policy, &embodiment, Following::default())?;
-    let writer = DatasetWriter::create(&args.out, &embodiment, embodiment.control_hz.round() as u32)?;
+    let writer = args.video.writer(&args.out, &embodiment)?;
     if args.rescue_secs.is_some() && matches!(chosen, Chosen::Expert) {
         bail!("--rescue-secs needs a --policy to take over from");
     }

@@ -2,6 +2,7 @@
 //! wrong here reaches the arm.
 
 use crate::operator;
+use crate::video::Video;
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 use std::path::Path;
@@ -9,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use vela_embodiment::{Action, Clock, Embodiment, Frame, FrameSource, MonotonicClock, Observation, Stamp};
-use vela_episodes::{DatasetWriter, Step, Writing};
+use vela_episodes::{Step, Writing};
 use vela_robots::ros2::cameras::TopicCameras;
 use vela_robots::ros2::{Moment, Witness};
 use vela_robots::{ArmFile, Latest, Side, open_session};
@@ -26,6 +27,8 @@ pub struct Job<'a> {
     pub robot: &'a Path,
     /// The dataset's folder.
     pub out: &'a Path,
+    /// How its pictures are stored.
+    pub video: &'a Video,
     /// The sentence of every episode.
     pub task: &'a str,
     /// Episodes.
@@ -89,11 +92,10 @@ impl Ears {
 /// Records.
 pub fn run(job: &Job) -> Result<()> {
     let (file, robot) = ArmFile::load(job.robot)?;
-    let fps = robot.control_hz.round();
     if [job.episode_secs, job.reset_secs].into_iter().flatten().any(|secs| !(0.0..1e6).contains(&secs)) {
         bail!("expected --episode-secs and --reset-secs of at least 0 s");
     }
-    let writer = DatasetWriter::create(job.out, &robot, fps as u32)?;
+    let writer = job.video.writer(job.out, &robot)?;
     let recovered = writer.recovered_frames();
     if recovered > 0 && !job.json {
         println!("an earlier recording was killed: {recovered} frames of it are an episode now");

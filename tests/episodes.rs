@@ -34,9 +34,14 @@ fn pending(data: &Path) -> u64 {
 }
 
 /// Kills a recording when `ready` holds and says whether it was still running.
-fn kill_when(data: &Path, ready: &dyn Fn() -> bool) -> Result<bool, Box<dyn std::error::Error>> {
+fn kill_when(
+    data: &Path,
+    more: &[&str],
+    ready: &dyn Fn() -> bool,
+) -> Result<bool, Box<dyn std::error::Error>> {
     let mut recording = Command::new(env!("CARGO_BIN_EXE_vela"))
         .args(["record", "--out", &text(data), "--episodes", "50", "--task", "pick", "--json"])
+        .args(more)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()?;
@@ -57,6 +62,17 @@ fn kill_when(data: &Path, ready: &dyn Fn() -> bool) -> Result<bool, Box<dyn std:
 
 #[test]
 fn a_recording_killed_at_any_moment_keeps_its_frames_and_opens() -> Outcome {
+    // Two PNG pictures of 96x96 are less than 45 kB.
+    killed_at_any_moment(&[], [20_000, 900_000], 45_000)
+}
+
+#[test]
+fn a_recording_of_video_killed_at_any_moment_keeps_its_frames_and_opens() -> Outcome {
+    killed_at_any_moment(&["--video", "h264"], [5_000, 60_000], 12_000)
+}
+
+/// `few` and `many` bytes are those of some frames and of many; a frame has at most `largest`.
+fn killed_at_any_moment(form: &[&str], [few, many]: [u64; 2], largest: u64) -> Outcome {
     let dir = tempfile::tempdir()?;
     let data: PathBuf = dir.path().join("data");
     let committed = |data: &Path| Dataset::open(data).map_or(0, |dataset| dataset.len());
@@ -65,11 +81,11 @@ fn a_recording_killed_at_any_moment_keeps_its_frames_and_opens() -> Outcome {
         // In the first frames of an episode, far inside it, around its commit.
         let already = committed(&data);
         let ready = || match moment % 3 {
-            0 => pending(&data) > 20_000,
-            1 => pending(&data) > 900_000,
+            0 => pending(&data) > few,
+            1 => pending(&data) > many,
             _ => committed(&data) > already + 1,
         };
-        assert!(kill_when(&data, &ready)?, "moment {moment}: it ended by itself");
+        assert!(kill_when(&data, form, &ready)?, "moment {moment}: it ended by itself");
         // What was committed opens as it is, before anything is mended.
         let dataset = Dataset::open(&data)?;
         assert!(dataset.len() >= episodes, "moment {moment}");
@@ -84,9 +100,9 @@ fn a_recording_killed_at_any_moment_keeps_its_frames_and_opens() -> Outcome {
         let recovered = report["repaired"]["recovered_frames"].as_u64().ok_or("no count")?;
         let mended = Dataset::open(&data)?;
         assert_eq!(mended.len(), dataset.len() + usize::from(recovered > 0), "moment {moment}");
-        if waiting > 900_000 {
-            // Two PNG pictures of 96x96 are less than 45 kB: so many whole frames must have been there.
-            assert!(recovered > 900_000 / 45_000, "moment {moment}: {recovered} of {waiting} bytes");
+        if waiting > many {
+            // So many whole frames must have been there.
+            assert!(recovered > many / largest, "moment {moment}: {recovered} of {waiting} bytes");
         }
         if recovered > 0 {
             let last = mended.episode(mended.len() - 1)?;
@@ -131,6 +147,63 @@ fn a_full_disk_is_one_clear_error_and_loses_nothing() -> Outcome {
     let repaired = json(&["episodes", "check", &data, "--repair", "--json"])?;
     assert_eq!(repaired["problems"], serde_json::json!([]));
     assert_eq!(repaired["episodes"], committed as u64 + 1, "the frames of the last episode are there");
+    Ok(())
+}
+
+#[test]
+fn pictures_become_video_and_pictures_again() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let [data, film, back, parts, all, live] =
+        ["data", "film", "back", "parts", "all", "live"].map(|name| text(&dir.path().join(name)));
+    let form = ["--video", "h264", "--video-qp", "16"];
+    let record = |out: &str, form: &[&str]| -> Result<Value, Box<dyn std::error::Error>> {
+        let args = ["record", "--out", out, "--episodes", "2", "--task", "reach", "--json"];
+        json(&[&args[..], form].concat())
+    };
+    record(&data, &[])?;
+    record(&live, &form)?;
+    json(&[&["episodes", "convert", &data, "--out", &film, "--json"][..], &form].concat())?;
+    json(&["episodes", "convert", &film, "--out", &back, "--images", "--json"])?;
+    json(&["episodes", "split", &film, "--out", &parts, "--parts", "a=0:1,b=1:2", "--json"])?;
+    let part = |name: &str| text(&Path::new(&parts).join(name));
+    json(&["episodes", "merge", &part("b"), &part("a"), "--out", &all, "--json"])?;
+    let dtype = |folder: &str| -> Result<Value, Box<dyn std::error::Error>> {
+        let said = json(&["episodes", "inspect", folder, "--json"])?;
+        let columns = said["columns"].as_array().ok_or("no columns")?;
+        let front = columns.iter().find(|column| column["key"] == "observation.images.front");
+        Ok(front.ok_or("no camera")?["dtype"].clone())
+    };
+    for (folder, kind) in
+        [(&data, "image"), (&film, "video"), (&back, "image"), (&all, "video"), (&live, "video")]
+    {
+        assert_eq!(dtype(folder)?, kind);
+        assert_eq!(json(&["episodes", "check", folder, "--json"])?["problems"], serde_json::json!([]));
+    }
+    let [seen, film, back, all, live] =
+        [data, film, back, all, live].map(|folder| Dataset::open(Path::new(&folder)));
+    let (seen, film, back, all, live) = (seen?, film?, back?, all?, live?);
+    // Statistics are those of the pictures that were seen, whatever became of them.
+    assert_eq!(film.stats()?["observation.images.front"], seen.stats()?["observation.images.front"]);
+    assert_eq!(live.stats()?, seen.stats()?);
+    let mut worst = f64::INFINITY;
+    for (index, merged) in [(0, 1), (1, 0)] {
+        let (a, b, c) = (seen.episode(index)?, film.episode(index)?, back.episode(index)?);
+        assert_eq!(b.frames, c.frames, "decoded once is decoded for good");
+        assert_eq!(all.episode(merged)?.frames, b.frames);
+        assert_eq!(live.episode(index)?.frames, b.frames, "recorded as video or made video is the same");
+        for (a, b) in a.frames.iter().zip(&b.frames) {
+            assert_eq!((&a.action, a.timestamp_secs), (&b.action, b.timestamp_secs));
+            for (a, b) in a.observation.frames.iter().zip(&b.observation.frames) {
+                let square = |(a, b): (&u8, &u8)| (f64::from(*a) - f64::from(*b)).powi(2);
+                let mean = a.rgb.iter().zip(&*b.rgb).map(square).sum::<f64>() / a.rgb.len() as f64;
+                worst = f64::min(worst, 10.0 * (255.0 * 255.0 / mean).log10());
+            }
+        }
+    }
+    println!("the simulator's pictures at quantiser 16: worst {worst:.1} dB");
+    assert!(worst > 33.0, "{worst:.1} dB");
+    let output = vela(&["record", "--out", &part("c"), "--video-qp", "20"])?;
+    assert_eq!(output.status.code(), Some(2), "a quality needs a codec");
     Ok(())
 }
 

@@ -31,7 +31,7 @@ pub struct Repaired {
     pub recovered_frames: usize,
     /// Rows that no episode claimed and that were cut off.
     pub cut_rows: usize,
-    /// Half-written files that were removed.
+    /// Half-written files, and videos of no episode, that were removed.
     pub removed_files: usize,
 }
 
@@ -49,6 +49,9 @@ pub fn check(dataset: &Dataset, watch: &mut dyn FnMut()) -> Result<Findings> {
     }
     for path in half_written(dataset.folder())? {
         problems.push(format!("{}: half-written file of a killed process", path.display()));
+    }
+    for path in leftover_films(dataset) {
+        problems.push(format!("{}: a video of no episode", path.display()));
     }
     let info = dataset.info();
     let claimed = [
@@ -161,10 +164,24 @@ fn check_stats(dataset: &Dataset, seen: &BTreeMap<&str, FeatureStats>, problems:
     }
 }
 
+/// Video files behind the last that belong to an episode.
+fn leftover_films(dataset: &Dataset) -> Vec<PathBuf> {
+    if dataset.version() != Version::V30 {
+        return Vec::new();
+    }
+    let next = |key: &str| {
+        let files = dataset.entries().iter().filter_map(|entry| entry.films.get(key));
+        files.map(|film| film.file.next()).max().unwrap_or_default()
+    };
+    let keys = dataset.info().videos();
+    let paths = keys.into_iter().map(|key| dataset.layout().video(key, next(key)));
+    paths.filter(|path| path.exists()).collect()
+}
+
 /// Files that a killed process had not finished.
 fn half_written(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
-    for part in ["meta", "data"] {
+    for part in ["meta", "data", "videos"] {
         let part = folder.join(part);
         if part.is_dir() {
             search(&part, &mut found)?;
@@ -205,6 +222,7 @@ pub fn repair(folder: &Path) -> Result<Repaired> {
         &mut foreign
     };
     done.cut_rows = store.cut_leftovers()?;
+    done.removed_files = store.remove_leftover_films()?;
     for path in half_written(folder)? {
         std::fs::remove_file(&path).map_err(io(&path))?;
         done.removed_files += 1;

@@ -1,9 +1,11 @@
 //! Episodes of one dataset or several, copied into a new one: conversion, merging and splitting are all this.
 
-use crate::columns::{batch_of, canonical, stats_of};
-use crate::info::Info;
-use crate::layout::{FileId, Layout, io, refuse, write_whole};
+use crate::columns::{batch_of, canonical, picture_column, stats_of};
+use crate::info::{Feature, Info};
+use crate::layout::{FileId, io, refuse, write_whole};
 use crate::meta::FilmPlace;
+use crate::picture::{Coder, PictureFormat};
+use crate::rows::Pictures;
 use crate::stats::{FeatureStats, PictureCounts};
 use crate::store::{Said, Store};
 use crate::{Dataset, table};
@@ -11,7 +13,7 @@ use arrow::array::{ArrayRef, Int64Array};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use vela_embodiment::{Embodiment, Error, Result};
+use vela_embodiment::{Camera, Embodiment, Error, Result};
 
 /// What was copied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,14 +24,19 @@ pub struct Copied {
     pub frames: usize,
 }
 
-/// Copies episodes, in the order in which they are named, into a new v3.0 dataset in `out`: every column, pictures and
-/// video files untouched, statistics made from the frames; vela's description of the robot where all have it. `watch`
-/// is called after each episode.
+/// Copies episodes, in the order in which they are named, into a new v3.0 dataset in `out`: every column, statistics made
+/// from the frames; vela's description of the robot where all have it. Pictures and video files are copied untouched, or
+/// coded anew when `pictures` says how. `watch` is called after each episode.
 ///
 /// # Errors
 /// The datasets differ in robot, rate or columns (every difference is named), an episode is not there or torn, a
-/// column's form cannot be written, or there is a dataset in `out` already.
-pub fn copy(sources: &[(&Dataset, Vec<usize>)], out: &Path, watch: &mut dyn FnMut()) -> Result<Copied> {
+/// column's form cannot be written, pictures cannot be stored as asked, or there is a dataset in `out` already.
+pub fn copy(
+    sources: &[(&Dataset, Vec<usize>)],
+    out: &Path,
+    pictures: Option<PictureFormat>,
+    watch: &mut dyn FnMut(),
+) -> Result<Copied> {
     let Some((first, _)) = sources.first() else {
         return Err(refuse(out, "expected at least one dataset to copy from, got none"));
     };
@@ -39,22 +46,35 @@ pub fn copy(sources: &[(&Dataset, Vec<usize>)], out: &Path, watch: &mut dyn FnMu
         return Err(Error::Mismatch(differences));
     }
     let info = first.info();
-    let info = Info::new(info.robot_type.clone(), info.fps.clone(), info.features.clone());
+    let mut features = info.features.clone();
+    if let Some(format) = pictures {
+        format.check(first.cameras())?;
+        for (key, Camera { width, height, .. }) in info.cameras()? {
+            features.insert(key, Feature::pictures(width, height, info.fps(), format));
+        }
+    }
+    let info = Info::new(info.robot_type.clone(), info.fps.clone(), features);
     let robots: Option<Vec<&Embodiment>> = sources.iter().map(|(dataset, _)| dataset.embodiment()).collect();
     let robot = robots.and_then(|robots| robots.first().copied());
     let mut store = Store::begin(out, info, robot)?;
     let mut films = Films::default();
     for (dataset, episodes) in sources {
         for index in episodes {
-            copy_episode(dataset, *index, &mut store, &mut films)?;
+            copy_episode(dataset, *index, &mut store, &mut films, pictures)?;
             watch();
         }
     }
     Ok(Copied { episodes: store.episodes(), frames: store.frames() })
 }
 
-fn copy_episode(dataset: &Dataset, index: usize, store: &mut Store, copied: &mut Films) -> Result<()> {
-    let stored = store.info().features.iter().filter(|(_, feature)| !feature.is_video());
+fn copy_episode(
+    dataset: &Dataset,
+    index: usize,
+    store: &mut Store,
+    copied: &mut Films,
+    pictures: Option<PictureFormat>,
+) -> Result<()> {
+    let stored = dataset.info().features.iter().filter(|(_, feature)| !feature.is_video());
     let keys: Vec<String> = stored.map(|(key, _)| key.clone()).collect();
     let (rows, path) = dataset.rows(index, &keys.iter().map(String::as_str).collect::<Vec<_>>())?;
     // The sentences of this episode in the order in which they are used.
@@ -80,19 +100,35 @@ fn copy_episode(dataset: &Dataset, index: usize, store: &mut Store, copied: &mut
             _ => {
                 let array = table::column(&rows, &key, &path)?;
                 match store.info().features.get(&key) {
-                    Some(feature) => canonical(&key, feature, array, &path)?,
-                    None => continue,
+                    Some(feature) if !(pictures.is_some() && feature.is_picture()) => {
+                        canonical(&key, feature, array, &path)?
+                    }
+                    _ => continue,
                 }
             }
         };
         columns.push((key, column));
     }
-    let rows = batch_of(columns)?;
     let entry = &dataset.entries()[index];
     let mut said = Said { tasks, extra: entry.extra.clone(), films: BTreeMap::new() };
     let mut seen = BTreeMap::new();
-    for (key, film) in &entry.films {
-        let file = copied.take(dataset, key, film.file, store.layout())?;
+    if let Some(format) = pictures {
+        for (key, camera) in dataset.info().cameras()? {
+            let shown = dataset.pictures(index, &key, &rows, &path)?;
+            let what = format!("episode {index}, '{key}'");
+            let (coded, stats) = recode(&shown, rows.num_rows(), &camera, format, &what)?;
+            let coded: Vec<&[u8]> = coded.iter().map(Vec::as_slice).collect();
+            if format.is_video() {
+                said.films.insert(key.clone(), store.write_film(&key, &camera, &coded)?);
+            } else {
+                columns.push((key.clone(), picture_column(&coded, format.extension())));
+            }
+            seen.insert(key, stats);
+        }
+    }
+    let rows = batch_of(columns)?;
+    for (key, film) in entry.films.iter().filter(|_| pictures.is_none()) {
+        let file = copied.take(dataset, key, film.file, store)?;
         said.films.insert(key.clone(), FilmPlace { file, ..*film });
         seen.insert(key.clone(), film_stats(dataset, index, key)?);
     }
@@ -100,25 +136,41 @@ fn copy_episode(dataset: &Dataset, index: usize, store: &mut Store, copied: &mut
     store.commit(&rows, said, stats).map(|_| ())
 }
 
+/// All pictures of a camera in an episode, coded anew, and their statistics.
+fn recode(
+    shown: &Pictures,
+    frames: usize,
+    camera: &Camera,
+    format: PictureFormat,
+    what: &str,
+) -> Result<(Vec<Vec<u8>>, FeatureStats)> {
+    let mut coder = Coder::new(format, camera)?;
+    let mut counts = PictureCounts::new();
+    let mut coded = Vec::with_capacity(frames);
+    for frame in 0..frames {
+        let rgb = shown.rgb(frame, camera, &format!("{what}, frame {frame}"))?;
+        counts.add(&rgb);
+        coded.push(coder.encode(&rgb, camera)?);
+    }
+    Ok((coded, counts.stats()))
+}
+
 /// The video files that have been copied: each whole, once, whichever of its episodes are wanted.
 #[derive(Default)]
 struct Films {
     copied: BTreeMap<(PathBuf, String), FileId>,
-    next: BTreeMap<String, FileId>,
 }
 
 impl Films {
     /// The new number of a file of `dataset`.
-    fn take(&mut self, dataset: &Dataset, key: &str, file: FileId, to: &Layout) -> Result<FileId> {
+    fn take(&mut self, dataset: &Dataset, key: &str, file: FileId, store: &Store) -> Result<FileId> {
         let from = dataset.layout().video(key, file);
         let known = (from.clone(), key.to_owned());
         if let Some(file) = self.copied.get(&known) {
             return Ok(*file);
         }
-        let next = self.next.entry(key.to_owned()).or_default();
-        let file = *next;
-        *next = next.next();
-        let target = to.video(key, file);
+        let file = store.next_film(key);
+        let target = store.layout().video(key, file);
         write_whole(&target, |new| {
             let mut old = std::fs::File::open(&from).map_err(io(&from))?;
             std::io::copy(&mut old, new).map(|_| ()).map_err(io(&target))

@@ -249,6 +249,20 @@ impl Dataset {
         Ok(Pictures::Film { movie, from_secs: film.from_secs, fps: self.fps() })
     }
 
+    /// An episode's pictures of one camera, inside its `rows`, which came from the file at `path`, or in a video file.
+    pub(crate) fn pictures(
+        &self,
+        index: usize,
+        key: &str,
+        rows: &RecordBatch,
+        path: &Path,
+    ) -> Result<Pictures> {
+        match self.info.features.get(key).is_some_and(Feature::is_video) {
+            true => self.film(index, key),
+            false => Ok(Pictures::Bytes(read_pictures(rows, key, path)?)),
+        }
+    }
+
     /// The named columns of an episode's rows, and the file that they are in.
     pub(crate) fn rows(&self, index: usize, columns: &[&str]) -> Result<(RecordBatch, PathBuf)> {
         let entry = self.episodes.get(index).ok_or_else(|| Error::Unknown {
@@ -314,10 +328,7 @@ impl Dataset {
             pictures: self
                 .camera_keys
                 .iter()
-                .map(|key| match entry.films.contains_key(key) {
-                    true => self.film(index, key),
-                    false => Ok(Pictures::Bytes(read_pictures(&batch, key, path)?)),
-                })
+                .map(|key| self.pictures(index, key, &batch, path))
                 .collect::<Result<_>>()?,
         })
     }

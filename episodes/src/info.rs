@@ -1,6 +1,8 @@
 //! `meta/info.json`: what a dataset's columns are.
 
 use crate::layout::{CHUNKS_SIZE, Layout, Version, read_json, refuse};
+use crate::picture::PictureFormat;
+use crate::video::h264;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -54,6 +56,41 @@ impl Feature {
             names: serde_json::Value::Null,
             info: None,
             other: BTreeMap::new(),
+        }
+    }
+
+    /// A camera's pictures, stored like this; names and notes as LeRobot 0.6.1 writes them.
+    pub(crate) fn pictures(width: u32, height: u32, fps: f64, format: PictureFormat) -> Self {
+        let info = match format {
+            PictureFormat::Png | PictureFormat::Jpeg { .. } => None,
+            PictureFormat::H264 { qp } => Some(serde_json::json!({
+                "video.height": height, "video.width": width, "video.codec": "h264",
+                "video.pix_fmt": "yuv420p", "video.fps": fps.round() as u64, "video.channels": 3,
+                "video.g": h264::GROUP, "video.qp": qp, "has_audio": false, "is_depth_map": false
+            })),
+        };
+        Self {
+            dtype: if format.is_video() { "video" } else { "image" }.into(),
+            shape: vec![height as usize, width as usize, 3],
+            names: serde_json::json!(["height", "width", "channels"]),
+            info,
+            other: BTreeMap::new(),
+        }
+    }
+
+    /// How its pictures are stored; of stills inside parquet PNG is said, of foreign H.264 the usual quality.
+    fn picture_format(&self, key: &str) -> Result<PictureFormat> {
+        let note = |name: &str| self.info.as_ref().map(|info| &info[name]);
+        match (self.is_video(), note("video.codec").and_then(|codec| codec.as_str())) {
+            (false, _) => Ok(PictureFormat::Png),
+            (true, Some("h264")) => {
+                let qp = note("video.qp").and_then(|qp| u8::try_from(qp.as_u64()?).ok());
+                let qp = qp.filter(|qp| h264::QUANTISERS.contains(qp));
+                Ok(qp.map_or(PictureFormat::H264, |qp| PictureFormat::H264 { qp }))
+            }
+            (true, codec) => {
+                Err(self.unlike(key, "video coded as h264, to add pictures to", codec.unwrap_or("no codec")))
+            }
         }
     }
 
@@ -170,8 +207,8 @@ impl Info {
         }
     }
 
-    /// An empty v3.0 dataset of a robot's joints and cameras, pictures inside parquet.
-    pub(crate) fn of_robot(embodiment: &Embodiment, fps: u32) -> Self {
+    /// An empty v3.0 dataset of a robot's joints and cameras.
+    pub(crate) fn of_robot(embodiment: &Embodiment, fps: u32, format: PictureFormat) -> Self {
         let joints: Vec<String> = embodiment.joints.iter().map(|j| format!("{}.pos", j.name)).collect();
         let units = "rad (revolute joints), m (prismatic joints)";
         let mut features = BTreeMap::new();
@@ -179,13 +216,7 @@ impl Info {
         features.insert(ACTION.to_owned(), Feature::vector(joints, units));
         features.insert(INTERVENTION.to_owned(), Feature::scalar("bool"));
         for Camera { name, width, height } in &embodiment.cameras {
-            let feature = Feature {
-                dtype: "image".into(),
-                shape: vec![*height as usize, *width as usize, 3],
-                names: serde_json::json!(["height", "width", "channels"]),
-                info: None,
-                other: BTreeMap::new(),
-            };
+            let feature = Feature::pictures(*width, *height, f64::from(fps), format);
             features.insert(format!("{IMAGES}{name}"), feature);
         }
         for name in BOOKKEEPING {
@@ -240,6 +271,25 @@ impl Info {
                 kind: "feature (missing from meta/info.json)",
                 name: key.into(),
                 known: self.features.keys().map(String::as_str).collect::<Vec<_>>().join(", "),
+            }),
+        }
+    }
+
+    /// How pictures to come are stored.
+    ///
+    /// # Errors
+    /// The cameras differ in it, or they are videos of a codec that is not written.
+    pub(crate) fn picture_format(&self) -> Result<PictureFormat> {
+        let pictures = self.features.iter().filter(|(_, feature)| feature.is_picture());
+        let formats = pictures.map(|(key, feature)| Ok((key, feature.picture_format(key)?)));
+        let formats = formats.collect::<Result<Vec<_>>>()?;
+        let Some((_, first)) = formats.first() else { return Ok(PictureFormat::default()) };
+        match formats.iter().find(|(_, format)| format.is_video() != first.is_video()) {
+            None => Ok(*first),
+            Some((key, format)) => Err(Error::Shape {
+                what: format!("pictures '{key}' of meta/info.json"),
+                expected: format!("to be stored as those of the other cameras ({})", first.extension()),
+                got: format.extension().into(),
             }),
         }
     }

@@ -1,48 +1,132 @@
-//! One camera frame to PNG or JPEG bytes and back.
+//! A camera's pictures to what is stored of them, and back.
 
+use crate::video::h264;
 use image::codecs::jpeg::JpegEncoder;
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use image::{ExtendedColorType, ImageEncoder};
-use vela_embodiment::{Camera, Error, Frame, Result};
+use vela_embodiment::{Camera, Error, Result};
 
 /// How pictures are stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PictureFormat {
-    /// Lossless: what is read is what was seen.
+    /// Inside parquet. Lossless: what is read is what was seen.
     #[default]
     Png,
-    /// Smaller and lossy.
+    /// Inside parquet. Smaller and lossy.
     Jpeg {
         /// 1 (worst) to 100.
         quality: u8,
     },
+    /// In an mp4 file of each camera and episode, as H.264 with 4:2:0 colours. Smallest and lossy; the sides of the
+    /// pictures must be even.
+    H264 {
+        /// The quantiser of every picture: 12 (best) to 51 (smallest).
+        qp: u8,
+    },
 }
 
 impl PictureFormat {
+    /// H.264 of a usual quality.
+    pub const H264: Self = Self::H264 { qp: 20 };
+
+    pub(crate) fn is_video(self) -> bool {
+        matches!(self, Self::H264 { .. })
+    }
+
+    /// What the stored bytes of one picture are.
     pub(crate) fn extension(self) -> &'static str {
         match self {
             PictureFormat::Png => "png",
             PictureFormat::Jpeg { .. } => "jpg",
+            PictureFormat::H264 { .. } => "h264",
         }
     }
 
-    pub(crate) fn encode(self, frame: &Frame) -> Result<Vec<u8>> {
-        let mut bytes = Vec::with_capacity(frame.rgb.len() / 2);
-        let (width, height, colour) = (frame.width, frame.height, ExtendedColorType::Rgb8);
-        match self {
-            PictureFormat::Png => {
-                PngEncoder::new_with_quality(&mut bytes, CompressionType::Fast, FilterType::Adaptive)
-                    .write_image(&frame.rgb, width, height, colour)
-            }
-            PictureFormat::Jpeg { quality } => JpegEncoder::new_with_quality(&mut bytes, quality)
-                .write_image(&frame.rgb, width, height, colour),
+    /// Refuses cameras whose pictures cannot be stored like this; each is named.
+    pub(crate) fn check(self, cameras: &[Camera]) -> Result<()> {
+        let Self::H264 { qp } = self else { return Ok(()) };
+        if !h264::QUANTISERS.contains(&qp) {
+            return Err(Error::Shape {
+                what: "quantiser of H.264 video".into(),
+                expected: format!("{} (best) to {}", h264::QUANTISERS.start(), h264::QUANTISERS.end()),
+                got: qp.to_string(),
+            });
         }
-        .map_err(|e| Error::Parse {
-            what: format!("frame of camera '{}'", frame.camera),
-            why: e.to_string(),
-        })?;
+        let is_wrong = |camera: &&Camera| {
+            let (long, short) = (camera.width.max(camera.height), camera.width.min(camera.height));
+            let even = long.is_multiple_of(2) && short.is_multiple_of(2);
+            !even || short < 16 || long > 3840 || short > 2160
+        };
+        let wrong = cameras.iter().filter(is_wrong);
+        let wrong: Vec<String> = wrong.map(|c| format!("{}x{} of '{}'", c.width, c.height, c.name)).collect();
+        if wrong.is_empty() {
+            return Ok(());
+        }
+        Err(Error::Shape {
+            what: "pictures as H.264 video".into(),
+            expected: "even sides, from 16x16 to 3840x2160".into(),
+            got: wrong.join(", "),
+        })
+    }
+}
+
+/// What turns one camera's pictures into stored bytes, one after another.
+#[derive(Debug)]
+pub(crate) enum Coder {
+    /// Each for itself.
+    Still(PictureFormat),
+    /// Each a sample of a video track: the first a key frame, the others perhaps not.
+    Film(Box<h264::Encoder>),
+}
+
+impl Coder {
+    pub(crate) fn new(format: PictureFormat, camera: &Camera) -> Result<Self> {
+        let PictureFormat::H264 { qp } = format else { return Ok(Self::Still(format)) };
+        let encoder = h264::Encoder::new(qp, camera.width, camera.height);
+        Ok(Self::Film(Box::new(encoder.map_err(|why| unencoded(&camera.name, why))?)))
+    }
+
+    /// The stored bytes of the next picture, `[height, width, 3]`.
+    pub(crate) fn encode(&mut self, rgb: &[u8], camera: &Camera) -> Result<Vec<u8>> {
+        let (width, height, colour) = (camera.width, camera.height, ExtendedColorType::Rgb8);
+        let mut bytes = Vec::with_capacity(rgb.len() / 2);
+        let done = match self {
+            Self::Film(encoder) => {
+                return encoder.encode(rgb).map_err(|why| unencoded(&camera.name, why));
+            }
+            Self::Still(PictureFormat::Jpeg { quality }) => {
+                JpegEncoder::new_with_quality(&mut bytes, *quality).write_image(rgb, width, height, colour)
+            }
+            Self::Still(_) => {
+                PngEncoder::new_with_quality(&mut bytes, CompressionType::Fast, FilterType::Adaptive)
+                    .write_image(rgb, width, height, colour)
+            }
+        };
+        done.map_err(|e| unencoded(&camera.name, e.to_string()))?;
         Ok(bytes)
     }
+}
+
+fn unencoded(camera: &str, why: String) -> Error {
+    Error::Parse { what: format!("frame of camera '{camera}'"), why }
+}
+
+/// Calls `see` with the RGB bytes of each picture of a camera that a [`Coder`] gave for `extension`, in order.
+pub(crate) fn decode_each(
+    extension: &str,
+    pictures: &[&[u8]],
+    camera: &Camera,
+    what: &str,
+    see: &mut dyn FnMut(&[u8]),
+) -> Result<()> {
+    if extension == PictureFormat::H264.extension() {
+        return h264::decode_each(pictures, see)
+            .map_err(|why| Error::Parse { what: format!("{what}, camera '{}'", camera.name), why });
+    }
+    for (frame, bytes) in pictures.iter().enumerate() {
+        see(&decode(bytes, camera, &format!("{what}, frame {frame}"))?);
+    }
+    Ok(())
 }
 
 /// RGB bytes, `[height, width, 3]`, of a PNG or JPEG picture of that camera; `what` names it in errors.

@@ -7,12 +7,13 @@ use crate::info::{Feature, Info};
 use crate::layout::{FileId, Layout, Version, io, read_json, refuse, write_json};
 use crate::meta::FilmPlace;
 use crate::stats::FeatureStats;
+use crate::video::mux;
 use crate::{EpisodeEntry, meta, table};
 use arrow::array::RecordBatch;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
-use vela_embodiment::{Embodiment, Error, Result};
+use vela_embodiment::{Camera, Embodiment, Error, Result};
 
 /// A data file is not appended to beyond this size: each commit copies the file.
 const DATA_FILE_BYTES: u64 = 32 << 20;
@@ -32,6 +33,8 @@ pub(crate) struct Store {
     rows_in_data_file: usize,
     rows_in_meta_file: usize,
     stats: BTreeMap<String, FeatureStats>,
+    /// The next free video file of each column.
+    next_films: BTreeMap<String, FileId>,
     /// Held as long as the store lives; the system frees it when the process dies.
     _lock: File,
 }
@@ -103,6 +106,7 @@ impl Store {
             table::groups_of_rows(&store.layout.data(last.data_file), store.rows_in_data_file)?;
             table::groups_of_rows(&store.layout.episodes(last.meta_file), store.rows_in_meta_file)?;
             store.last = Some(last.clone());
+            entries.iter().for_each(|entry| store.claim_films(entry));
             let counted = |feature: &Feature| feature.is_numeric() || feature.is_picture();
             for (key, _) in store.info.features.iter().filter(|(_, feature)| counted(feature)) {
                 store.stats.insert(key.clone(), meta::read_stats(&store.layout, key)?);
@@ -124,6 +128,7 @@ impl Store {
             rows_in_data_file: 0,
             rows_in_meta_file: 0,
             stats: BTreeMap::new(),
+            next_films: BTreeMap::new(),
         })
     }
 
@@ -215,12 +220,45 @@ impl Store {
         self.rows_in_meta_file = kept_entries + 1;
         self.episodes += 1;
         self.frames += entry.length;
+        self.claim_films(&entry);
         self.last = Some(entry);
         for (feature, episode) in stats {
             self.stats.entry(feature).or_default().merge(&episode)?;
         }
         self.write_totals()?;
         Ok(self.episodes - 1)
+    }
+
+    /// The next free video file of a column. One that is written there and whose episode is not committed is written
+    /// over by the next.
+    pub(crate) fn next_film(&self, key: &str) -> FileId {
+        self.next_films.get(key).copied().unwrap_or_default()
+    }
+
+    /// Writes the next video file of a column: the coded pictures of one episode. It counts when the episode is committed
+    /// with the place that this returns.
+    pub(crate) fn write_film(&self, key: &str, camera: &Camera, samples: &[&[u8]]) -> Result<FilmPlace> {
+        let (file, fps) = (self.next_film(key), self.info.fps());
+        let path = self.layout.video(key, file);
+        mux::write_h264(&path, (camera.width, camera.height), fps, samples)?;
+        Ok(FilmPlace { file, from_secs: 0.0, to_secs: samples.len() as f64 / fps })
+    }
+
+    fn claim_films(&mut self, entry: &EpisodeEntry) {
+        for (key, film) in &entry.films {
+            let next = self.next_films.entry(key.clone()).or_default();
+            *next = (*next).max(film.file.next());
+        }
+    }
+
+    /// Removes the video files that a killed writer left before its commit, and says how many they were.
+    pub(crate) fn remove_leftover_films(&self) -> Result<usize> {
+        let paths = self.info.videos().into_iter().map(|key| self.layout.video(key, self.next_film(key)));
+        let left: Vec<_> = paths.filter(|path| path.exists()).collect();
+        for path in &left {
+            std::fs::remove_file(path).map_err(io(path))?;
+        }
+        Ok(left.len())
     }
 
     /// The file for the next episode's frames, and how many committed rows it has.

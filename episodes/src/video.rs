@@ -1,8 +1,9 @@
-//! Pictures of an mp4 file by their time: AV1, as LeRobot writes it, and H.264.
+//! Pictures of an mp4 file by their time: AV1, as LeRobot writes it, and H.264, which is also written.
 
 mod av1;
 mod colour;
-mod h264;
+pub(crate) mod h264;
+pub(crate) mod mux;
 
 use crate::layout::{guarded, io, refuse};
 use h264::START_CODE;

@@ -1,13 +1,16 @@
 //! Writing a dataset frame by frame: every frame is on disk when it has been added, every episode is committed whole.
 //!
 //! A kill at any moment loses nothing that was added: the episode that was being recorded is brought in, marked as
-//! interrupted, when the dataset is taken up again.
+//! interrupted, when the dataset is taken up again. Video is coded once, picture by picture as it comes: the journal
+//! holds the coded samples, and the commit only puts them into an mp4 file. Each episode has a file of its own for each
+//! camera, which v3.0 allows: what is committed is never touched again, and no commit copies earlier videos.
 
 use crate::columns::{batch_of, picture_column, rows_of, stats_of};
 use crate::info::{ACTION, IMAGES, INTERVENTION, Info, STATE};
 use crate::journal::{self, Ending, Entry, Journal, Leftover};
 use crate::layout::{Layout, refuse};
-use crate::picture::{PictureFormat, decode};
+use crate::meta::FilmPlace;
+use crate::picture::{Coder, PictureFormat, decode_each};
 use crate::stats::{FeatureStats, PictureCounts};
 use crate::store::{Place, Said, Store};
 use arrow::array::{ArrayRef, BooleanArray, Float32Array, Int64Array, RecordBatch};
@@ -16,13 +19,16 @@ use std::path::Path;
 use std::sync::Arc;
 use vela_embodiment::{Action, Camera, Embodiment, Error, Observation, Result};
 
-/// Appends episodes to a LeRobot v3.0 dataset in image mode.
+/// Appends episodes to a LeRobot v3.0 dataset, pictures inside parquet or in mp4 files.
 #[derive(Debug)]
 pub struct DatasetWriter {
     store: Store,
     embodiment: Embodiment,
     fps: u32,
     format: PictureFormat,
+    /// One per camera while an episode is being recorded; made anew after a frame that could not be kept, because
+    /// the next one must not build on it.
+    coders: Vec<Coder>,
     pending: Pending,
     journal: Option<Journal>,
     recovered_frames: usize,
@@ -37,6 +43,30 @@ impl DatasetWriter {
     /// The dataset there was recorded with another robot or rate (every difference is named), is torn, is not
     /// ours, or is being written by another process.
     pub fn create(folder: &Path, embodiment: &Embodiment, fps: u32) -> Result<Self> {
+        Self::begin(folder, embodiment, fps, None)
+    }
+
+    /// As [`DatasetWriter::create`], pictures to come stored like this. Without it they are PNG in a new dataset, and in
+    /// one that is continued as they are there.
+    ///
+    /// # Errors
+    /// As [`DatasetWriter::create`]; the dataset there has its pictures in parquet and these would be video, or the
+    /// other way round; or a camera's size or the quality cannot be coded.
+    pub fn create_with(
+        folder: &Path,
+        embodiment: &Embodiment,
+        fps: u32,
+        pictures: PictureFormat,
+    ) -> Result<Self> {
+        Self::begin(folder, embodiment, fps, Some(pictures))
+    }
+
+    fn begin(
+        folder: &Path,
+        embodiment: &Embodiment,
+        fps: u32,
+        pictures: Option<PictureFormat>,
+    ) -> Result<Self> {
         if fps == 0 || embodiment.joints.is_empty() {
             return Err(Error::Shape {
                 what: format!("dataset for robot '{}'", embodiment.name),
@@ -44,19 +74,27 @@ impl DatasetWriter {
                 got: format!("{} joints, {fps} frames per second", embodiment.joints.len()),
             });
         }
+        let format = pictures.unwrap_or_default();
+        format.check(&embodiment.cameras)?;
         if !Store::is_there(folder) {
-            let store = Store::begin(folder, Info::of_robot(embodiment, fps), Some(embodiment))?;
-            return Ok(Self::over(store, embodiment.clone(), fps));
+            let info = Info::of_robot(embodiment, fps, format);
+            let store = Store::begin(folder, info, Some(embodiment))?;
+            return Ok(Self::over(store, embodiment.clone(), fps, format));
         }
         let mut writer = Self::resume(folder)?;
         embodiment.require_same(&writer.embodiment)?;
         writer.embodiment.require_same(embodiment)?;
+        let place = folder.display();
         if writer.fps != fps {
-            return Err(Error::Mismatch(vec![format!(
-                "{fps} frames per second against {} in {}",
-                writer.fps,
-                folder.display()
-            )]));
+            let why = format!("{fps} frames per second against {} in {place}", writer.fps);
+            return Err(Error::Mismatch(vec![why]));
+        }
+        if let Some(format) = pictures {
+            if format.is_video() != writer.format.is_video() {
+                let (new, old) = (format.extension(), writer.format.extension());
+                return Err(Error::Mismatch(vec![format!("pictures as {new} against {old} in {place}")]));
+            }
+            writer.format = format;
         }
         writer.recover()?;
         Ok(writer)
@@ -83,25 +121,21 @@ impl DatasetWriter {
         if fps.fract() != 0.0 || fps > 10_000.0 {
             return Err(refuse(folder, format!("fps: expected a whole number, got {fps}")));
         }
-        Ok(Self::over(store, embodiment, fps as u32))
+        let format = store.info().picture_format()?;
+        Ok(Self::over(store, embodiment, fps as u32, format))
     }
 
-    fn over(store: Store, embodiment: Embodiment, fps: u32) -> Self {
+    fn over(store: Store, embodiment: Embodiment, fps: u32, format: PictureFormat) -> Self {
         Self {
             pending: Pending::new(embodiment.cameras.len()),
             store,
             embodiment,
             fps,
-            format: PictureFormat::default(),
+            format,
+            coders: Vec::new(),
             journal: None,
             recovered_frames: 0,
         }
-    }
-
-    /// Stores the pictures to come in another format; PNG unless this is called.
-    pub fn with_pictures(mut self, format: PictureFormat) -> Self {
-        self.format = format;
-        self
     }
 
     /// Number of committed episodes.
@@ -168,14 +202,29 @@ impl DatasetWriter {
         if targets.iter().any(|x| !x.is_finite()) {
             return Err(Error::NotFinite("recorded action".into()));
         }
+        let kept = self.keep(observation, action, intervention);
+        if kept.is_err() {
+            self.coders.clear();
+        }
+        kept
+    }
+
+    fn keep(&mut self, observation: &Observation, action: &Action, intervention: bool) -> Result<()> {
         let cameras = &self.embodiment.cameras;
-        let seen = cameras.iter().filter_map(|camera| observation.frame(&camera.name));
+        let frame = |camera: &Camera| observation.frame(&camera.name).map(|frame| &*frame.rgb);
+        let seen: Vec<(&Camera, &[u8])> =
+            cameras.iter().filter_map(|camera| Some((camera, frame(camera)?))).collect();
+        if self.coders.is_empty() {
+            self.coders =
+                cameras.iter().map(|camera| Coder::new(self.format, camera)).collect::<Result<_>>()?;
+        }
+        let coded = seen.iter().zip(&mut self.coders).map(|((camera, rgb), coder)| coder.encode(rgb, camera));
         let entry = Entry {
             instruction: observation.instruction.clone(),
             state: observation.joint_positions.iter().map(|x| *x as f32).collect(),
-            action: targets.iter().map(|x| *x as f32).collect(),
+            action: action.joint_targets.iter().map(|x| *x as f32).collect(),
             intervention,
-            pictures: seen.clone().map(|frame| self.format.encode(frame)).collect::<Result<_>>()?,
+            pictures: coded.collect::<Result<_>>()?,
         };
         if self.journal.is_none() {
             let (layout, episode) = (self.store.layout(), self.store.episodes());
@@ -184,8 +233,8 @@ impl DatasetWriter {
         if let Some(journal) = &mut self.journal {
             journal.push(&entry)?;
         }
-        for (frame, counts) in seen.zip(&mut self.pending.counts) {
-            counts.add(&frame.rgb);
+        for ((_, rgb), counts) in seen.iter().zip(&mut self.pending.counts) {
+            counts.add(rgb);
         }
         self.pending.entries.push(entry);
         Ok(())
@@ -211,19 +260,40 @@ impl DatasetWriter {
                 got: "none".into(),
             });
         }
+        let stored = if self.format.is_video() { self.format.extension() } else { extension };
+        if stored != extension {
+            let path = journal::path(self.store.layout());
+            return Err(refuse(&path, format!("expected pictures as {stored}, got {extension}")));
+        }
         let place = self.store.place(&tasks)?;
+        let films = self.write_films()?;
         let cameras = &self.embodiment.cameras;
         let rows = self.pending.batch(self.store.info(), cameras, &place, self.fps, extension)?;
         let pictures = cameras.iter().zip(&self.pending.counts);
         let pictures: BTreeMap<String, FeatureStats> =
             pictures.map(|(camera, counts)| (format!("{IMAGES}{}", camera.name), counts.stats())).collect();
         let stats = stats_of(&rows, self.store.info(), &pictures, Path::new("frames to commit"))?;
-        let committed = self.store.commit(&rows, Said { tasks, extra, ..Said::default() }, stats);
+        let committed = self.store.commit(&rows, Said { tasks, extra, films }, stats);
         if self.store.episodes() > place.episode {
             // Even if the totals could not be written: to try again would commit the frames twice.
             self.discard_episode()?;
         }
         committed
+    }
+
+    /// The episode's video files, where there are any; they count when the episode is committed.
+    fn write_films(&self) -> Result<BTreeMap<String, FilmPlace>> {
+        let mut films = BTreeMap::new();
+        if !self.format.is_video() {
+            return Ok(films);
+        }
+        for (k, camera) in self.embodiment.cameras.iter().enumerate() {
+            let key = format!("{IMAGES}{}", camera.name);
+            let samples: Vec<&[u8]> =
+                self.pending.entries.iter().map(|entry| entry.pictures[k].as_slice()).collect();
+            films.insert(key.clone(), self.store.write_film(&key, camera, &samples)?);
+        }
+        Ok(films)
     }
 
     /// Forgets the frames of the episode that is being recorded.
@@ -233,6 +303,7 @@ impl DatasetWriter {
     pub fn discard_episode(&mut self) -> Result<()> {
         self.pending = Pending::new(self.embodiment.cameras.len());
         self.journal = None;
+        self.coders.clear();
         journal::remove(self.store.layout())
     }
 
@@ -283,10 +354,11 @@ impl Pending {
 
     fn of(left: &Leftover, cameras: &[Camera]) -> Result<Self> {
         let mut pending = Self::new(cameras.len());
-        for (frame, entry) in left.entries.iter().enumerate() {
-            for ((camera, bytes), counts) in cameras.iter().zip(&entry.pictures).zip(&mut pending.counts) {
-                counts.add(&decode(bytes, camera, &format!("interrupted episode, frame {frame}"))?);
-            }
+        for (k, (camera, counts)) in cameras.iter().zip(&mut pending.counts).enumerate() {
+            let pictures: Vec<&[u8]> =
+                left.entries.iter().map(|entry| entry.pictures[k].as_slice()).collect();
+            let see = &mut |rgb: &[u8]| counts.add(rgb);
+            decode_each(&left.extension, &pictures, camera, "interrupted episode", see)?;
         }
         pending.entries.clone_from(&left.entries);
         Ok(pending)
@@ -313,10 +385,15 @@ impl Pending {
             let flags: Vec<bool> = self.entries.iter().map(|entry| entry.intervention).collect();
             columns.push((INTERVENTION.into(), Arc::new(BooleanArray::from(flags))));
         }
+        let stored = |key: &String| info.features.get(key).is_some_and(|feature| !feature.is_video());
         for (k, camera) in cameras.iter().enumerate() {
+            let key = format!("{IMAGES}{}", camera.name);
+            if !stored(&key) {
+                continue;
+            }
             let pictures: Vec<&[u8]> =
                 self.entries.iter().map(|entry| entry.pictures[k].as_slice()).collect();
-            columns.push((format!("{IMAGES}{}", camera.name), picture_column(&pictures, extension)));
+            columns.push((key, picture_column(&pictures, extension)));
         }
         let timestamps = (0..n).map(|k| (k as f64 / f64::from(fps)) as f32);
         columns.push(("timestamp".into(), Arc::new(Float32Array::from_iter_values(timestamps))));

@@ -240,7 +240,7 @@ fn torn_files_missing_columns_and_older_versions_are_refused() -> Result<()> {
 fn jpeg_pictures_are_near_and_smaller_files_are_many() -> Result<()> {
     let (dir, so101) = (temporary()?, so101()?);
     let mut writer =
-        DatasetWriter::create(&folder(&dir), &so101, 30)?.with_pictures(PictureFormat::Jpeg { quality: 95 });
+        DatasetWriter::create_with(&folder(&dir), &so101, 30, PictureFormat::Jpeg { quality: 95 })?;
     for _ in 0..130 {
         record(&mut writer, &so101, 1, "a")?;
     }

@@ -89,14 +89,14 @@ fn copies_keep_video_files_and_find_their_pictures_in_them() -> Result<()> {
         let dir = temporary()?;
         let [whole, part] = ["whole", "part"].map(|name| dir.path().join(name));
         let source = Dataset::open(&golden(name))?;
-        copy(&[(&source, vec![0, 1, 2])], &whole, &mut || ())?;
+        copy(&[(&source, vec![0, 1, 2])], &whole, None, &mut || ())?;
         let copied = Dataset::open(&whole)?;
         assert_eq!(copied.version(), Version::V30);
         check_films(&copied, &golden(name).join("decoded.rgb"))?;
         assert_eq!(check(&copied, &mut || ())?.problems, Vec::<String>::new(), "{name}");
         let mean = flat(&copied.stats()?["observation.images.front"]["mean"]);
         assert!(mean.len() == 3 && mean.iter().all(|x| (0.1..0.7).contains(x)), "{mean:?}");
-        copy(&[(&copied, vec![2]), (&copied, vec![1])], &part, &mut || ())?;
+        copy(&[(&copied, vec![2]), (&copied, vec![1])], &part, None, &mut || ())?;
         let part = Dataset::open(&part)?;
         assert_eq!(part.encoded(0)?.rgb(0, 4)?, source.encoded(2)?.rgb(0, 4)?);
         assert_eq!(part.encoded(1)?.rgb(0, 4)?, source.encoded(1)?.rgb(0, 4)?);
@@ -109,7 +109,7 @@ fn v21_becomes_v30_with_the_statistics_that_lerobot_computed() -> Result<()> {
     let dir = temporary()?;
     let out = dir.path().join("converted");
     let old = Dataset::open(&golden("lerobot_v21"))?;
-    let copied = copy(&[(&old, vec![0, 1, 2])], &out, &mut || ())?;
+    let copied = copy(&[(&old, vec![0, 1, 2])], &out, None, &mut || ())?;
     assert_eq!((copied.episodes, copied.frames), (3, 15));
     let new = Dataset::open(&out)?;
     assert_eq!(new.version(), Version::V30);
@@ -147,12 +147,12 @@ fn merged_and_split_datasets_hold_the_same_frames() -> Result<()> {
     let dir = temporary()?;
     let [merged, part] = ["merged", "part"].map(|name| dir.path().join(name));
     let (old, new) = (Dataset::open(&golden("lerobot_v21"))?, Dataset::open(&golden("lerobot_v30"))?);
-    copy(&[(&new, vec![0, 1, 2]), (&old, vec![2, 0])], &merged, &mut || ())?;
+    copy(&[(&new, vec![0, 1, 2]), (&old, vec![2, 0])], &merged, None, &mut || ())?;
     let all = Dataset::open(&merged)?;
     check_frames(&all, &[0, 1, 2, 2, 0])?;
     assert_eq!(check(&all, &mut || ())?.problems, Vec::<String>::new());
     assert_eq!(all.tasks().len(), 2, "sentences are not doubled");
-    copy(&[(&all, vec![1])], &part, &mut || ())?;
+    copy(&[(&all, vec![1])], &part, None, &mut || ())?;
     let one = Dataset::open(&part)?;
     check_frames(&one, &[1])?;
     assert_eq!(check(&one, &mut || ())?.problems, Vec::<String>::new());
@@ -162,16 +162,18 @@ fn merged_and_split_datasets_hold_the_same_frames() -> Result<()> {
     // 0, 1/8, 1/4, 3/8, 1/2.
     assert_eq!((state.q50[1], state.q10[1], state.max[1], state.count), (0.25, 0.05, 0.5, 5));
     // A second dataset in the same folder is refused, and so is one with other columns.
-    assert!(copy(&[(&all, vec![1])], &part, &mut || ()).is_err_and(|e| e.to_string().contains("already")));
+    assert!(
+        copy(&[(&all, vec![1])], &part, None, &mut || ()).is_err_and(|e| e.to_string().contains("already"))
+    );
     let renamed = dir.path().join("renamed");
-    copy(&[(&new, vec![0])], &renamed, &mut || ())?;
+    copy(&[(&new, vec![0])], &renamed, None, &mut || ())?;
     let info = renamed.join("meta/info.json");
     let io = |source| Error::Io { path: "test".into(), source };
     let text = std::fs::read_to_string(&info).map_err(io)?;
     std::fs::write(&info, text.replace("gripper.pos", "jaw.pos").replace("\"fps\": 10", "\"fps\": 20"))
         .map_err(io)?;
     let other = Dataset::open(&renamed)?;
-    let why = copy(&[(&new, vec![0]), (&other, vec![0])], &dir.path().join("no"), &mut || ());
+    let why = copy(&[(&new, vec![0]), (&other, vec![0])], &dir.path().join("no"), None, &mut || ());
     let why = why.err().map(|e| e.to_string()).unwrap_or_default();
     assert!(why.contains("20 frames per second against 10") && why.contains("jaw.pos"), "{why}");
     Ok(())
@@ -182,7 +184,7 @@ fn problems_are_named_and_leftovers_of_a_kill_are_mended() -> Result<()> {
     let dir = temporary()?;
     let folder = dir.path().join("set");
     let io = |source| Error::Io { path: "test".into(), source };
-    copy(&[(&Dataset::open(&golden("lerobot_v21"))?, vec![0, 1])], &folder, &mut || ())?;
+    copy(&[(&Dataset::open(&golden("lerobot_v21"))?, vec![0, 1])], &folder, None, &mut || ())?;
     let info = folder.join("meta/info.json");
     let good = std::fs::read_to_string(&info).map_err(io)?;
     std::fs::write(&info, good.replace("\"total_frames\": 9", "\"total_frames\": 8")).map_err(io)?;
