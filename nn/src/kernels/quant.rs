@@ -72,7 +72,8 @@ pub fn products_at(x: &Activations, weights: &[&Packed], level: Level) -> Vec<Ve
     let blocks = weights.iter().map(|w| cost_of(w)).max().unwrap_or(1).max(1);
     // Tiles that stay in the second-level cache while the weights stream past them.
     let height = tiles.first().map_or(1, |tile| tile.count);
-    let batch = (192 * 1024 / (x.columns * height * 4)).max(1);
+    let row_bytes = if x.cells.is_empty() { x.columns * 4 } else { x.columns / BLOCK * size_of::<Cell>() };
+    let batch = (192 * 1024 / (row_bytes * height)).max(1);
     let batches = tiles.len().div_ceil(batch);
     // Groups per task: enough work to be worth a hand-over, small enough to share out evenly.
     let cost = blocks * x.rows.min(batch * height).max(4);
@@ -169,32 +170,36 @@ unsafe fn sweep_by_format<S: Simd>(
     tiles: &[Tile],
     out: &Shared<MaybeUninit<f32>>,
 ) {
+    macro_rules! sweep {
+        ($format:expr) => {{
+            const FORMAT: u32 = $format;
+            let float = const { is(FORMAT, &FLOAT) };
+            for to in tiles {
+                // SAFETY: the caller's promise.
+                unsafe {
+                    match to.count {
+                        12 => tile::<S, FORMAT, 12>(weight, group, x, to, out),
+                        11 if float => tile::<S, FORMAT, 11>(weight, group, x, to, out),
+                        10 if float => tile::<S, FORMAT, 10>(weight, group, x, to, out),
+                        9 if float => tile::<S, FORMAT, 9>(weight, group, x, to, out),
+                        8 if float => tile::<S, FORMAT, 8>(weight, group, x, to, out),
+                        7 if float => tile::<S, FORMAT, 7>(weight, group, x, to, out),
+                        6 if float => tile::<S, FORMAT, 6>(weight, group, x, to, out),
+                        5 if float => tile::<S, FORMAT, 5>(weight, group, x, to, out),
+                        3 if float => tile::<S, FORMAT, 3>(weight, group, x, to, out),
+                        2 if float => tile::<S, FORMAT, 2>(weight, group, x, to, out),
+                        4 => tile::<S, FORMAT, 4>(weight, group, x, to, out),
+                        _ => tile::<S, FORMAT, 1>(weight, group, x, to, out),
+                    }
+                }
+            }
+        }};
+    }
     macro_rules! formats {
         ($($format:ident),*) => {
             match weight.format() {
-                $(Format::$format => {
-                    const FORMAT: u32 = Format::$format as u32;
-                    let float = const { is(FORMAT, &FLOAT) };
-                    for to in tiles {
-                        // SAFETY: the caller's promise.
-                        unsafe {
-                            match to.count {
-                                12 => tile::<S, FORMAT, 12>(weight, group, x, to, out),
-                                11 if float => tile::<S, FORMAT, 11>(weight, group, x, to, out),
-                                10 if float => tile::<S, FORMAT, 10>(weight, group, x, to, out),
-                                9 if float => tile::<S, FORMAT, 9>(weight, group, x, to, out),
-                                8 if float => tile::<S, FORMAT, 8>(weight, group, x, to, out),
-                                7 if float => tile::<S, FORMAT, 7>(weight, group, x, to, out),
-                                6 if float => tile::<S, FORMAT, 6>(weight, group, x, to, out),
-                                5 if float => tile::<S, FORMAT, 5>(weight, group, x, to, out),
-                                3 if float => tile::<S, FORMAT, 3>(weight, group, x, to, out),
-                                2 if float => tile::<S, FORMAT, 2>(weight, group, x, to, out),
-                                4 => tile::<S, FORMAT, 4>(weight, group, x, to, out),
-                                _ => tile::<S, FORMAT, 1>(weight, group, x, to, out),
-                            }
-                        }
-                    }
-                })*
+                _ if weight.is_narrow() => sweep!(SEVEN),
+                $(Format::$format => sweep!(Format::$format as u32),)*
             }
         };
     }
@@ -310,6 +315,7 @@ unsafe fn add_outliers<S: Simd, const FORMAT: u32, const T: usize>(
                 f if f == Format::Q5_0 as u32 => (factors[0], S::splat(-16.0)),
                 f if f == Format::Q4_0 as u32 => (factors[0], S::splat(-8.0)),
                 f if f == Format::Q8_0 as u32 => (factors[0], S::splat(-128.0)),
+                SEVEN => (factors[0], S::splat(-64.0)),
                 _ => (factors[0], S::splat(0.0)),
             };
             let mut w = S::mul(scale, S::add(q, zero));
@@ -334,6 +340,8 @@ const fn is(format: u32, these: &[Format]) -> bool {
     false
 }
 
+/// Q8_0 of numbers within 63 of zero ([`Packed::is_narrow`]), which are raised by 64.
+const SEVEN: u32 = 1 << 8;
 const FLOAT: [Format; 3] = [Format::F32, Format::F16, Format::Bf16];
 const EIGHT: [Format; 1] = [Format::Q8_0];
 const FIVE: [Format; 3] = [Format::Q5_0, Format::Q5_1, Format::Q5K];
@@ -348,7 +356,7 @@ const WITH_MINIMUM: [Format; 4] = [Format::Q4_1, Format::Q5_1, Format::Q4K, Form
 unsafe fn numbers<S: Simd, const FORMAT: u32>(from: *const u8, line: usize) -> [S::Bytes; 2] {
     // SAFETY: the caller's promise: a whole block is there.
     unsafe {
-        if is(FORMAT, &EIGHT) {
+        if is(FORMAT, &EIGHT) || FORMAT == SEVEN {
             return [S::bytes(from.add(64 * line)), S::bytes(from.add(64 * (line + 4)))];
         }
         let q = S::bytes(from.add(64 * line));
@@ -395,6 +403,22 @@ unsafe fn dots<S: Simd, const FORMAT: u32, const T: usize>(
                         let x = (&raw const (*cells.add(t)).q).cast::<i8>().add(4 * line + 16 * half);
                         sums[0] = S::widen(sums[0], S::dot::<true>(S::no_pairs(), w, x));
                     }
+                }
+            }
+            return sums;
+        }
+        if S::NARROW && FORMAT == SEVEN {
+            // Four products of 127 times 63 fit into sixteen bits.
+            for (t, sums) in sums.iter_mut().enumerate() {
+                sums[0] = S::whole(-64 * (*cells.add(t)).sum);
+            }
+            for line in 0..4 {
+                let w = numbers::<S, FORMAT>(from, line);
+                for (t, sums) in sums.iter_mut().enumerate() {
+                    let x = (&raw const (*cells.add(t)).q).cast::<i8>().add(4 * line);
+                    let pairs = S::dot::<false>(S::no_pairs(), w[0], x);
+                    let pairs = S::dot::<false>(pairs, w[1], x.add(16));
+                    sums[0] = S::settled(S::widen(sums[0], pairs));
                 }
             }
             return sums;
@@ -484,6 +508,8 @@ unsafe fn add<S: Simd, const FORMAT: u32>(
         let zero = match FORMAT {
             f if f == Format::Q4_0 as u32 => 8.0,
             f if f == Format::Q5_0 as u32 => 16.0,
+            SEVEN if S::NARROW => 0.0,
+            SEVEN => 64.0,
             _ => S::EIGHT_BIT_ZERO,
         };
         if zero != 0.0 {

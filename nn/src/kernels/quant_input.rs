@@ -20,9 +20,11 @@ pub struct Cell {
     pub q: [i8; BLOCK],
     /// `scale`, `scale · Σq`, `Σq` of both halves, of the first, of the second.
     pub facts: [f32; 5],
+    /// `Σq`.
+    pub sum: i32,
 }
 
-const EMPTY: Cell = Cell { q: [0; BLOCK], facts: [0.0; 5] };
+const EMPTY: Cell = Cell { q: [0; BLOCK], facts: [0.0; 5], sum: 0 };
 
 /// An activation that is multiplied by itself.
 #[derive(Clone, Copy)]
@@ -66,7 +68,9 @@ impl Activations {
         if weights.iter().any(|w| w.layout().float) {
             floats = vec![0.0; rows * columns];
         }
-        let mut tiles = tiles(rows, levels()[levels().len() - 1], cells.is_empty());
+        let level = levels()[levels().len() - 1];
+        let most = most(level, weights);
+        let mut tiles = tiles(rows, level, cells.is_empty());
         {
             let (blocks, all_floats, count) = (cells.len() / rows.max(1), !floats.is_empty(), tiles.len());
             let (cells, floats) = (Shared::new(&mut cells), Shared::new(&mut floats));
@@ -83,7 +87,7 @@ impl Activations {
                 let cells = unsafe { cells.range(start * blocks, count * blocks) };
                 if !cells.is_empty() {
                     for (row, values) in x.chunks_exact(columns).enumerate() {
-                        quantise(values, &mut cells[row..], count, row, outliers);
+                        quantise(values, &mut cells[row..], (count, most), row, outliers);
                     }
                     outliers.sort_unstable_by_key(|o| (o.column, o.row));
                 }
@@ -102,6 +106,15 @@ impl Activations {
             }
         }
         Self { cells, floats, tiles, rows, columns }
+    }
+}
+
+/// The largest number of an activation: 127, or 63 where weights of seven bits are added in sixteen, four products at a time.
+pub fn most(level: Level, weights: &[&Packed]) -> f32 {
+    match level {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 if weights.iter().any(|w| w.is_narrow()) => 63.0,
+        _ => 127.0,
     }
 }
 
@@ -128,14 +141,14 @@ fn tiles(rows: usize, level: Level, float: bool) -> Vec<Tile> {
 }
 
 super::simd::dispatch!(
-    /// Quantises a row, number `row` of its tile, into every `stride`-th cell.
-    fn quantise(values: &[f32], cells: &mut [Cell], stride: usize, row: usize, outliers: &mut Vec<Outlier>) = quantise_body
+    /// Quantises a row, number `row` of its tile, into every so many-th cell, to numbers of at most so much.
+    fn quantise(values: &[f32], cells: &mut [Cell], form: (usize, f32), row: usize, outliers: &mut Vec<Outlier>) = quantise_body
 );
 #[inline(always)]
 fn quantise_body<const FMA: bool>(
     values: &[f32],
     cells: &mut [Cell],
-    stride: usize,
+    (stride, most): (usize, f32),
     row: usize,
     outliers: &mut Vec<Outlier>,
 ) {
@@ -152,45 +165,50 @@ fn quantise_body<const FMA: bool>(
                     *v = 0.0;
                 }
             }
-            quantise_block(&rest, magnitudes(&rest).0, cell);
+            quantise_block(&rest, magnitudes(&rest), most, cell);
         } else {
-            quantise_block(values, largest, cell);
+            quantise_block(values, (largest, sum), most, cell);
         }
     }
 }
 
-/// The largest magnitude of a block, and the sum of all.
+/// The largest magnitude of a block, and the sum of all. With a NaN among them the sum is one.
 #[inline(always)]
 fn magnitudes(values: &[f32; BLOCK]) -> (f32, f32) {
-    const LANES: usize = 16;
-    let (mut largest, mut sum) = ([0f32; LANES], [0f32; LANES]);
-    for part in values.as_chunks::<LANES>().0 {
-        for ((largest, sum), v) in largest.iter_mut().zip(&mut sum).zip(part) {
-            *largest = if v.abs() > *largest { v.abs() } else { *largest };
-            *sum += v.abs();
-        }
+    const HALF: usize = BLOCK / 2;
+    let (mut largest, mut sum) = ([0f32; HALF], [0f32; HALF]);
+    for i in 0..HALF {
+        let (a, b) = (values[i].abs(), values[i + HALF].abs());
+        largest[i] = if a > b { a } else { b };
+        sum[i] = a + b;
     }
-    (largest.iter().fold(0f32, |a, b| if *b > a { *b } else { a }), super::simd::sum::<false>(&sum))
+    let mut width = HALF / 2;
+    while width > 0 {
+        for i in 0..width {
+            largest[i] = if largest[i] > largest[i + width] { largest[i] } else { largest[i + width] };
+            sum[i] += sum[i + width];
+        }
+        width /= 2;
+    }
+    (largest[0], sum[0])
 }
 
 #[inline(always)]
-fn quantise_block(values: &[f32; BLOCK], largest: f32, cell: &mut Cell) {
+fn quantise_block(values: &[f32; BLOCK], (largest, sum): (f32, f32), most: f32, cell: &mut Cell) {
     const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to the nearest whole number, ties to even
-    let (scale, inverse) = (largest / 127.0, if largest > 0.0 { 127.0 / largest } else { 0.0 });
-    let mut sums = [0i32; 2];
-    for (half, (values, q)) in
-        values.as_chunks::<16>().0.iter().zip(cell.q.as_chunks_mut::<16>().0).enumerate()
-    {
-        let mut sum = 0;
-        for (v, q) in values.iter().zip(q) {
-            let rounded = (v * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits()).cast_signed();
-            *q = rounded as i8;
-            sum += rounded;
-        }
-        sums[half] = sum;
+    let (scale, inverse) = (largest / most, if largest > 0.0 { most / largest } else { 0.0 });
+    let mut rounded = [0i32; BLOCK];
+    for i in 0..BLOCK {
+        rounded[i] = (values[i] * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits()).cast_signed();
     }
+    for i in 0..BLOCK {
+        cell.q[i] = rounded[i] as i8;
+    }
+    let sums = [0, BLOCK / 2].map(|start| rounded[start..start + BLOCK / 2].iter().sum::<i32>());
+    cell.sum = sums[0] + sums[1];
     let [first, second] = sums.map(|s| s as f32);
     // A NaN or an infinity anywhere must come out: it is carried by the scale.
-    let scale = if values.iter().all(|v| v.is_finite()) { scale } else { f32::NAN };
+    let finite = sum.is_finite() || values.iter().all(|v| v.is_finite());
+    let scale = if finite { scale } else { f32::NAN };
     cell.facts = [scale, scale * (first + second), first + second, first, second];
 }

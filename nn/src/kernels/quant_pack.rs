@@ -3,7 +3,8 @@
 //! Of a block the numbers come first: low nibbles in 256 bytes, where byte `64 j + 4 row + i` holds columns `4 j + i` (low)
 //! and `16 + 4 j + i` (high); then, of five bits, 64 bytes in which bit `64 step + 4 row + i` belongs to column
 //! `4 step + i`; of six, two bits each at `64 (step / 4) + 4 row + i`, shifted by `2 (step % 4)`. Numbers of eight bits take
-//! 512 bytes, raised by 128. Scales lie apart, sixteen of a kind together. Weights in floating point lie column by column.
+//! 512 bytes, raised by 128, or by 64 if all of the weight's lie within 63 of zero ([`Packed::is_narrow`]). Scales lie apart,
+//! sixteen of a kind together. Weights in floating point lie column by column.
 
 use super::data::Shared;
 use super::pages::Pages;
@@ -47,6 +48,7 @@ pub struct Packed {
     layout: Layout,
     rows: usize,
     columns: usize,
+    narrow: bool,
     quants: Pages<u8>,
     scales: Pages<u8>,
     /// Bytes of one group in each.
@@ -79,6 +81,7 @@ impl Packed {
         let groups = rows.div_ceil(ROWS);
         let quant_stride = if layout.float { columns } else { columns / BLOCK } * layout.quant_bytes;
         let scale_stride = columns / format.block_len() * layout.scale_bytes;
+        let narrow = format == Format::Q8_0 && (0..rows).all(|row| is_narrow(row_bytes(row)));
         let mut quants = zeros(groups * quant_stride);
         let mut scales = zeros(groups * scale_stride);
         {
@@ -93,11 +96,19 @@ impl Packed {
                     )
                 };
                 for row in 0..ROWS.min(rows - group * ROWS) {
-                    pack_row(format, layout, row_bytes(group * ROWS + row), row, quants, scales);
+                    pack_row((format, layout), row_bytes(group * ROWS + row), row, quants, scales);
+                }
+                if narrow {
+                    quants.iter_mut().for_each(|q| *q = q.wrapping_sub(64));
                 }
             });
         }
-        Self { format, layout, rows, columns, quants, scales, stride: (quant_stride, scale_stride) }
+        Self { format, layout, rows, columns, narrow, quants, scales, stride: (quant_stride, scale_stride) }
+    }
+
+    /// Whether all its numbers of eight bits lie within 63 of zero: two products with eight bits then fit into sixteen.
+    pub fn is_narrow(&self) -> bool {
+        self.narrow
     }
 
     /// How the weight was stored.
@@ -141,7 +152,19 @@ fn zeros(bytes: usize) -> Pages<u8> {
     })
 }
 
-fn pack_row(format: Format, layout: Layout, bytes: &[u8], row: usize, quants: &mut [u8], scales: &mut [u8]) {
+/// Whether the numbers of a row of Q8_0 lie within 63 of zero.
+fn is_narrow(bytes: &[u8]) -> bool {
+    let small = |q: &u8| q.wrapping_add(63) <= 126;
+    bytes.chunks_exact(Format::Q8_0.block_bytes()).all(|block| block[2..].iter().all(small))
+}
+
+fn pack_row(
+    (format, layout): (Format, Layout),
+    bytes: &[u8],
+    row: usize,
+    quants: &mut [u8],
+    scales: &mut [u8],
+) {
     if layout.float {
         return match format {
             Format::F32 => pack_floats::<4>(bytes, row, quants),

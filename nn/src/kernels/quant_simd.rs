@@ -33,12 +33,19 @@ pub unsafe trait Simd {
     #[inline(always)]
     unsafe fn prefetch(_at: *const u8) {}
     unsafe fn zero() -> Self::Ints;
+    /// Sixteen times the same.
+    unsafe fn whole(i: i32) -> Self::Ints;
     unsafe fn no_pairs() -> Self::Pairs;
     /// Adds to each row the products of its four bytes with the four signed bytes at `x`, which are over -128. `EIGHT`: bytes
     /// over 127 occur.
     unsafe fn dot<const EIGHT: bool>(sum: Self::Pairs, b: Self::Bytes, x: *const i8) -> Self::Pairs;
     /// Adds sums of few products to sums of many.
     unsafe fn widen(sum: Self::Ints, pairs: Self::Pairs) -> Self::Ints;
+    /// The same, and the compiler may not begin what stands behind before it is there: it would spill the one for the other.
+    #[inline(always)]
+    unsafe fn settled(i: Self::Ints) -> Self::Ints {
+        i
+    }
     unsafe fn floats(i: Self::Ints) -> Self::Floats;
     /// Column `i` of the four, of each row, as unsigned numbers.
     unsafe fn column(b: Self::Bytes, i: usize) -> Self::Floats;
@@ -100,6 +107,10 @@ unsafe impl Simd for Portable {
     #[inline(always)]
     unsafe fn zero() -> [i32; 16] {
         [0; 16]
+    }
+    #[inline(always)]
+    unsafe fn whole(i: i32) -> [i32; 16] {
+        [i; 16]
     }
     #[inline(always)]
     unsafe fn no_pairs() -> [i32; 16] {
@@ -244,6 +255,11 @@ mod x86 {
             unsafe { _mm512_setzero_si512() }
         }
         #[inline(always)]
+        unsafe fn whole(i: i32) -> __m512i {
+            // SAFETY: as above.
+            unsafe { _mm512_set1_epi32(i) }
+        }
+        #[inline(always)]
         unsafe fn no_pairs() -> __m512i {
             // SAFETY: as above.
             unsafe { _mm512_setzero_si512() }
@@ -331,6 +347,23 @@ mod x86 {
 
     type Two = [__m256i; 2];
 
+    /// As [`Simd::settled`]. A class of registers can be named only where the set is known.
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    fn settle(mut i: Two) -> Two {
+        let [a, b] = &mut i;
+        // SAFETY: no instruction.
+        unsafe {
+            std::arch::asm!(
+                "/* {0} {1} */",
+                inout(ymm_reg) * a,
+                inout(ymm_reg) * b,
+                options(nomem, nostack, preserves_flags)
+            )
+        };
+        i
+    }
+
     // SAFETY: intrinsics of AVX2, FMA and F16C, where the caller promises them; pointers are the caller's promise.
     unsafe impl Simd for Avx2 {
         type Bytes = Two;
@@ -407,6 +440,11 @@ mod x86 {
             unsafe { [_mm256_setzero_si256(); 2] }
         }
         #[inline(always)]
+        unsafe fn whole(i: i32) -> Two {
+            // SAFETY: as above.
+            unsafe { [_mm256_set1_epi32(i); 2] }
+        }
+        #[inline(always)]
         unsafe fn no_pairs() -> Two {
             // SAFETY: as above.
             unsafe { [_mm256_setzero_si256(); 2] }
@@ -436,6 +474,11 @@ mod x86 {
                 let part = |sum, pairs| _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, one));
                 [part(sum[0], pairs[0]), part(sum[1], pairs[1])]
             }
+        }
+        #[inline(always)]
+        unsafe fn settled(i: Two) -> Two {
+            // SAFETY: as above.
+            unsafe { settle(i) }
         }
         #[inline(always)]
         unsafe fn floats(i: Two) -> [__m256; 2] {

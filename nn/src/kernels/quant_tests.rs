@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::quant::{Activations, exact, levels, products, products_at};
+use super::quant_input::most;
 use super::quant_pack::Packed;
 use crate::quant::{Blocks, Format};
 use crate::{random, threads};
@@ -46,8 +47,13 @@ fn activations(rows: usize, columns: usize) -> Vec<f32> {
 
 /// Eight bits per block of 32, and back.
 fn rounded(x: &[f32]) -> Vec<f32> {
+    rounded_to(127.0, x)
+}
+
+/// The same with numbers of at most `most`.
+fn rounded_to(most: f32, x: &[f32]) -> Vec<f32> {
     let block = |x: &[f32]| {
-        let scale = x.iter().fold(0f32, |m, v| m.max(v.abs())) / 127.0;
+        let scale = x.iter().fold(0f32, |m, v| m.max(v.abs())) / most;
         x.iter().map(|v| (v / scale).round_ties_even() * scale).collect::<Vec<_>>()
     };
     x.chunks_exact(32).flat_map(block).collect()
@@ -102,6 +108,42 @@ fn the_largest_numbers_overflow_nowhere() {
                         format.name()
                     );
                 }
+            }
+        }
+    }
+}
+
+/// Numbers within 63 of zero take a shorter way, with the same result; one that is not takes it from all.
+#[test]
+fn numbers_of_seven_bits_give_the_product() {
+    let raw =
+        |numbers: &mut dyn FnMut() -> i8| blocks_of(Format::Q8_0, 37, 256, || numbers().cast_unsigned());
+    let mut rng = random::stream(7, "seven bits");
+    let scaled = |numbers: &mut dyn FnMut() -> i8| {
+        let bytes = raw(numbers);
+        let factor = half::f16::from_f32(0.07).to_le_bytes();
+        let mut bytes = bytes.row(0, 37).to_vec();
+        bytes.chunks_exact_mut(34).for_each(|block| block[..2].copy_from_slice(&factor));
+        Blocks::new(Format::Q8_0, &[37, 256], bytes).unwrap()
+    };
+    let mut number = || rng.random_range(-63..=63);
+    for (weight, narrow) in [
+        (scaled(&mut number), true),
+        (scaled(&mut || 63), true),
+        (scaled(&mut || -63), true),
+        (scaled(&mut || 64), false),
+        (scaled(&mut || -64), false),
+        (scaled(&mut || -128), false),
+    ] {
+        let packed = Packed::new(&weight);
+        assert_eq!(packed.is_narrow(), narrow);
+        let most = most(levels()[levels().len() - 1], &[&packed]);
+        for x in [activations(6, 256), vec![1.0; 6 * 256], vec![-1.0; 6 * 256]] {
+            let want = product(&rounded_to(most, &x), &weight);
+            for level in levels() {
+                let got = products_at(&Activations::of(&x, &[&packed]), &[&packed], *level);
+                let error = difference(&got[0], &want);
+                assert!(error < 2e-5, "{level:?}: {error:e}");
             }
         }
     }

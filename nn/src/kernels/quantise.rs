@@ -74,8 +74,13 @@ fn brain_halves_body<const FMA: bool>(values: &[f32], out: &mut [u8]) {
     }
 }
 
+/// The largest number that weights get in eight bits: half of what there is room for, so that processors without dot products
+/// of eight bits can add two products in sixteen ([`super::quant_pack::Packed::is_narrow`]) and are half as fast again. ONNX Runtime
+/// calls it a reduced range.
+const MOST: f32 = 63.0;
+
 dispatch!(
-    /// Blocks of a half-precision factor and 32 numbers of eight bits, as llama.cpp makes them.
+    /// Blocks of Q8_0: a half-precision factor and 32 numbers.
     fn eights(values: &[f32], out: &mut [u8]) = eights_body
 );
 #[inline(always)]
@@ -87,9 +92,9 @@ fn eights_body<const FMA: bool>(values: &[f32], out: &mut [u8]) {
             largest.iter_mut().zip(part).for_each(|(l, v)| *l = if v.abs() > *l { v.abs() } else { *l });
         }
         let largest = largest.iter().fold(0f32, |a, b| if *b > a { *b } else { a });
-        let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+        let inverse = if largest > 0.0 { MOST / largest } else { 0.0 };
         // A NaN or an infinity anywhere must not be lost: the factor carries it.
-        let factor = if values.iter().all(|v| v.is_finite()) { largest / 127.0 } else { f32::NAN };
+        let factor = if values.iter().all(|v| v.is_finite()) { largest / MOST } else { f32::NAN };
         block[..2].copy_from_slice(&half::f16::from_f32(factor).to_le_bytes());
         for (q, v) in block[2..].iter_mut().zip(values) {
             let rounded = (v * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits()).cast_signed();
@@ -110,7 +115,7 @@ mod tests {
     #[test]
     fn every_format_comes_back_within_its_rounding() -> Result<()> {
         for (format, bound) in
-            [(Format::F32, 0.0), (Format::F16, 2e-4), (Format::Bf16, 1.3e-3), (Format::Q8_0, 1.3e-3)]
+            [(Format::F32, 0.0), (Format::F16, 2e-4), (Format::Bf16, 1.3e-3), (Format::Q8_0, 2.5e-3)]
         {
             let blocks = made(format, [300, 64], course)?;
             let back = blocks.tensor()?.to_vec2::<f32>()?;
