@@ -198,12 +198,10 @@ fn quantise_block(values: &[f32; BLOCK], (largest, sum): (f32, f32), most: f32, 
     const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to the nearest whole number, ties to even
     let (scale, inverse) = (largest / most, if largest > 0.0 { most / largest } else { 0.0 });
     let mut rounded = [0i32; BLOCK];
-    for i in 0..BLOCK {
-        rounded[i] = (values[i] * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits()).cast_signed();
+    for (rounded, v) in rounded.iter_mut().zip(values) {
+        *rounded = (v * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits()).cast_signed();
     }
-    for i in 0..BLOCK {
-        cell.q[i] = rounded[i] as i8;
-    }
+    cell.q.iter_mut().zip(&rounded).for_each(|(q, rounded)| *q = *rounded as i8);
     let sums = [0, BLOCK / 2].map(|start| rounded[start..start + BLOCK / 2].iter().sum::<i32>());
     cell.sum = sums[0] + sums[1];
     let [first, second] = sums.map(|s| s as f32);
