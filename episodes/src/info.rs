@@ -86,7 +86,7 @@ impl Feature {
             (true, Some("h264")) => {
                 let qp = note("video.qp").and_then(|qp| u8::try_from(qp.as_u64()?).ok());
                 let qp = qp.filter(|qp| h264::QUANTISERS.contains(qp));
-                Ok(qp.map_or(PictureFormat::H264, |qp| PictureFormat::H264 { qp }))
+                Ok(qp.map_or(PictureFormat::VIDEO, |qp| PictureFormat::H264 { qp }))
             }
             (true, codec) => {
                 Err(self.unlike(key, "video coded as h264, to add pictures to", codec.unwrap_or("no codec")))

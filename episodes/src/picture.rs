@@ -26,8 +26,8 @@ pub enum PictureFormat {
 }
 
 impl PictureFormat {
-    /// H.264 of a usual quality.
-    pub const H264: Self = Self::H264 { qp: 20 };
+    /// Video of a usual quality.
+    pub const VIDEO: Self = Self::H264 { qp: 20 };
 
     pub(crate) fn is_video(self) -> bool {
         matches!(self, Self::H264 { .. })
@@ -119,7 +119,7 @@ pub(crate) fn decode_each(
     what: &str,
     see: &mut dyn FnMut(&[u8]),
 ) -> Result<()> {
-    if extension == PictureFormat::H264.extension() {
+    if extension == PictureFormat::VIDEO.extension() {
         return h264::decode_each(pictures, see)
             .map_err(|why| Error::Parse { what: format!("{what}, camera '{}'", camera.name), why });
     }

@@ -110,7 +110,7 @@ fn sound(folder: &Path) -> Result<Dataset> {
 fn every_frame_is_itself_at_any_rate_and_near_what_was_seen() -> Result<()> {
     for fps in [10, 30, 80] {
         let (dir, so101) = (temporary()?, so101(SIZE)?);
-        let mut writer = DatasetWriter::create_with(&folder(&dir), &so101, fps, PictureFormat::H264)?;
+        let mut writer = DatasetWriter::create_with(&folder(&dir), &so101, fps, PictureFormat::VIDEO)?;
         // Odd and even lengths: the last group of pictures is whole or not.
         for frames in [7, 1, 12] {
             record(&mut writer, &so101, frames)?;
@@ -149,7 +149,7 @@ fn a_larger_quantiser_gives_smaller_files_and_worse_pictures() -> Result<()> {
 #[test]
 fn a_kill_in_the_middle_of_an_episode_loses_no_picture() -> Result<()> {
     let (dir, so101) = (temporary()?, so101(SIZE)?);
-    let mut writer = DatasetWriter::create_with(&folder(&dir), &so101, 30, PictureFormat::H264)?;
+    let mut writer = DatasetWriter::create_with(&folder(&dir), &so101, 30, PictureFormat::VIDEO)?;
     record(&mut writer, &so101, 4)?;
     add(&mut writer, &so101, 7)?;
     drop(writer);
@@ -194,7 +194,7 @@ fn time_of_a_picture_of_640x480() -> Result<()> {
     use vela_embodiment::Clock;
     let (dir, so101) = (temporary()?, so101((640, 480))?);
     let clock = vela_embodiment::MonotonicClock::new();
-    for (name, format) in [("h264", PictureFormat::H264), ("png", PictureFormat::Png)] {
+    for (name, format) in [("h264", PictureFormat::VIDEO), ("png", PictureFormat::Png)] {
         let folder = dir.path().join(name);
         let mut writer = DatasetWriter::create_with(&folder, &so101, 30, format)?;
         let mut each = Vec::new();
@@ -219,7 +219,7 @@ fn what_cannot_be_video_is_refused_by_name() -> Result<()> {
     let dir = temporary()?;
     let video = |robot: &Embodiment, format| DatasetWriter::create_with(&folder(&dir), robot, 30, format);
     for size in [(63, 48), (64, 47), (8, 48), (4000, 64)] {
-        let why = text(video(&so101(size)?, PictureFormat::H264));
+        let why = text(video(&so101(size)?, PictureFormat::VIDEO));
         assert!(why.contains("even sides") && why.contains(&format!("{}x{}", size.0, size.1)), "{why}");
     }
     for qp in [0, 11, 52] {
@@ -228,11 +228,11 @@ fn what_cannot_be_video_is_refused_by_name() -> Result<()> {
     }
     assert!(!folder(&dir).join("meta/info.json").exists(), "a refusal leaves nothing");
     let so101 = so101(SIZE)?;
-    record(&mut video(&so101, PictureFormat::H264)?, &so101, 2)?;
+    record(&mut video(&so101, PictureFormat::VIDEO)?, &so101, 2)?;
     assert!(text(video(&so101, PictureFormat::Png)).contains("pictures as png against h264"));
     let other = temporary()?;
     record(&mut DatasetWriter::create(&folder(&other), &so101, 30)?, &so101, 2)?;
-    let why = text(DatasetWriter::create_with(&folder(&other), &so101, 30, PictureFormat::H264));
+    let why = text(DatasetWriter::create_with(&folder(&other), &so101, 30, PictureFormat::VIDEO));
     assert!(why.contains("pictures as h264 against png"), "{why}");
     Ok(())
 }

@@ -4,7 +4,7 @@ use super::colour::{Matrix, Plane, rgb, yuv};
 use openh264::OpenH264API;
 use openh264::decoder::{DecodedYUV, Decoder, DecoderConfig, Flush};
 use openh264::encoder::{
-    BitRate, EncoderConfig, FrameRate, IntraFramePeriod, QpRange, RateControlMode, VuiConfig,
+    BitRate, Complexity, EncoderConfig, FrameRate, IntraFramePeriod, QpRange, RateControlMode, VuiConfig,
 };
 use openh264::formats::{YUVBuffer, YUVSource};
 
@@ -48,6 +48,7 @@ impl Encoder {
             .scene_change_detect(false)
             .adaptive_quantization(false)
             .background_detection(false)
+            .complexity(Complexity::Low)
             .num_threads(1)
             .vui(VuiConfig::bt601());
         let api = OpenH264API::from_source();
