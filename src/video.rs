@@ -10,6 +10,8 @@ use vela_episodes::{DatasetWriter, PictureFormat};
 pub enum Codec {
     /// H.264, which every player and LeRobot reads.
     H264,
+    /// AV1, as LeRobot writes it; only to convert to: it takes much time.
+    Av1,
 }
 
 /// How pictures are stored.
@@ -19,7 +21,8 @@ pub struct Video {
     /// dataset, and as they are in one that is added to.
     #[arg(long, value_name = "CODEC")]
     video: Option<Codec>,
-    /// With --video: the quantiser of every picture, 12 (best) to 51 (smallest); 20 by default.
+    /// With --video: the quantiser of every picture; of h264 from 12 (best) to 51 (smallest), 20 by default, of av1 from 1
+    /// to 63, 30 by default as in LeRobot.
     #[arg(long, value_name = "QP", requires = "video")]
     video_qp: Option<u8>,
 }
@@ -27,9 +30,11 @@ pub struct Video {
 impl Video {
     /// What was asked for.
     pub fn format(&self) -> Option<PictureFormat> {
-        self.video.map(|Codec::H264| match self.video_qp {
-            Some(qp) => PictureFormat::H264 { qp },
-            None => PictureFormat::VIDEO,
+        self.video.map(|codec| match (codec, self.video_qp) {
+            (Codec::H264, Some(qp)) => PictureFormat::H264 { qp },
+            (Codec::H264, None) => PictureFormat::VIDEO,
+            (Codec::Av1, Some(crf)) => PictureFormat::Av1 { crf },
+            (Codec::Av1, None) => PictureFormat::AV1,
         })
     }
 

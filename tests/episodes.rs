@@ -215,6 +215,18 @@ fn pictures_become_video_and_pictures_again() -> Outcome {
     }
     println!("the simulator's pictures at quantiser 16: worst {worst:.1} dB");
     assert!(worst > 33.0, "{worst:.1} dB");
+    // From one codec to the other; what is recorded is H.264.
+    let [av1, none] = ["av1", "none"].map(|name| text(&dir.path().join(name)));
+    json(&["episodes", "convert", &golden("lerobot_v30_h264"), "--video", "av1", "--out", &av1, "--json"])?;
+    let info: Value = serde_json::from_slice(&std::fs::read(Path::new(&av1).join("meta/info.json"))?)?;
+    let said = &info["features"]["observation.images.front"]["info"];
+    assert_eq!(
+        (&said["video.codec"], &said["video.g"], &said["video.crf"]),
+        (&"av1".into(), &2.into(), &30.into())
+    );
+    assert_eq!(json(&["episodes", "check", &av1, "--json"])?["problems"], serde_json::json!([]));
+    let output = vela(&["record", "--out", &none, "--video", "av1"])?;
+    assert!(String::from_utf8_lossy(&output.stderr).contains("expected h264") && !Path::new(&none).exists());
     let output = vela(&["record", "--out", &part("c"), "--video-qp", "20"])?;
     assert_eq!(output.status.code(), Some(2), "a quality needs a codec");
     Ok(())

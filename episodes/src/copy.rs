@@ -4,10 +4,11 @@ use crate::columns::{batch_of, canonical, picture_column, stats_of};
 use crate::info::{Feature, Info};
 use crate::layout::{FileId, io, refuse, write_whole};
 use crate::meta::FilmPlace;
-use crate::picture::{Coder, PictureFormat};
+use crate::picture::{Coder, PictureFormat, unencoded};
 use crate::rows::Pictures;
 use crate::stats::{FeatureStats, PictureCounts};
 use crate::store::{Said, Store};
+use crate::video::av1;
 use crate::{Dataset, table};
 use arrow::array::{ArrayRef, Int64Array};
 use std::collections::BTreeMap;
@@ -116,10 +117,10 @@ fn copy_episode(
         for (key, camera) in dataset.info().cameras()? {
             let shown = dataset.pictures(index, &key, &rows, &path)?;
             let what = format!("episode {index}, '{key}'");
-            let (coded, stats) = recode(&shown, rows.num_rows(), &camera, format, &what)?;
+            let (coded, stats) = recode(&shown, rows.num_rows(), dataset.fps(), &camera, format, &what)?;
             let coded: Vec<&[u8]> = coded.iter().map(Vec::as_slice).collect();
             if format.is_video() {
-                said.films.insert(key.clone(), store.write_film(&key, &camera, &coded)?);
+                said.films.insert(key.clone(), store.write_film(&key, &camera, format, &coded)?);
             } else {
                 columns.push((key.clone(), picture_column(&coded, format.extension())));
             }
@@ -140,18 +141,29 @@ fn copy_episode(
 fn recode(
     shown: &Pictures,
     frames: usize,
+    fps: f64,
     camera: &Camera,
     format: PictureFormat,
     what: &str,
 ) -> Result<(Vec<Vec<u8>>, FeatureStats)> {
-    let mut coder = Coder::new(format, camera)?;
     let mut counts = PictureCounts::new();
-    let mut coded = Vec::with_capacity(frames);
-    for frame in 0..frames {
+    let mut pictures = (0..frames).map(|frame| {
         let rgb = shown.rgb(frame, camera, &format!("{what}, frame {frame}"))?;
         counts.add(&rgb);
-        coded.push(coder.encode(&rgb, camera)?);
-    }
+        Ok(rgb)
+    });
+    let coded = match format {
+        PictureFormat::Av1 { crf } => {
+            let wrong = |why| unencoded(&camera.name, why);
+            let mut coder = av1::Encoder::new(crf, fps, camera.width, camera.height).map_err(wrong)?;
+            pictures.try_for_each(|rgb| coder.push(&rgb?).map_err(wrong))?;
+            coder.finish().map_err(wrong)?
+        }
+        _ => {
+            let mut coder = Coder::new(format, camera)?;
+            pictures.map(|rgb| coder.encode(&rgb?, camera)).collect::<Result<_>>()?
+        }
+    };
     Ok((coded, counts.stats()))
 }
 

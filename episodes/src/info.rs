@@ -61,14 +61,18 @@ impl Feature {
 
     /// A camera's pictures, stored like this; names and notes as LeRobot 0.6.1 writes them.
     pub(crate) fn pictures(width: u32, height: u32, fps: f64, format: PictureFormat) -> Self {
-        let info = match format {
+        let quality = match format {
             PictureFormat::Png | PictureFormat::Jpeg { .. } => None,
-            PictureFormat::H264 { qp } => Some(serde_json::json!({
-                "video.height": height, "video.width": width, "video.codec": "h264",
-                "video.pix_fmt": "yuv420p", "video.fps": fps.round() as u64, "video.channels": 3,
-                "video.g": h264::GROUP, "video.qp": qp, "has_audio": false, "is_depth_map": false
-            })),
+            PictureFormat::H264 { qp } => Some(("video.qp", qp)),
+            PictureFormat::Av1 { crf } => Some(("video.crf", crf)),
         };
+        let info = quality.map(|(name, quality)| {
+            serde_json::json!({
+                "video.height": height, "video.width": width, "video.codec": format.extension(),
+                "video.pix_fmt": "yuv420p", "video.fps": fps.round() as u64, "video.channels": 3,
+                "video.g": h264::GROUP, name: quality, "has_audio": false, "is_depth_map": false
+            })
+        });
         Self {
             dtype: if format.is_video() { "video" } else { "image" }.into(),
             shape: vec![height as usize, width as usize, 3],
@@ -78,19 +82,20 @@ impl Feature {
         }
     }
 
-    /// How its pictures are stored; of stills inside parquet PNG is said, of foreign H.264 the usual quality.
+    /// How its pictures are stored; of stills inside parquet PNG is said, of foreign videos the usual quality.
     fn picture_format(&self, key: &str) -> Result<PictureFormat> {
         let note = |name: &str| self.info.as_ref().map(|info| &info[name]);
+        let quality = |name: &str| note(name).and_then(|quality| u8::try_from(quality.as_u64()?).ok());
         match (self.is_video(), note("video.codec").and_then(|codec| codec.as_str())) {
             (false, _) => Ok(PictureFormat::Png),
             (true, Some("h264")) => {
-                let qp = note("video.qp").and_then(|qp| u8::try_from(qp.as_u64()?).ok());
-                let qp = qp.filter(|qp| h264::QUANTISERS.contains(qp));
+                let qp = quality("video.qp").filter(|qp| h264::QUANTISERS.contains(qp));
                 Ok(qp.map_or(PictureFormat::VIDEO, |qp| PictureFormat::H264 { qp }))
             }
-            (true, codec) => {
-                Err(self.unlike(key, "video coded as h264, to add pictures to", codec.unwrap_or("no codec")))
+            (true, Some("av1")) => {
+                Ok(quality("video.crf").map_or(PictureFormat::AV1, |crf| PictureFormat::Av1 { crf }))
             }
+            (true, codec) => Err(self.unlike(key, "video coded as h264 or av1", codec.unwrap_or("no codec"))),
         }
     }
 

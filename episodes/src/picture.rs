@@ -1,6 +1,6 @@
 //! A camera's pictures to what is stored of them, and back.
 
-use crate::video::h264;
+use crate::video::{av1, h264};
 use image::codecs::jpeg::JpegEncoder;
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use image::{ExtendedColorType, ImageEncoder};
@@ -23,14 +23,21 @@ pub enum PictureFormat {
         /// The quantiser of every picture: 12 (best) to 51 (smallest).
         qp: u8,
     },
+    /// In mp4 files as well, as AV1, which LeRobot writes. For conversion only: its encoder is too slow to record with.
+    Av1 {
+        /// 1 (best) to 63 (smallest), as SVT-AV1 counts.
+        crf: u8,
+    },
 }
 
 impl PictureFormat {
     /// Video of a usual quality.
     pub const VIDEO: Self = Self::H264 { qp: 20 };
+    /// AV1 of LeRobot's quality.
+    pub const AV1: Self = Self::Av1 { crf: 30 };
 
     pub(crate) fn is_video(self) -> bool {
-        matches!(self, Self::H264 { .. })
+        matches!(self, Self::H264 { .. } | Self::Av1 { .. })
     }
 
     /// What the stored bytes of one picture are.
@@ -39,17 +46,22 @@ impl PictureFormat {
             PictureFormat::Png => "png",
             PictureFormat::Jpeg { .. } => "jpg",
             PictureFormat::H264 { .. } => "h264",
+            PictureFormat::Av1 { .. } => "av1",
         }
     }
 
     /// Refuses cameras whose pictures cannot be stored like this; each is named.
     pub(crate) fn check(self, cameras: &[Camera]) -> Result<()> {
-        let Self::H264 { qp } = self else { return Ok(()) };
-        if !h264::QUANTISERS.contains(&qp) {
+        let (name, quality, known) = match self {
+            Self::Png | Self::Jpeg { .. } => return Ok(()),
+            Self::H264 { qp } => ("H.264", qp, h264::QUANTISERS),
+            Self::Av1 { crf } => ("AV1", crf, av1::QUALITIES),
+        };
+        if !known.contains(&quality) {
             return Err(Error::Shape {
-                what: "quantiser of H.264 video".into(),
-                expected: format!("{} (best) to {}", h264::QUANTISERS.start(), h264::QUANTISERS.end()),
-                got: qp.to_string(),
+                what: format!("quantiser of {name} video"),
+                expected: format!("{} (best) to {}", known.start(), known.end()),
+                got: quality.to_string(),
             });
         }
         let is_wrong = |camera: &&Camera| {
@@ -63,10 +75,24 @@ impl PictureFormat {
             return Ok(());
         }
         Err(Error::Shape {
-            what: "pictures as H.264 video".into(),
+            what: format!("pictures as {name} video"),
             expected: "even sides, from 16x16 to 3840x2160".into(),
             got: wrong.join(", "),
         })
+    }
+}
+
+impl PictureFormat {
+    /// Refuses what cannot be coded as fast as cameras see.
+    pub(crate) fn require_live(self) -> Result<()> {
+        match self {
+            Self::Av1 { .. } => Err(Error::Shape {
+                what: "video to record".into(),
+                expected: "h264, which can be converted to av1 later".into(),
+                got: "av1, whose encoder is slower than cameras".into(),
+            }),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -81,6 +107,7 @@ pub(crate) enum Coder {
 
 impl Coder {
     pub(crate) fn new(format: PictureFormat, camera: &Camera) -> Result<Self> {
+        format.require_live()?;
         let PictureFormat::H264 { qp } = format else { return Ok(Self::Still(format)) };
         let encoder = h264::Encoder::new(qp, camera.width, camera.height);
         Ok(Self::Film(Box::new(encoder.map_err(|why| unencoded(&camera.name, why))?)))
@@ -107,7 +134,7 @@ impl Coder {
     }
 }
 
-fn unencoded(camera: &str, why: String) -> Error {
+pub(crate) fn unencoded(camera: &str, why: String) -> Error {
     Error::Parse { what: format!("frame of camera '{camera}'"), why }
 }
 

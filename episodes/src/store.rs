@@ -6,6 +6,7 @@
 use crate::info::{Feature, Info};
 use crate::layout::{FileId, Layout, Version, io, read_json, refuse, write_json};
 use crate::meta::FilmPlace;
+use crate::picture::PictureFormat;
 use crate::stats::FeatureStats;
 use crate::video::mux;
 use crate::{EpisodeEntry, meta, table};
@@ -237,10 +238,16 @@ impl Store {
 
     /// Writes the next video file of a column: the coded pictures of one episode. It counts when the episode is committed
     /// with the place that this returns.
-    pub(crate) fn write_film(&self, key: &str, camera: &Camera, samples: &[&[u8]]) -> Result<FilmPlace> {
+    pub(crate) fn write_film(
+        &self,
+        key: &str,
+        camera: &Camera,
+        format: PictureFormat,
+        samples: &[&[u8]],
+    ) -> Result<FilmPlace> {
         let (file, fps) = (self.next_film(key), self.info.fps());
         let path = self.layout.video(key, file);
-        mux::write_h264(&path, (camera.width, camera.height), fps, samples)?;
+        mux::write(&path, (camera.width, camera.height), fps, format, samples)?;
         Ok(FilmPlace { file, from_secs: 0.0, to_secs: samples.len() as f64 / fps })
     }
 

@@ -1,6 +1,6 @@
-//! Pictures of an mp4 file by their time: AV1, as LeRobot writes it, and H.264, which is also written.
+//! Pictures of an mp4 file by their time: AV1, as LeRobot writes it, and H.264; both are also written.
 
-mod av1;
+pub(crate) mod av1;
 mod colour;
 pub(crate) mod h264;
 pub(crate) mod mux;

@@ -76,6 +76,7 @@ impl DatasetWriter {
         }
         let format = pictures.unwrap_or_default();
         format.check(&embodiment.cameras)?;
+        format.require_live()?;
         if !Store::is_there(folder) {
             let info = Info::of_robot(embodiment, fps, format);
             let store = Store::begin(folder, info, Some(embodiment))?;
@@ -96,6 +97,7 @@ impl DatasetWriter {
             }
             writer.format = format;
         }
+        writer.format.require_live()?;
         writer.recover()?;
         Ok(writer)
     }
@@ -291,7 +293,7 @@ impl DatasetWriter {
             let key = format!("{IMAGES}{}", camera.name);
             let samples: Vec<&[u8]> =
                 self.pending.entries.iter().map(|entry| entry.pictures[k].as_slice()).collect();
-            films.insert(key.clone(), self.store.write_film(&key, camera, &samples)?);
+            films.insert(key.clone(), self.store.write_film(&key, camera, self.format, &samples)?);
         }
         Ok(films)
     }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use vela_embodiment::{Action, Embodiment, Error, Frame, Observation, Result, Stamp};
 use vela_episodes::check::{check, repair};
+use vela_episodes::copy::copy;
 use vela_episodes::{Dataset, DatasetWriter, PictureFormat};
 
 /// Sides that no macroblock of 16x16 fits.
@@ -184,6 +185,43 @@ fn a_kill_in_the_middle_of_an_episode_loses_no_picture() -> Result<()> {
     drop(writer);
     assert_eq!(repair(&folder(&dir))?.removed_files, 1);
     sound(&folder(&dir))?;
+    Ok(())
+}
+
+#[test]
+fn converted_to_av1_every_frame_is_itself_and_it_is_converted_back() -> Result<()> {
+    let (dir, so101) = (temporary()?, so101(SIZE)?);
+    let mut writer = DatasetWriter::create(&folder(&dir), &so101, 30)?;
+    for frames in [7, 1, 12] {
+        record(&mut writer, &so101, frames)?;
+    }
+    drop(writer);
+    let seen = Dataset::open(&folder(&dir))?;
+    let all = [(&seen, vec![0, 1, 2])];
+    let mut before = (0, f64::INFINITY);
+    for crf in [50, 30, 10] {
+        let out = dir.path().join(crf.to_string());
+        copy(&all, &out, Some(PictureFormat::Av1 { crf }), &mut || ())?;
+        let dataset = sound(&out)?;
+        assert_eq!(dataset.stats()?, seen.stats()?);
+        let worst = [0, 1, 2].into_iter().map(|k| worst(&dataset, k)).collect::<Result<Vec<_>>>()?;
+        let worst = worst.into_iter().fold(f64::INFINITY, f64::min);
+        let film = out.join("videos/observation.images.front/chunk-000/file-002.mp4");
+        let bytes = std::fs::metadata(film).map_err(io)?.len();
+        println!("AV1, crf {crf}: {bytes} bytes for 12 pictures of {SIZE:?}, worst {worst:.1} dB");
+        assert!(worst > 28.0 && (before.0 == 0 || (bytes > before.0 && worst > before.1 + 0.5)), "crf {crf}");
+        before = (bytes, worst);
+    }
+    // Not to be added to, but repaired, and made H.264 or stills of.
+    let made = dir.path().join("30");
+    assert!(text(DatasetWriter::create(&made, &so101, 30)).contains("expected h264"));
+    let new = dir.path().join("new");
+    let why = text(DatasetWriter::create_with(&new, &so101, 30, PictureFormat::AV1));
+    assert!(why.contains("expected h264, which can be converted to av1 later"), "{why}");
+    assert_eq!(repair(&made)?.removed_files, 0);
+    let dataset = Dataset::open(&made)?;
+    copy(&[(&dataset, vec![2])], &new, Some(PictureFormat::Png), &mut || ())?;
+    assert_eq!(sound(&new)?.episode(0)?.frames, dataset.episode(2)?.frames);
     Ok(())
 }
 
