@@ -31,7 +31,8 @@ enum Verb {
         #[arg(long)]
         repair: bool,
     },
-    /// Write it anew as v3.0: every column, statistics with quantiles, pictures untouched unless another form is asked for.
+    /// Write it anew as v3.0: every column, statistics with quantiles, pictures untouched unless another form is asked
+    /// for.
     Convert {
         #[command(flatten)]
         one: One,

@@ -17,12 +17,12 @@ pub enum Codec {
 /// How pictures are stored.
 #[derive(clap::Args)]
 pub struct Video {
-    /// Store pictures as video, one mp4 file per camera and episode: smaller, and lossy. Without it they are PNG in a new
-    /// dataset, and as they are in one that is added to.
+    /// Store pictures as video, one mp4 file per camera and episode: smaller, and lossy. Without it they are PNG in a
+    /// new dataset, and as they are in one that is added to.
     #[arg(long, value_name = "CODEC")]
     video: Option<Codec>,
-    /// With --video: the quantiser of every picture; of h264 from 12 (best) to 51 (smallest), 20 by default, of av1 from 1
-    /// to 63, 30 by default as in LeRobot.
+    /// With --video: the quantiser of every picture; of h264 from 12 (best) to 51 (smallest), 20 by default, of av1
+    /// from 1 to 63, 30 by default as in LeRobot.
     #[arg(long, value_name = "QP", requires = "video")]
     video_qp: Option<u8>,
 }

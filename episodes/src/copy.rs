@@ -25,9 +25,9 @@ pub struct Copied {
     pub frames: usize,
 }
 
-/// Copies episodes, in the order in which they are named, into a new v3.0 dataset in `out`: every column, statistics made
-/// from the frames; vela's description of the robot where all have it. Pictures and video files are copied untouched, or
-/// coded anew when `pictures` says how. `watch` is called after each episode.
+/// Copies episodes, in the order in which they are named, into a new v3.0 dataset in `out`: every column, statistics
+/// made from the frames; vela's description of the robot where all have it. Pictures and video files are copied
+/// untouched, or coded anew when `pictures` says how. `watch` is called after each episode.
 ///
 /// # Errors
 /// The datasets differ in robot, rate or columns (every difference is named), an episode is not there or torn, a

@@ -1,8 +1,8 @@
 //! LeRobot datasets: read, write, record, stats.
 //!
-//! Read are v3.0 and v2.1, with pictures inside parquet or in mp4 files (AV1, H.264). Recorded is v3.0, one row group per
-//! episode: pictures are PNG (or JPEG) bytes inside parquet, or H.264 in one mp4 file per episode and camera; copies keep
-//! video files as they are unless another form is asked for.
+//! Read are v3.0 and v2.1, with pictures inside parquet or in mp4 files (AV1, H.264). Recorded is v3.0, one row group
+//! per episode: pictures are PNG (or JPEG) bytes inside parquet, or H.264 in one mp4 file per episode and camera. Copies
+//! keep pictures and video files as they are unless another form is asked for, AV1 among them.
 //! Numbers are stored as LeRobot stores them, in 32-bit floats; ours are rad and m, which `meta/info.json` says.
 //! `meta/embodiment.json`, `meta/.pending` and the column `vela/extra` of the episodes' table are ours; LeRobot passes
 //! over all three.

@@ -80,9 +80,7 @@ impl PictureFormat {
             got: wrong.join(", "),
         })
     }
-}
 
-impl PictureFormat {
     /// Refuses what cannot be coded as fast as cameras see.
     pub(crate) fn require_live(self) -> Result<()> {
         match self {

@@ -236,8 +236,8 @@ impl Store {
         self.next_films.get(key).copied().unwrap_or_default()
     }
 
-    /// Writes the next video file of a column: the coded pictures of one episode. It counts when the episode is committed
-    /// with the place that this returns.
+    /// Writes the next video file of a column: the coded pictures of one episode. It counts when the episode is
+    /// committed with the place that this returns.
     pub(crate) fn write_film(
         &self,
         key: &str,

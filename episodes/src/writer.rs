@@ -46,8 +46,8 @@ impl DatasetWriter {
         Self::begin(folder, embodiment, fps, None)
     }
 
-    /// As [`DatasetWriter::create`], pictures to come stored like this. Without it they are PNG in a new dataset, and in
-    /// one that is continued as they are there.
+    /// As [`DatasetWriter::create`], pictures to come stored like this. Without it they are PNG in a new dataset, and as
+    /// they are there in one that is continued.
     ///
     /// # Errors
     /// As [`DatasetWriter::create`]; the dataset there has its pictures in parquet and these would be video, or the

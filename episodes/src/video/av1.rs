@@ -1,4 +1,5 @@
-//! AV1 by `rav1e` and `re_rav1d`, each on one thread: a group of pictures is small, and the other cores have other work.
+//! AV1 by `rav1e` and `re_rav1d`, each on one thread: a group of pictures is small, and the other cores have other
+//! work.
 
 use super::colour::{Matrix, Plane, rgb, yuv};
 use super::h264::GROUP;
@@ -92,7 +93,8 @@ impl Encoder {
 pub(super) const SEQUENCE_HEADER: u8 = 1;
 pub(super) const TEMPORAL_DELIMITER: u8 = 2;
 
-/// The units of a sample, each whole and with its kind (AV1 specification, 5.3); none where one does not say its length.
+/// The units of a sample, each whole and with its kind (AV1 specification, 5.3); none where one does not say its
+/// length.
 pub(super) fn units(sample: &[u8]) -> Option<Vec<(u8, &[u8])>> {
     let mut rest = sample;
     let mut units = Vec::new();

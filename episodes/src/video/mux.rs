@@ -17,7 +17,8 @@ use vela_embodiment::Result;
 const TICKS: u32 = 100_000;
 
 /// A file of samples as [`super::h264::Encoder`] or [`super::av1::Encoder`] gives them, the first a key frame, `fps`
-/// pictures per second. Written whole or not at all; its tables stand before the pictures, so that players need not seek.
+/// pictures per second. Written whole or not at all; its tables stand before the pictures, so that players need not
+/// seek.
 ///
 /// # Errors
 /// A sample is not of that codec, the description of the stream changes, or the file cannot be written.
