@@ -225,6 +225,25 @@ fn converted_to_av1_every_frame_is_itself_and_it_is_converted_back() -> Result<(
     Ok(())
 }
 
+#[test]
+fn small_and_narrow_pictures_are_coded() -> Result<()> {
+    for size in [(16, 16), (18, 16), (16, 130), (322, 18)] {
+        let (dir, so101) = (temporary()?, so101(size)?);
+        let mut writer = DatasetWriter::create_with(&folder(&dir), &so101, 30, PictureFormat::VIDEO)?;
+        record(&mut writer, &so101, 5)?;
+        drop(writer);
+        let made = dir.path().join("av1");
+        copy(&[(&sound(&folder(&dir))?, vec![0])], &made, Some(PictureFormat::AV1), &mut || ())?;
+        let (film, again) = (sound(&folder(&dir))?.episode(0)?, sound(&made)?.episode(0)?);
+        for (a, b) in film.frames.iter().zip(&again.frames) {
+            for (a, b) in a.observation.frames.iter().zip(&b.observation.frames) {
+                assert!(psnr(&a.rgb, &b.rgb) > 25.0, "{size:?}: {:.1} dB", psnr(&a.rgb, &b.rgb));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// What a frame costs the recorder's thread at 640x480; `cargo test -- --ignored --nocapture` prints it.
 #[test]
 #[ignore = "a measurement"]
