@@ -3,7 +3,7 @@
 use crate::error::{Misshaped, WeightsReport};
 use crate::init::Init;
 use crate::kernels::{mapped::MappedFile, quantise};
-use crate::quant::{Blocks, Format, Precision};
+use crate::quant::{Blocks, Format, Keep, Precision};
 use crate::{Error, Gguf, Result};
 use candle_core::{Device, Shape, Tensor, Var};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
@@ -78,18 +78,18 @@ impl Stored {
     }
 
     /// A matrix in another format.
-    fn kept(&self, name: &str, format: Format, shape: [usize; 2]) -> Result<Blocks> {
+    fn kept(&self, name: &str, keep: Keep, shape: [usize; 2]) -> Result<Blocks> {
         match self.blocks(Precision::Fast) {
-            Some(blocks) if blocks.format() == format => Ok(blocks),
+            Some(blocks) if blocks.format() == keep.format() => Ok(blocks),
             Some(blocks) => {
                 let row = |i: usize, out: &mut [f32]| blocks.format().dequantise(blocks.row(i, 1), out);
-                let made = quantise::made(format, shape, row);
+                let made = quantise::made(keep, shape, row);
                 blocks.forget();
                 made
             }
             None => {
                 let rows = self.tensor(name)?.to_vec2::<f32>()?;
-                quantise::made(format, shape, |i, out| out.copy_from_slice(&rows[i]))
+                quantise::made(keep, shape, |i, out| out.copy_from_slice(&rows[i]))
             }
         }
     }
@@ -125,8 +125,8 @@ enum Mode {
     Noise(u64),
 }
 
-/// The format that a matrix of this full name is to be kept in, if not as it is stored.
-type Kept = Arc<dyn Fn(&str) -> Option<Format> + Send + Sync>;
+/// How a matrix of this full name is to be kept, if not as it is stored.
+type Kept = Arc<dyn Fn(&str) -> Option<Keep> + Send + Sync>;
 
 /// Made-up weights are rows of this many numbers, from a place of their own on.
 const NOISE: usize = 65_537;
@@ -366,12 +366,15 @@ impl Weights {
         }
     }
 
-    /// The same constants, with the matrices that `format` names (by full name) kept as `F32`, `F16`, `BF16` or `Q8_0`
+    /// The same constants, with the matrices that `keep` names (by full name) kept as `F32`, `F16`, `BF16` or `Q8_0`
     /// by the layers that are made of them, packed and without a gradient. Call it before any layer has asked for a tensor.
     ///
     /// # Errors
     /// Variables, or a layer that has asked.
-    pub fn kept(self, format: impl Fn(&str) -> Option<Format> + Send + Sync + 'static) -> Result<Self> {
+    pub fn kept<K: Into<Keep>>(
+        self,
+        keep: impl Fn(&str) -> Option<K> + Send + Sync + 'static,
+    ) -> Result<Self> {
         if matches!(self.source.mode, Mode::Fresh(_) | Mode::Trainable) {
             return Err(Error::invalid(
                 "only constant weights are kept in another format; these are variables",
@@ -379,7 +382,8 @@ impl Weights {
         }
         match Arc::try_unwrap(self.source) {
             Ok(source) if source.state.lock().is_ok_and(|state| state.used.is_empty()) => {
-                Ok(Self { source: Arc::new(Source { kept: Some(Arc::new(format)), ..source }), ..self })
+                let kept: Kept = Arc::new(move |name| keep(name).map(Into::into));
+                Ok(Self { source: Arc::new(Source { kept: Some(kept), ..source }), ..self })
             }
             _ => Err(Error::invalid("the format of weights comes before the layers made of them")),
         }
@@ -390,18 +394,18 @@ impl Weights {
         let full = self.full(name);
         let precision = self.source.precision;
         let both = [shape.0, shape.1];
-        if let Some(format) = self.source.kept.as_ref().and_then(|kept| kept(&full)) {
+        if let Some(keep) = self.source.kept.as_ref().and_then(|kept| kept(&full)) {
             let made = match (self.source.mode, self.source.stored.get(&full)) {
                 (Mode::Noise(_), _) => match init.spread(&both) {
                     Some(spread) => {
                         let row =
                             |i: usize, out: &mut [f32]| self.source.fill(&full, spread, i * shape.1, out);
-                        Some(quantise::made(format, both, row)?)
+                        Some(quantise::made(keep, both, row)?)
                     }
                     None => None,
                 },
                 (Mode::Frozen, Some(stored)) if stored.shape() == both => {
-                    Some(stored.kept(&full, format, both)?)
+                    Some(stored.kept(&full, keep, both)?)
                 }
                 _ => None,
             };

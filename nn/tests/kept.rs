@@ -39,10 +39,10 @@ fn a_layer_keeps_its_matrix_in_the_format_that_was_asked_for() -> Result<()> {
     let table = Weights::from_tensors(narrow).kept(|_| Some(Format::Q8_0))?;
     assert!(Embedding::new(&table, 48, 50).is_err_and(|e| e.to_string().contains("multiple of 32")));
     // What is not named stays as it is.
-    let weights = Weights::from_tensors(stored()?).kept(|_| None)?;
+    let weights = Weights::from_tensors(stored()?).kept(|_| None::<Format>)?;
     assert!(Linear::new(&weights.pp("a"), 64, 48, true)?.weight().is_some());
-    assert!(weights.kept(|_| None).is_err(), "a layer has asked");
-    assert!(Weights::fresh(1).kept(|_| None).is_err(), "variables");
+    assert!(weights.kept(|_| None::<Format>).is_err(), "a layer has asked");
+    assert!(Weights::fresh(1).kept(|_| None::<Format>).is_err(), "variables");
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 use crate::lerobot::is_bookkeeping;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
-use vela_nn::quant::{Format, Precision};
+use vela_nn::quant::{Format, Keep, Precision};
 use vela_nn::{Error, Gguf, Result, Weights};
 
 /// The weights of a quantised folder: a GGUF container of tensors under the folder's own names.
@@ -121,15 +121,32 @@ impl Storage {
         Ok(Weights::from_gguf(&file, Precision::Fast))
     }
 
-    /// The same weights, kept so by the layers that are made of them.
+    /// The same weights, kept so by the layers that are made of them; what sees, in eight bits, in their reduced range.
     ///
     /// # Errors
     /// A layer has been made of them already.
     pub fn of(self, weights: Weights) -> Result<Weights> {
+        self.kept(weights, |name| name.contains("vision"))
+    }
+
+    /// As [`Self::of`] for a folder that is nothing but a vision tower.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn of_tower(self, weights: Weights) -> Result<Weights> {
+        self.kept(weights, |_| true)
+    }
+
+    fn kept(self, weights: Weights, sees: impl Fn(&str) -> bool + Send + Sync + 'static) -> Result<Weights> {
         if self == Self::Plain {
             return Ok(weights);
         }
-        weights.kept(move |name| self.format(name))
+        weights.kept(move |name| {
+            self.format(name).map(|format| match format {
+                Format::Q8_0 if sees(name) => Keep::Reduced,
+                format => Keep::As(format),
+            })
+        })
     }
 }
 

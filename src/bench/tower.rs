@@ -60,7 +60,7 @@ struct Measured {
 pub fn run(args: &Args) -> Result<()> {
     vela_nn::threads::set(args.threads);
     let storage = Storage::from_name(&args.dtype)?;
-    let tower = Vit::whole(&storage.of(Weights::load_dir(&args.model)?)?, &config_json(&args.model)?)?;
+    let tower = Vit::whole(&storage.of_tower(Weights::load_dir(&args.model)?)?, &config_json(&args.model)?)?;
     let (pixels, want) = inputs(args.golden.as_deref(), &tower)?;
     let pictures = pixels.dim(0)?;
     let peaks = peaks::measure();

@@ -128,6 +128,8 @@ fn product<const ADD: bool>(
     }
 }
 
+/// # Safety
+/// As [`step_by_height`].
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn step_avx2<const ADD: bool>(from: *const u8, x: *const f32, columns: usize, out: &mut [Lanes]) {
@@ -135,6 +137,8 @@ unsafe fn step_avx2<const ADD: bool>(from: *const u8, x: *const f32, columns: us
     unsafe { step_by_height::<super::quant_simd::Avx2, ADD>(from, x, columns, out) }
 }
 
+/// # Safety
+/// As [`step_by_height`].
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma,f16c")]
 unsafe fn step_vnni<const ADD: bool>(from: *const u8, x: *const f32, columns: usize, out: &mut [Lanes]) {

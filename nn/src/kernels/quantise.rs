@@ -1,7 +1,7 @@
 //! Float32 rows to the formats that weights may be kept in, and rows of noise.
 
 use super::simd::dispatch;
-use crate::quant::{Blocks, Format, size_of};
+use crate::quant::{Blocks, Format, Keep, size_of};
 use crate::{Error, Result, threads};
 use std::sync::{Mutex, PoisonError};
 
@@ -14,10 +14,12 @@ pub const KEPT: [Format; 4] = [Format::F32, Format::F16, Format::Bf16, Format::Q
 /// # Errors
 /// Another format; an empty matrix.
 pub fn made(
-    format: Format,
+    keep: impl Into<Keep>,
     [rows, columns]: [usize; 2],
     fill: impl Fn(usize, &mut [f32]) + Sync,
 ) -> Result<Blocks> {
+    let keep = keep.into();
+    let format = keep.format();
     if !KEPT.contains(&format) {
         let known = KEPT.map(Format::name).join(", ");
         return Err(Error::invalid(format!(
@@ -37,18 +39,19 @@ pub fn made(
             let mut bytes = parts[part].lock().unwrap_or_else(PoisonError::into_inner);
             for (i, out) in bytes.chunks_exact_mut(row_bytes).enumerate() {
                 fill(part * each + i, &mut values[..columns]);
-                write_row(format, &values, out);
+                write_row(keep, &values, out);
             }
         });
     }
     Blocks::new(format, &[rows, padded], bytes)
 }
 
-fn write_row(format: Format, values: &[f32], out: &mut [u8]) {
-    match format {
-        Format::F16 => halves(values, out),
-        Format::Bf16 => brain_halves(values, out),
-        Format::Q8_0 => eights(values, out),
+fn write_row(keep: Keep, values: &[f32], out: &mut [u8]) {
+    match keep {
+        Keep::As(Format::F16) => halves(values, out),
+        Keep::As(Format::Bf16) => brain_halves(values, out),
+        Keep::As(Format::Q8_0) => eights(values, 127.0, out),
+        Keep::Reduced => eights(values, 63.0, out),
         _ => {
             for (to, v) in out.as_chunks_mut::<4>().0.iter_mut().zip(values) {
                 *to = v.to_le_bytes();
@@ -74,17 +77,12 @@ fn brain_halves_body<const FMA: bool>(values: &[f32], out: &mut [u8]) {
     }
 }
 
-/// The largest number that weights get in eight bits: half of what there is room for, so that processors without dot products
-/// of eight bits can add two products in sixteen ([`super::quant_pack::Packed::is_narrow`]) and are half as fast again. ONNX Runtime
-/// calls it a reduced range.
-const MOST: f32 = 63.0;
-
 dispatch!(
-    /// Blocks of Q8_0: a half-precision factor and 32 numbers.
-    fn eights(values: &[f32], out: &mut [u8]) = eights_body
+    /// Blocks of Q8_0: a half-precision factor and 32 numbers of at most `most`.
+    fn eights(values: &[f32], most: f32, out: &mut [u8]) = eights_body
 );
 #[inline(always)]
-fn eights_body<const FMA: bool>(values: &[f32], out: &mut [u8]) {
+fn eights_body<const FMA: bool>(values: &[f32], most: f32, out: &mut [u8]) {
     const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to the nearest whole number
     for (values, block) in values.as_chunks::<32>().0.iter().zip(out.as_chunks_mut::<34>().0) {
         let mut largest = [0f32; 16];
@@ -92,9 +90,9 @@ fn eights_body<const FMA: bool>(values: &[f32], out: &mut [u8]) {
             largest.iter_mut().zip(part).for_each(|(l, v)| *l = if v.abs() > *l { v.abs() } else { *l });
         }
         let largest = largest.iter().fold(0f32, |a, b| if *b > a { *b } else { a });
-        let inverse = if largest > 0.0 { MOST / largest } else { 0.0 };
+        let inverse = if largest > 0.0 { most / largest } else { 0.0 };
         // A NaN or an infinity anywhere must not be lost: the factor carries it.
-        let factor = if values.iter().all(|v| v.is_finite()) { largest / MOST } else { f32::NAN };
+        let factor = if values.iter().all(|v| v.is_finite()) { largest / most } else { f32::NAN };
         block[..2].copy_from_slice(&half::f16::from_f32(factor).to_le_bytes());
         for (q, v) in block[2..].iter_mut().zip(values) {
             let rounded = (v * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits()).cast_signed();
@@ -114,16 +112,20 @@ mod tests {
 
     #[test]
     fn every_format_comes_back_within_its_rounding() -> Result<()> {
-        for (format, bound) in
-            [(Format::F32, 0.0), (Format::F16, 2e-4), (Format::Bf16, 1.3e-3), (Format::Q8_0, 2.5e-3)]
-        {
-            let blocks = made(format, [300, 64], course)?;
+        for (keep, bound) in [
+            (Keep::As(Format::F32), 0.0),
+            (Keep::As(Format::F16), 2e-4),
+            (Keep::As(Format::Bf16), 1.3e-3),
+            (Keep::As(Format::Q8_0), 1.3e-3),
+            (Keep::Reduced, 2.5e-3),
+        ] {
+            let blocks = made(keep, [300, 64], course)?;
             let back = blocks.tensor()?.to_vec2::<f32>()?;
             let mut want = [0.0; 64];
             for (row, back) in back.iter().enumerate() {
                 course(row, &mut want);
                 let far = back.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-                assert!(far <= bound, "{} {far}", format.name());
+                assert!(far <= bound, "{keep:?} {far}");
             }
         }
         let infinite = |_: usize, out: &mut [f32]| out.fill(f32::NAN);
