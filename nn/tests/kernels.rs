@@ -195,8 +195,8 @@ fn rope_is_its_composed_form() -> Result<()> {
 
 #[test]
 fn attention_is_its_composed_form() -> Result<()> {
-    let (b, d, dv) = (2, 5, 6);
-    for (h, hk, t, s) in [(4, 2, 3, 7), (3, 3, 70, 70), (2, 1, 1, 9), (6, 2, 65, 130)] {
+    let (b, d, dv) = (2, 5, 8);
+    for (h, hk, t, s) in [(4, 2, 3, 7), (3, 3, 70, 70), (2, 1, 1, 9), (6, 2, 65, 130), (2, 1, 20, 300)] {
         let dense = random::uniform(6, "mask", 0.0, 1.4, (b, t, s))?.to_dtype(DType::U8)?;
         // The first query of the dense mask may see nothing.
         let dense = dense.slice_scatter0(&Tensor::zeros((1, t, s), DType::U8, &Device::Cpu)?, 0)?;
