@@ -1,8 +1,9 @@
 //! The fused operations and what they stand on. The only place with `unsafe` code.
 //!
 //! `node` joins a fused operation to Candle's graph; `data` reads tensors as slices; `simd` picks the instruction set;
-//! `matmul` multiplies; `quant` multiplies quantised weights and `quantise` makes them; `pool` is the worker threads; the
-//! rest are the operations, each with forward and backward.
+//! `matmul` multiplies; `quant` multiplies packed weights and `quantise` makes them; `attention_lanes` has the products of
+//! `attention`, made in the same way; `pool` is the worker threads; the rest are the operations, each with forward and
+//! backward.
 
 pub mod activation;
 pub mod adam;

@@ -109,7 +109,7 @@ impl Activations {
     }
 }
 
-/// The largest number of an activation: 127, or 63 where weights of seven bits are added in sixteen, four products at a time.
+/// The largest number of an activation: 127, or 63 where four products with weights of seven bits are added in sixteen.
 pub fn most(level: Level, weights: &[&Packed]) -> f32 {
     match level {
         #[cfg(target_arch = "x86_64")]
