@@ -72,7 +72,7 @@ pub fn run(args: &Args) -> Result<()> {
         }
         config.base = begun;
     }
-    let mut parts = VlaParts::open(&config.base, &robot)?;
+    let mut parts = VlaParts::open(&config.base, &robot, config.frozen.into())?;
     if config.statistics == TakenFrom::Dataset {
         let (space, horizon) = (parts.config().space.clone(), parts.config().horizon);
         parts.set_statistics(statistics(&moments, &space, horizon)?)?;

@@ -27,6 +27,7 @@ pub mod peaks;
 pub mod quant;
 pub mod random;
 pub mod rope;
+mod stored;
 pub mod threads;
 pub mod weights;
 
@@ -40,7 +41,7 @@ pub use gguf::Gguf;
 pub use group_norm::{GroupNorm, fixed_batch_norm, mish};
 pub use init::Init;
 pub use kernels::memory::keep_freed;
-pub use linear::{Linear, linear};
+pub use linear::{Linear, LowRank, linear};
 pub use loss::cross_entropy;
 pub use mlp::{FusedMlp, Mlp, MlpConfig};
 pub use norm::{Norm, NormConfig};

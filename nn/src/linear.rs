@@ -16,6 +16,26 @@ pub struct Linear {
     bias: Option<Tensor>,
     /// Factors on the columns of `x`, `[input]`, that a quantised weight was divided by (AWQ; Lin et al., 2023).
     input_scale: Option<Arc<[f32]>>,
+    beside: Option<Box<LowRank>>,
+}
+
+/// What learns beside a matrix that stays: `scale · x · aᵀ · bᵀ` is added to what the matrix gives (LoRA; Hu et al.,
+/// arXiv:2106.09685).
+#[derive(Clone, Debug)]
+pub struct LowRank {
+    /// `[rank, input]`.
+    pub a: Tensor,
+    /// `[output, rank]`.
+    pub b: Tensor,
+    /// `alpha / rank`.
+    pub scale: f64,
+}
+
+impl LowRank {
+    /// `x [.., input]` to `[.., output]`.
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        linear(&(linear(x, &self.a, None)? * self.scale)?, &self.b, None)
+    }
 }
 
 #[derive(Clone)]
@@ -70,14 +90,14 @@ impl Linear {
             }
             _ => None,
         };
-        Ok(Self { weight, bias, input_scale })
+        Ok(Self { weight, bias, input_scale, beside: weights.beside("weight").map(Box::new) })
     }
 
     /// From tensors: `weight [output, input]` (may be tied to an embedding), `bias [output]`.
     pub fn from_tensors(weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
         let (output, _) = weight.dims2()?;
         check_bias(output, bias.as_ref())?;
-        Ok(Self { weight: weight.into(), bias, input_scale: None })
+        Ok(Self { weight: weight.into(), bias, input_scale: None, beside: None })
     }
 
     /// From a stored matrix `[output, input]`, multiplied as `precision` says, and `bias [output]`.
@@ -86,7 +106,7 @@ impl Linear {
             return Err(Error::shape("weight of a linear layer", "[output, input]", weight.shape()));
         };
         check_bias(output, bias.as_ref())?;
-        Ok(Self { weight: Self::quantised(weight, precision, input), bias, input_scale: None })
+        Ok(Self { weight: Self::quantised(weight, precision, input), bias, input_scale: None, beside: None })
     }
 
     fn quantised(blocks: Blocks, precision: Precision, input: usize) -> Weight {
@@ -124,12 +144,21 @@ impl Linear {
     /// `x [.., input]` to `[.., output]`.
     ///
     /// # Errors
-    /// Another width; a quantised weight asked to hand on gradients.
+    /// Another width; a packed weight asked to hand on gradients.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        if let Some(weight) = self.weight()
-            && (x.track_op() || self.is_trained())
-        {
-            return linear(x, weight, self.bias.as_ref());
+        if let Some(low) = &self.beside {
+            let own = Self { beside: None, ..self.clone() };
+            return Ok((own.forward(x)? + low.forward(x)?)?);
+        }
+        if x.track_op() || self.is_trained() {
+            return match &self.weight {
+                Weight::Dense { weight, .. } => linear(x, weight, self.bias.as_ref()),
+                Weight::Blocks(blocks) if self.input_scale.is_none() => {
+                    check(x, blocks.rows().1)?;
+                    kernels::linear::linear_on_blocks(x, blocks, self.bias.as_ref())
+                }
+                weight => Err(Error::invalid(format!("a packed layer ({weight:?}) has no gradient"))),
+            };
         }
         match Self::forward_all(&[self], x)?.pop() {
             Some(y) => Ok(y),
@@ -140,13 +169,7 @@ impl Linear {
     /// Several layers on one `x [.., input]`: each one's `[.., output]`. Quantised layers share one quantisation of `x` and
     /// one sweep over the threads.
     pub fn forward_all(layers: &[&Self], x: &Tensor) -> Result<Vec<Tensor>> {
-        if x.track_op() || layers.iter().any(|layer| layer.is_trained()) {
-            if let Some(layer) = layers.iter().find(|layer| layer.weight().is_none()) {
-                return Err(Error::invalid(format!(
-                    "a quantised layer ({:?}) has no gradient",
-                    layer.weight
-                )));
-            }
+        if x.track_op() || layers.iter().any(|layer| layer.is_trained() || layer.beside.is_some()) {
             return layers.iter().map(|layer| layer.forward(x)).collect();
         }
         for layer in layers {
@@ -166,6 +189,16 @@ impl Linear {
     /// Whether a gradient is wanted for the weight or the bias.
     pub(crate) fn is_trained(&self) -> bool {
         self.weight().is_some_and(Tensor::track_op) || self.bias.as_ref().is_some_and(Tensor::track_op)
+    }
+
+    /// Whether the layer is its weight and its bias, and these are float32: what a fused operation may hand gradients to.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.weight().is_some() && self.beside.is_none()
+    }
+
+    /// Whether something learns beside its weight.
+    pub(crate) fn is_adapted(&self) -> bool {
+        self.beside.is_some()
     }
 
     /// Rows of `input` values to rows of `output` values.

@@ -67,6 +67,16 @@ impl Mlp {
         if x.rank() < 2 || x.dims().last() != Some(&input) {
             return Err(Error::shape("input of a feed-forward network", format!("[.., {input}]"), x.dims()));
         }
+        let layers = || [&self.up, &self.down].into_iter().chain(&self.gate);
+        let learns = x.track_op() || layers().any(Linear::is_trained);
+        if layers().any(|layer| layer.is_adapted() || learns && !layer.is_plain()) {
+            let up = self.up.forward(x)?;
+            let inside = match &self.gate {
+                Some(gate) => self.activation.gated(&gate.forward(x)?, &up)?,
+                None => self.activation.forward(&up)?,
+            };
+            return self.down.forward(&inside);
+        }
         kernels::mlp::mlp(x, self.gate.as_ref(), &self.up, &self.down, self.activation)
     }
 }

@@ -2,23 +2,17 @@
 
 use crate::error::{Misshaped, WeightsReport};
 use crate::init::Init;
-use crate::kernels::{mapped::MappedFile, quantise};
+use crate::kernels::quantise;
+use crate::linear::LowRank;
 use crate::quant::{Blocks, Format, Keep, Precision};
+use crate::stored::{FileBytes, Stored, files_of, index_file, read_files};
 use crate::{Error, Gguf, Result};
 use candle_core::{Device, Shape, Tensor, Var};
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use safetensors::{Dtype, tensor::TensorView};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-/// A tensor as it is stored: bytes of some file, converted to float32 only when a layer asks for it.
-#[derive(Clone)]
-enum Stored {
-    Ready(Tensor),
-    Raw { file: Arc<FileBytes>, dtype: Dtype, shape: Vec<usize>, start: usize, end: usize },
-    Blocks(Blocks),
-}
 
 /// A matrix as a layer keeps it.
 pub(crate) enum Matrix {
@@ -26,91 +20,6 @@ pub(crate) enum Matrix {
     Dense(Tensor),
     /// As the file stores them, and how they are to be multiplied.
     Blocks(Blocks, Precision),
-}
-
-enum FileBytes {
-    Mapped(Arc<MappedFile>),
-    Owned(Vec<u8>),
-}
-
-impl FileBytes {
-    fn bytes(&self) -> &[u8] {
-        match self {
-            Self::Mapped(file) => file.bytes(),
-            Self::Owned(bytes) => bytes,
-        }
-    }
-}
-
-impl Stored {
-    fn shape(&self) -> &[usize] {
-        match self {
-            Self::Ready(tensor) => tensor.dims(),
-            Self::Raw { shape, .. } => shape,
-            Self::Blocks(blocks) => blocks.shape(),
-        }
-    }
-
-    /// As blocks, if it is to be kept as it is stored: what is quantised always, numbers in floating point to be packed.
-    fn blocks(&self, precision: Precision) -> Option<Blocks> {
-        match self {
-            Self::Blocks(blocks) if precision == Precision::Fast || blocks.format() != Format::F32 => {
-                Some(blocks.clone())
-            }
-            Self::Raw { file, dtype, shape, start, end } if precision == Precision::Fast => {
-                let format = match dtype {
-                    Dtype::F32 => Format::F32,
-                    Dtype::F16 => Format::F16,
-                    Dtype::BF16 => Format::Bf16,
-                    _ => return None,
-                };
-                match &**file {
-                    FileBytes::Mapped(file) => {
-                        Some(Blocks::mapped(format, shape.clone(), file.clone(), *start..*end))
-                    }
-                    FileBytes::Owned(bytes) => {
-                        Blocks::new(format, shape, bytes.get(*start..*end)?.to_vec()).ok()
-                    }
-                }
-            }
-            _ => None,
-        }
-    }
-
-    /// A matrix in another format.
-    fn kept(&self, name: &str, keep: Keep, shape: [usize; 2]) -> Result<Blocks> {
-        match self.blocks(Precision::Fast) {
-            Some(blocks) if blocks.format() == keep.format() => Ok(blocks),
-            Some(blocks) => {
-                let row = |i: usize, out: &mut [f32]| blocks.format().dequantise(blocks.row(i, 1), out);
-                let made = quantise::made(keep, shape, row);
-                blocks.forget();
-                made
-            }
-            None => {
-                let rows = self.tensor(name)?.to_vec2::<f32>()?;
-                quantise::made(keep, shape, |i, out| out.copy_from_slice(&rows[i]))
-            }
-        }
-    }
-
-    fn tensor(&self, name: &str) -> Result<Tensor> {
-        let (file, dtype, shape, range) = match self {
-            Self::Ready(tensor) => return Ok(tensor.to_dtype(candle_core::DType::F32)?.contiguous()?),
-            Self::Blocks(blocks) => return blocks.tensor(),
-            Self::Raw { file, dtype, shape, start, end } => (file, dtype, shape, *start..*end),
-        };
-        let bytes =
-            file.bytes().get(range).ok_or_else(|| Error::parse(name, "its bytes lie outside the file"))?;
-        let pairs = || bytes.as_chunks::<2>().0.iter().copied();
-        let values: Vec<f32> = match dtype {
-            Dtype::F32 => bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-            Dtype::F16 => pairs().map(|b| half::f16::from_le_bytes(b).to_f32()).collect(),
-            Dtype::BF16 => pairs().map(|b| half::bf16::from_le_bytes(b).to_f32()).collect(),
-            other => return Err(Error::parse(name, format!("expected F32, F16 or BF16, got {other:?}"))),
-        };
-        Ok(Tensor::from_vec(values, shape.as_slice(), &Device::Cpu)?)
-    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -145,6 +54,8 @@ struct Source {
     precision: Precision,
     kept: Option<Kept>,
     stored: HashMap<String, Stored>,
+    /// What learns beside stored matrices.
+    beside: HashMap<String, LowRank>,
     noise: Vec<f32>,
     state: Mutex<State>,
 }
@@ -188,7 +99,8 @@ impl Weights {
             Mode::Noise(seed) => Init::Normal(1.0).values(seed, "made-up weights", &Shape::from(NOISE)),
             _ => Vec::new(),
         };
-        let source = Source { mode, precision, kept: None, stored, noise, state: Mutex::default() };
+        let (beside, state) = (HashMap::new(), Mutex::default());
+        let source = Source { mode, precision, kept: None, stored, beside, noise, state };
         Self { source: Arc::new(source), prefix: String::new() }
     }
 
@@ -242,14 +154,20 @@ impl Weights {
     /// The same checkpoint with every stored name passed through `rename` (an empty string drops the tensor).
     /// Call it before any layer has asked for a tensor.
     pub fn renamed(&self, rename: impl Fn(&str) -> String) -> Result<Self> {
-        let mut stored = HashMap::new();
+        let (mut stored, mut beside) = (HashMap::new(), HashMap::new());
         for (name, tensor) in &self.source.stored {
             let new = rename(name);
-            if !new.is_empty() && stored.insert(new.clone(), tensor.clone()).is_some() {
+            if new.is_empty() {
+                continue;
+            }
+            if let Some(low) = self.source.beside.get(name) {
+                beside.insert(new.clone(), low.clone());
+            }
+            if stored.insert(new.clone(), tensor.clone()).is_some() {
                 return Err(Error::parse(name, format!("two tensors would be called {new}")));
             }
         }
-        Ok(self.with_stored(stored))
+        Ok(self.with_stored(stored, beside))
     }
 
     /// The same checkpoint with other tensors in the place of some, by full name. Call it before any layer has asked for a
@@ -265,13 +183,45 @@ impl Weights {
                 None => return Err(Error::parse(name, "is to be replaced, and the checkpoint has none")),
             }
         }
-        Ok(self.with_stored(stored))
+        Ok(self.with_stored(stored, self.source.beside.clone()))
     }
 
-    fn with_stored(&self, stored: HashMap<String, Stored>) -> Self {
+    /// The same checkpoint with something that learns beside some of its matrices, by full name: the linear layers made of
+    /// them add it. Call it before any layer has asked for a tensor.
+    ///
+    /// # Errors
+    /// A name that the checkpoint does not have.
+    pub fn adapted(&self, beside: HashMap<String, LowRank>) -> Result<Self> {
+        match beside.keys().find(|name| !self.source.stored.contains_key(*name)) {
+            Some(name) => Err(Error::parse(name, "is to be adapted, and the checkpoint has none")),
+            None => Ok(self.with_stored(self.source.stored.clone(), beside)),
+        }
+    }
+
+    /// The same constants in memory, so that no file is read again by those who ask often: matrices that `half` names (by
+    /// full name) in bfloat16, widened at each use, everything else in float32.
+    ///
+    /// # Errors
+    /// A tensor that cannot be read.
+    pub fn held(&self, half: impl Fn(&str) -> bool) -> Result<Self> {
+        let one = |(name, stored): (&String, &Stored)| {
+            let held = match *stored.shape() {
+                [rows, columns] if half(name) => {
+                    Stored::Blocks(stored.kept(name, Keep::As(Format::Bf16), [rows, columns])?)
+                }
+                _ => Stored::Ready(stored.tensor(name)?),
+            };
+            Ok((name.clone(), held))
+        };
+        let stored = self.source.stored.iter().map(one).collect::<Result<_>>()?;
+        Ok(self.with_stored(stored, self.source.beside.clone()))
+    }
+
+    fn with_stored(&self, stored: HashMap<String, Stored>, beside: HashMap<String, LowRank>) -> Self {
         let mut made = Self::source(self.source.mode, self.source.precision, stored);
         if let Some(source) = Arc::get_mut(&mut made.source) {
             source.kept.clone_from(&self.source.kept);
+            source.beside = beside;
         }
         Self { prefix: self.prefix.clone(), ..made }
     }
@@ -427,6 +377,11 @@ impl Weights {
         }
     }
 
+    /// What learns beside the matrix `name` of this scope.
+    pub(crate) fn beside(&self, name: &str) -> Option<LowRank> {
+        self.source.beside.get(&self.full(name)).cloned()
+    }
+
     /// The tensor `name` if the checkpoint has it; a fresh source makes it.
     pub fn optional(&self, shape: impl Into<Shape>, name: &str, init: Init) -> Result<Option<Tensor>> {
         if self.contains(name) || self.is_fresh() {
@@ -526,58 +481,4 @@ pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
 /// The SHA-256 of some bytes, in lower-case hex.
 pub fn hash_of(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn read_files(paths: &[PathBuf]) -> Result<HashMap<String, Stored>> {
-    let mut stored = HashMap::new();
-    for path in paths {
-        let file = MappedFile::open(path).map_err(|e| Error::io(path, e))?;
-        index_file(&path.display().to_string(), Arc::new(FileBytes::Mapped(Arc::new(file))), &mut stored)?;
-    }
-    Ok(stored)
-}
-
-fn index_file(what: &str, file: Arc<FileBytes>, stored: &mut HashMap<String, Stored>) -> Result<()> {
-    let bytes = file.bytes();
-    let views = SafeTensors::deserialize(bytes)
-        .map_err(|e| Error::parse(what, format!("not a safetensors file: {e:?}")))?;
-    let base = bytes.as_ptr() as usize;
-    let mut found = Vec::new();
-    for (name, view) in views.iter() {
-        let start = view.data().as_ptr() as usize - base;
-        let end = start + view.data().len();
-        found.push((name.to_string(), view.dtype(), view.shape().to_vec(), start, end));
-    }
-    for (name, dtype, shape, start, end) in found {
-        let raw = Stored::Raw { file: file.clone(), dtype, shape, start, end };
-        if stored.insert(name.clone(), raw).is_some() {
-            return Err(Error::parse(what, format!("the tensor {name} is in two files")));
-        }
-    }
-    Ok(())
-}
-
-fn files_of(dir: &Path) -> Result<Vec<PathBuf>> {
-    let single = dir.join("model.safetensors");
-    if single.is_file() {
-        return Ok(vec![single]);
-    }
-    let index = dir.join("model.safetensors.index.json");
-    if !index.is_file() {
-        let reason =
-            "expected model.safetensors or model.safetensors.index.json in this folder, found neither";
-        return Err(Error::parse(dir.display(), reason));
-    }
-    #[derive(serde::Deserialize)]
-    struct Index {
-        weight_map: BTreeMap<String, String>,
-    }
-    let text = std::fs::read_to_string(&index).map_err(|e| Error::io(&index, e))?;
-    let parsed: Index = serde_json::from_str(&text).map_err(|e| Error::parse(index.display(), e))?;
-    let shards: BTreeSet<String> = parsed.weight_map.into_values().collect();
-    // A shard is a plain file name: an index must not reach outside its folder.
-    if let Some(bad) = shards.iter().find(|name| Path::new(name).components().count() != 1) {
-        return Err(Error::parse(index.display(), format!("shard {bad:?} is not a plain file name")));
-    }
-    Ok(shards.into_iter().map(|name| dir.join(name)).collect())
 }

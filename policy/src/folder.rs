@@ -12,6 +12,7 @@ use std::path::Path;
 use vela_embodiment::{
     ActionChunk, ActionSpace, Embodiment, Frame, InferOptions, Observation, Policy, PolicySpec,
 };
+use vela_fusion::Projector;
 use vela_llm::Tokenizer;
 use vela_nn::{Error, Result, Weights, hash_of, random};
 use vela_vision::{PadSide, Planes};
@@ -64,13 +65,18 @@ impl VlaPolicy {
     /// # Errors
     /// Those of [`Self::load`].
     pub fn load_kept(dir: &Path, storage: Storage) -> Result<Self> {
+        Self::load_with(dir, storage.load(dir)?)
+    }
+
+    /// The same with the folder's weights in hand.
+    pub(crate) fn load_with(dir: &Path, weights: Weights) -> Result<Self> {
         let read = |name: &str| {
             let path = dir.join(name);
             std::fs::read(&path).map_err(|source| Error::Io { path, source })
         };
         let [config, tokenizer, embodiment, _] = FILES;
         let (config, tokenizer, embodiment) = (read(config)?, read(tokenizer)?, read(embodiment)?);
-        let weights = || Ok((storage.load(dir)?, hash_of_file(&weights_file(dir))?));
+        let weights = || Ok((weights, hash_of_file(&weights_file(dir))?));
         Self::of_files([&config, &tokenizer, &embodiment], weights)
     }
 
@@ -315,26 +321,34 @@ impl VlaPolicy {
         Ok(Tensor::cat(&all, 0)?)
     }
 
-    /// What a head on the trunk's hidden states is told, `[1, image tokens + 2, width]`: those of every image token,
-    /// the mean of the words' and the state's, all before the last layer and scaled to a root mean square of 1.
+    /// What the tower makes of an observation, patch tokens `[cameras, patches, vision_width]`, and the network's inputs.
     ///
     /// # Errors
-    /// An observation that does not fit; a policy whose state is no token of the prefix.
-    pub fn conditioning(&mut self, observation: &Observation) -> Result<Tensor> {
+    /// An observation that does not fit.
+    pub fn sight(&mut self, observation: &Observation) -> Result<(Tensor, VlaInputs)> {
         let inputs = self.inputs(observation)?;
-        let seen = self.see(observation, &inputs.frames)?;
-        let prefix = self.vla.prefix_on(&seen, &inputs)?;
-        if self.vla.state_place() != StatePlace::Prefix {
-            return Err(Error::invalid("a head on a trunk: expected the joints as the prefix's last token"));
-        }
-        let state = prefix.state_hidden()?.unsqueeze(1)?;
-        let all = Tensor::cat(&[prefix.image_hidden()?, prefix.word_hidden()?, state], 1)?;
-        Ok(all.broadcast_div(&(all.sqr()?.mean_keepdim(2)? + 1e-6)?.sqrt()?)?)
+        Ok((self.see(observation, &inputs.frames)?, inputs))
+    }
+
+    /// [`Vla::conditioning`] of an observation, read through the policy's own projector or through another one.
+    ///
+    /// # Errors
+    /// An observation or a projector that does not fit; a policy whose state is no token of the prefix.
+    pub fn conditioning(
+        &mut self,
+        observation: &Observation,
+        projector: Option<&Projector>,
+    ) -> Result<Tensor> {
+        let (seen, inputs) = self.sight(observation)?;
+        let prefix = match projector {
+            None => self.vla.prefix_on(&seen, &inputs)?,
+            Some(other) => self.vla.prefix_through(other, &seen, &inputs.told())?,
+        };
+        self.vla.conditioning(&prefix)
     }
 
     fn chunk(&mut self, observation: &Observation, options: &InferOptions) -> Result<Vec<Vec<f64>>> {
-        let inputs = self.inputs(observation)?;
-        let seen = self.see(observation, &inputs.frames)?;
+        let (seen, inputs) = self.sight(observation)?;
         let prefix = self.vla.prefix_on(&seen, &inputs)?;
         let dims = self.config.expert.action_dims;
         let mut rng = random::stream(options.seed, "flow noise");

@@ -6,12 +6,12 @@ use crate::pi0::{self, Pi0};
 use crate::storage::{Storage, is_quantised};
 use crate::vla::{Form, StatePlace, Vla, VlaConfig};
 use crate::{SmolVla, TimePlace};
-use candle_core::{DType, Device, Tensor};
-use std::collections::{BTreeMap, HashMap};
+use candle_core::{Device, Tensor};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use vela_embodiment::Embodiment;
 use vela_llm::trace::config_json;
-use vela_nn::{Error, Result, Weights};
+use vela_nn::{Error, Linear, LowRank, Result, Weights};
 
 /// Whose names the tensors have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,39 +21,41 @@ enum Names {
     Pi0(Form),
 }
 
-/// A folder's tensors by name, and the policy that they make.
+/// A folder's numbers, and the policy that they make.
 pub struct VlaParts {
     dir: PathBuf,
     names: Names,
     policy: VlaPolicy,
-    tensors: BTreeMap<String, Tensor>,
+    /// Under the folder's names.
+    constants: Weights,
     /// In place of the folder's own.
     statistics: Option<Statistics>,
 }
 
 impl VlaParts {
-    /// Opens a folder of `vela_vla`, `smolvla`, `pi0` or `pi05` for a robot.
+    /// Opens a folder of `vela_vla`, `smolvla`, `pi0` or `pi05` for a robot. Its numbers are held once: in float32, or for
+    /// [`Storage::Bf16`] the matrices in bfloat16, but for those that touch numbers of the world.
     ///
     /// # Errors
-    /// Another kind; whatever is wrong with the folder; a robot that it was not made for.
-    pub fn open(dir: &Path, robot: &Embodiment) -> Result<Self> {
+    /// Another kind; another storage; whatever is wrong with the folder; a robot that it was not made for.
+    pub fn open(dir: &Path, robot: &Embodiment, storage: Storage) -> Result<Self> {
+        if !matches!(storage, Storage::Plain | Storage::Float32 | Storage::Bf16) {
+            let name = storage.name();
+            return Err(Error::invalid(format!("what learns is held in f32 or bf16, not in {name}")));
+        }
+        if is_quantised(dir) {
+            return Err(Error::parse(
+                dir.display(),
+                "its weights are in fewer bits: they cannot be taken apart",
+            ));
+        }
         let config = config_json(dir)?;
         let kind = config.get("type").and_then(serde_json::Value::as_str).unwrap_or("absent");
-        let (names, policy) = match kind {
-            "vela_vla" => {
-                let policy = VlaPolicy::load(dir)?;
-                let own = &vela_embodiment::Policy::spec(&policy).embodiment;
-                own.require_same(robot).map_err(Error::invalid)?;
-                (Names::Ours, policy)
-            }
-            "smolvla" => (Names::SmolVla, SmolVla::load(dir, Storage::Plain)?.policy(robot)?),
-            "pi0" | "pi05" => {
-                let form = match kind {
-                    "pi0" => Form { state: StatePlace::Suffix, time: TimePlace::Beside },
-                    _ => Form { state: StatePlace::Words, time: TimePlace::Norms },
-                };
-                (Names::Pi0(form), Pi0::load(dir, Storage::Plain)?.policy(robot)?)
-            }
+        let names = match kind {
+            "vela_vla" => Names::Ours,
+            "smolvla" => Names::SmolVla,
+            "pi0" => Names::Pi0(Form { state: StatePlace::Suffix, time: TimePlace::Beside }),
+            "pi05" => Names::Pi0(Form { state: StatePlace::Words, time: TimePlace::Norms }),
             other => {
                 return Err(Error::invalid(format!(
                     "{}: '{other}' cannot be taken apart; known: vela_vla, smolvla, pi0, pi05",
@@ -61,17 +63,20 @@ impl VlaParts {
                 )));
             }
         };
-        if is_quantised(dir) {
-            return Err(Error::parse(
-                dir.display(),
-                "its weights are in fewer bits: they cannot be taken apart",
-            ));
-        }
-        let mut tensors = BTreeMap::new();
-        for (path, _) in files(dir)?.into_iter().filter(|(path, _)| is_weights(path)) {
-            tensors.extend(candle_core::safetensors::load(path, &Device::Cpu)?);
-        }
-        Ok(Self { dir: dir.to_path_buf(), names, policy, tensors, statistics: None })
+        let constants = Weights::load_dir(dir)?.held(|name| storage.is_half(name))?;
+        // Layers of their own, on the same numbers.
+        let stored = constants.replaced(HashMap::new())?;
+        let policy = match names {
+            Names::Ours => {
+                let policy = VlaPolicy::load_with(dir, stored)?;
+                let own = &vela_embodiment::Policy::spec(&policy).embodiment;
+                own.require_same(robot).map_err(Error::invalid)?;
+                policy
+            }
+            Names::SmolVla => SmolVla::load_with(dir, stored)?.policy(robot)?,
+            Names::Pi0(_) => Pi0::load_with(dir, stored)?.policy(robot)?,
+        };
+        Ok(Self { dir: dir.to_path_buf(), names, policy, constants, statistics: None })
     }
 
     /// Scales joints and actions by `statistics` of `observation.state` and `action` from now on, in the way in which
@@ -93,26 +98,24 @@ impl VlaParts {
     }
 
     /// What turns hidden states of the decoder into words, `[vocab, width]`: its output projection, or, where there
-    /// is none, its table of words; out of `changed` where it is among them, else out of `constants`.
+    /// is none, its table of words; of [`Self::with`]'s weights.
     ///
     /// # Errors
     /// Neither is there.
-    pub fn speech(
-        &self,
-        constants: &HashMap<String, Tensor>,
-        changed: &[(String, Tensor)],
-    ) -> Result<Tensor> {
+    pub fn speech(&self, weights: &Weights) -> Result<Linear> {
+        let names = weights.names();
         let ends = |end: &str| {
             let own = |name: &&String| name.ends_with(end) && !name.contains("expert.lm_head");
-            constants.keys().find(|name| own(name) && !name.contains("gemma_expert")).cloned()
+            names.iter().find(|name| own(name) && !name.contains("gemma_expert"))
         };
         let name = ends("lm_head.weight").or_else(|| ends("embed_tokens.weight"));
-        let name = name.ok_or_else(|| Error::invalid("the policy has no table of words to answer with"))?;
-        let found = changed.iter().find(|(own, _)| *own == name).map(|(_, tensor)| tensor);
-        found
-            .or_else(|| constants.get(&name))
-            .cloned()
-            .ok_or_else(|| Error::invalid(format!("no tensor '{name}'")))
+        let found = name.and_then(|name| Some((name.strip_suffix(".weight")?, weights.shape_of(name)?)));
+        match found {
+            Some((module, shape)) if shape.len() == 2 => {
+                Linear::new(&weights.pp(module), shape[1], shape[0], false)
+            }
+            _ => Err(Error::invalid("the policy has no table of words to answer with")),
+        }
     }
 
     /// What it is.
@@ -125,28 +128,37 @@ impl VlaParts {
         &self.policy
     }
 
-    /// The tensors by the folder's names, as they are stored.
-    pub fn tensors(&self) -> &BTreeMap<String, Tensor> {
-        &self.tensors
+    /// The folder's weights as they are stored, under its names.
+    ///
+    /// # Errors
+    /// They are not there any more.
+    pub fn stored(&self) -> Result<Weights> {
+        Weights::load_dir(&self.dir)
     }
 
-    /// The network with `changed` (float32, by the folder's names) in the place of what the folder has. What they were worked
-    /// out of learns through it.
-    pub fn network(&self, constants: &HashMap<String, Tensor>, changed: &[(String, Tensor)]) -> Result<Vla> {
-        let mut all = constants.clone();
-        all.extend(changed.iter().cloned());
-        let weights = Weights::from_tensors(all);
+    /// The numbers under the folder's names, with `changed` (float32) in the place of some and what learns beside others: to be
+    /// given to [`Self::network`] and [`Self::speech`], which then learn through them.
+    ///
+    /// # Errors
+    /// A name that the folder does not have.
+    pub fn with(
+        &self,
+        changed: HashMap<String, Tensor>,
+        beside: HashMap<String, LowRank>,
+    ) -> Result<Weights> {
+        self.constants.replaced(changed)?.adapted(beside)
+    }
+
+    /// The network of [`Self::with`]'s weights.
+    ///
+    /// # Errors
+    /// They are another folder's.
+    pub fn network(&self, weights: &Weights) -> Result<Vla> {
         match self.names {
-            Names::Ours => Vla::new(&weights, self.config()),
+            Names::Ours => Vla::new(weights, self.config()),
             Names::SmolVla => Vla::new(&weights.pp("model"), self.config()),
-            Names::Pi0(form) => Vla::with_form(&pi0::renamed(&weights)?, self.config(), form),
+            Names::Pi0(form) => Vla::with_form(&pi0::renamed(weights)?, self.config(), form),
         }
-    }
-
-    /// Every tensor in float32, to be [`Self::network`]'s constants.
-    pub fn constants(&self) -> Result<HashMap<String, Tensor>> {
-        let one = |(name, tensor): (&String, &Tensor)| Ok((name.clone(), tensor.to_dtype(DType::F32)?));
-        self.tensors.iter().map(one).collect()
     }
 
     /// Writes the folder with `changed` in the place of its own tensors, each in the form in which it was stored; whatever
@@ -159,7 +171,10 @@ impl VlaParts {
         if let Some(statistics) = &self.statistics {
             self.save_statistics(statistics, out)?;
         }
-        let mut all = self.tensors.clone();
+        let mut all = HashMap::new();
+        for (path, _) in files(&self.dir)?.into_iter().filter(|(path, _)| is_weights(path)) {
+            all.extend(candle_core::safetensors::load(path, &Device::Cpu)?);
+        }
         for (name, tensor) in changed {
             let Some(own) = all.get_mut(name) else {
                 return Err(Error::invalid(format!("'{name}' is no tensor of {}", self.dir.display())));
@@ -168,7 +183,7 @@ impl VlaParts {
         }
         // Whole or not at all.
         let (file, part) = (out.join("model.safetensors"), out.join("model.safetensors.part"));
-        candle_core::safetensors::save(&all.into_iter().collect::<HashMap<_, _>>(), &part)?;
+        candle_core::safetensors::save(&all, &part)?;
         std::fs::rename(&part, &file).map_err(|source| Error::Io { path: file, source })
     }
 }

@@ -177,6 +177,15 @@ impl Pi0 {
     /// # Errors
     /// A file is missing or not understood; a setting that is not supported; a tensor is missing, unused or mis-shaped.
     pub fn load(dir: &Path, storage: Storage) -> Result<Self> {
+        Self::of(dir, storage.stored(dir)?, storage)
+    }
+
+    /// The same with the folder's weights in hand, kept as they are.
+    pub(crate) fn load_with(dir: &Path, stored: Weights) -> Result<Self> {
+        Self::of(dir, stored, Storage::Plain)
+    }
+
+    fn of(dir: &Path, stored: Weights, storage: Storage) -> Result<Self> {
         let folder = Folder::read(dir, &STEPS)?;
         let file: File = folder.fields()?;
         let form = match file.kind.as_str() {
@@ -194,7 +203,6 @@ impl Pi0 {
                 (file.n_action_steps == 0 || file.n_action_steps > file.chunk_size, "these n_action_steps"),
             ],
         )?;
-        let stored = storage.stored(dir)?;
         let (state, action) = statistics(&folder, &stored)?;
         let weights = storage.of(renamed(&stored)?)?;
         let config = file.vla_config(&folder, form, state, action)?;

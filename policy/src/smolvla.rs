@@ -73,12 +73,16 @@ impl SmolVla {
     /// # Errors
     /// A file is missing or not understood; a setting that is not supported; a tensor is missing, unused or mis-shaped.
     pub fn load(dir: &Path, storage: Storage) -> Result<Self> {
+        Self::load_with(dir, storage.load(dir)?)
+    }
+
+    /// The same with the folder's weights in hand.
+    pub(crate) fn load_with(dir: &Path, weights: Weights) -> Result<Self> {
         let path = dir.join("config.json");
         let text = std::fs::read(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
         let file: File = serde_json::from_slice(&text).map_err(|e| Error::parse(path.display(), e))?;
         file.check()?;
         let vlm_dir = vlm_dir(dir, &file.vlm_model_name)?;
-        let weights = storage.load(dir)?;
         let vlm = VlmConfig::from_hf(&config_json(&vlm_dir)?)?;
         let config = file.vla_config(dir, vlm, &weights)?;
         let vla = Vla::new(&weights.pp("model"), &config)?;

@@ -75,6 +75,11 @@ impl Storage {
         }
     }
 
+    /// Whether a matrix of this name is kept in 16 bits.
+    pub(crate) fn is_half(self, name: &str) -> bool {
+        name.ends_with(".weight") && self.format(name) == Some(Format::Bf16)
+    }
+
     /// What becomes of a stored tensor in a folder of fewer bits; nothing of norms, biases and what touches numbers
     /// of the world. Tables, convolutions and rows that are no whole blocks of eight bits are kept in bf16.
     pub(crate) fn of_tensor(self, name: &str, shape: &[usize]) -> Option<Format> {

@@ -350,7 +350,7 @@ impl Vla {
         patch_tokens: &Tensor,
         question: &[u32],
         answer: &[u32],
-        head: &Tensor,
+        head: &Linear,
     ) -> Result<Tensor> {
         let Some((_, said)) = answer.split_last().filter(|_| !question.is_empty()) else {
             return Err(Error::invalid("a question and its answer: expected words in both"));
@@ -371,7 +371,7 @@ impl Vla {
         let positions = Tensor::arange(0, length as u32, &Device::Cpu)?.unsqueeze(0)?;
         let hidden = self.decoder.forward(&embeds, &positions, &mask, &mut Cache::new())?;
         let asked = hidden.narrow(1, open - 1, answer.len())?.contiguous()?;
-        let logits = vela_nn::linear(&self.decoder.normalise(&asked)?, head, None)?;
+        let logits = head.forward(&self.decoder.normalise(&asked)?)?;
         let targets = Tensor::from_vec(answer.to_vec(), (1, answer.len()), &Device::Cpu)?;
         vela_nn::loss::cross_entropy(&logits, &targets, None)
     }

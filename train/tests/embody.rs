@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use vela_embodiment::{Embodiment, Frame, InferOptions, Observation, Policy, Stamp};
 use vela_nn::{Device, Tensor};
-use vela_policy::{VlaParts, VlaPolicy};
+use vela_policy::{Storage, VlaParts, VlaPolicy};
 use vela_train::Result;
 use vela_train::finetune::{Moment, Moments, embody};
 
@@ -72,7 +72,7 @@ fn what_was_learnt_stays_and_what_meets_the_robot_is_new() -> Outcome {
     assert!(kept * 10 > own.len() * 8, "{kept} of {}", own.len());
 
     // Whoever opens the folder has a policy of four joints that reads the new words.
-    let parts = VlaParts::open(&begun, &robot)?;
+    let parts = VlaParts::open(&begun, &robot, Storage::Plain)?;
     assert_eq!((parts.config().state_dims, parts.config().expert.action_dims), (4, 4));
     let mut policy = VlaPolicy::load(&begun)?;
     let chunk = policy.infer(&[observation()], &InferOptions::default())?;

@@ -7,7 +7,7 @@ use vela_nn::{DType, Device, Tensor, random};
 use vela_policy::{SmolVla, Storage, VlaInputs, VlaParts};
 use vela_train::Result;
 use vela_train::finetune::{
-    Asked, Finetune, FinetuneConfig, Moment, Moments, PictureQuestions, Questions, QuestionsConfig,
+    Asked, Finetune, FinetuneConfig, Frozen, Moment, Moments, PictureQuestions, Questions, QuestionsConfig,
     TakenFrom, statistics,
 };
 
@@ -65,6 +65,7 @@ fn config() -> FinetuneConfig {
         embodiment: TakenFrom::Checkpoint,
         draws: 1,
         statistics: TakenFrom::Checkpoint,
+        frozen: Frozen::F32,
         questions: None,
         train: vec!["model.action_out_proj".into()],
         adapt: vec![r"lm_expert\.layers\.\d+\.self_attn\.[qv]_proj".into()],
@@ -83,7 +84,7 @@ fn config() -> FinetuneConfig {
 }
 
 fn start(config: &FinetuneConfig) -> Outcome<Finetune> {
-    Ok(Finetune::new(config, VlaParts::open(&base(), &robot()?)?)?)
+    Ok(Finetune::new(config, VlaParts::open(&base(), &robot()?, config.frozen.into())?)?)
 }
 
 /// The loss on all moments, always with the same noise and times.
@@ -96,7 +97,7 @@ fn loss(run: &Finetune) -> Outcome<f32> {
 fn fresh_adapters_are_the_folder_itself_and_training_lowers_the_loss() -> Outcome {
     let mut run = start(&config())?;
     // The same from the folder's own network.
-    let parts = VlaParts::open(&base(), &robot()?)?;
+    let parts = VlaParts::open(&base(), &robot()?, Storage::Plain)?;
     let own = parts.config().clone();
     let (mut inputs, mut actions, mut counts) = (Vec::new(), Vec::new(), Vec::new());
     for at in 0..Shades.count() {
@@ -205,6 +206,46 @@ fn a_run_that_was_cut_off_goes_on_bit_for_bit_at_any_number_of_threads() -> Outc
 }
 
 #[test]
+fn what_stays_may_be_held_in_sixteen_bits_and_what_learns_is_not() -> Outcome {
+    let half = FinetuneConfig { frozen: Frozen::Bf16, ..config() };
+    let (mut run, exact) = (start(&half)?, start(&config())?);
+    let (before, other) = (loss(&run)?, loss(&exact)?);
+    assert!(before != other && (before - other).abs() < 0.02 * other, "{before} and {other}");
+    let dir = tempfile::tempdir()?;
+    let state = dir.path().join("state.safetensors");
+    for step in 0..40 {
+        if step == 20 {
+            run.save(&state)?;
+        }
+        run.step(&Shades)?;
+    }
+    let after = loss(&run)?;
+    assert!(after < 0.85 * before, "{before} to {after}");
+    let mut again = start(&half)?;
+    again.resume(&state)?;
+    for _ in 20..40 {
+        again.step(&Shades)?;
+    }
+    assert_eq!(loss(&again)?, after);
+    // The folder that comes out has its own numbers where nothing learnt, all of their bits.
+    run.export(dir.path())?;
+    let read = |path: &Path| candle_core::safetensors::load(path.join("model.safetensors"), &Device::Cpu);
+    let (old, new) = (read(&base())?, read(&dir.path().join("policy"))?);
+    let mut changed = 0;
+    for (name, old) in &old {
+        let off = (old.to_dtype(DType::F32)? - new[name].to_dtype(DType::F32)?)?.abs()?.max_all()?;
+        changed += usize::from(off.to_scalar::<f32>()? > 0.0);
+    }
+    assert_eq!(changed, 8);
+    // Variables are float32: steps far below a sixteen-bit number's last place are kept.
+    let states = candle_core::safetensors::load(&state, &Device::Cpu)?;
+    assert!(states.values().all(|tensor| tensor.dtype() != DType::BF16));
+    let all = FinetuneConfig { train: vec![".*".into()], adapt: vec![], ..half };
+    assert!(start(&all).is_err_and(|e| e.to_string().contains("every tensor learns")));
+    Ok(())
+}
+
+#[test]
 fn what_cannot_learn_is_refused_by_name() -> Outcome {
     let refused = |change: FinetuneConfig| match start(&change) {
         Ok(_) => "accepted".to_owned(),
@@ -280,7 +321,7 @@ fn answers_are_learnt_beside_actions_and_the_actions_draws_stay_the_same() -> Ou
 
 #[test]
 fn statistics_of_the_dataset_take_the_checkpoint_s_place_and_are_written_down() -> Outcome {
-    let mut parts = VlaParts::open(&base(), &robot()?)?;
+    let mut parts = VlaParts::open(&base(), &robot()?, Storage::Plain)?;
     let (old, horizon) = (parts.config().action.clone(), parts.config().horizon);
     // A joint that never moves has no deviation, and a state that is always the same has none at all.
     parts.set_statistics(statistics(&Shades, &parts.config().space.clone(), horizon)?)?;

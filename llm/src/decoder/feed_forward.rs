@@ -11,7 +11,7 @@ pub(super) enum Network {
     One(Mlp),
     /// Gate and up stored as one.
     Fused(FusedMlp),
-    Many(Mixture),
+    Many(Box<Mixture>),
 }
 
 impl Network {
@@ -21,7 +21,7 @@ impl Network {
         if let FeedForward::Experts(experts) = &config.feed_forward
             && !experts.dense_layers.contains(&index)
         {
-            return Ok(Self::Many(Mixture::new(weights, config, &names, experts)?));
+            return Ok(Self::Many(Box::new(Mixture::new(weights, config, &names, experts)?)));
         }
         let (width, inner, bias) = (config.width, config.inner_width, config.mlp_bias);
         let gated = config.feed_forward != FeedForward::Plain;

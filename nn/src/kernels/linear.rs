@@ -1,10 +1,12 @@
-//! The affine map, forward and backward.
+//! The affine map, forward and backward; on constant weights in blocks too.
 
 use super::data::{Values, tensor, written};
 use super::matmul::{View, matmul, matmul_add};
 use super::node::node;
+use super::quant::exact;
 use super::simd::dispatch;
 use crate::Result;
+use crate::quant::Blocks;
 use candle_core::Tensor;
 use std::mem::MaybeUninit;
 
@@ -41,6 +43,56 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
         Some(bias) => node("linear", &[x, weight, bias], values, shape, backward),
         None => node("linear", &[x, weight], values, shape, backward),
     }
+}
+
+/// The same on a constant weight `[n, k]` in blocks, dequantised at each use: a gradient for `x` and the bias alone.
+pub fn linear_on_blocks(x: &Tensor, weight: &Blocks, bias: Option<&Tensor>) -> Result<Tensor> {
+    let (n, k) = weight.rows();
+    let mut shape = x.dims().to_vec();
+    if let Some(last) = shape.last_mut() {
+        *last = n;
+    }
+    let m = x.elem_count() / k.max(1);
+    let mut values = exact(&Values::of(x)?, weight);
+    if let Some(bias) = bias {
+        let bias = Values::of(bias)?;
+        for row in values.chunks_exact_mut(n.max(1)) {
+            row.iter_mut().zip(bias.iter()).for_each(|(y, b)| *y += b);
+        }
+    }
+    let weight = weight.clone();
+    let backward = move |args: &[&Tensor], _: &Tensor, grad: &Tensor| -> Result<Vec<Option<Tensor>>> {
+        let grad = Values::of(grad)?;
+        let mut grads = Vec::with_capacity(2);
+        grads.push(match args[0].track_op() {
+            true => Some(tensor(backward_on_blocks(&grad, &weight, m), args[0].shape())?),
+            false => None,
+        });
+        if let Some(bias) = args.get(1) {
+            grads.push(if bias.track_op() { Some(tensor(column_sums(&grad, n), n)?) } else { None });
+        }
+        Ok(grads)
+    };
+    match bias {
+        Some(bias) => node("linear", &[x, bias], values, shape, backward),
+        None => node("linear", &[x], values, shape, backward),
+    }
+}
+
+/// `grad [m, n] · weight [n, k]`, some rows of the weight after the other.
+fn backward_on_blocks(grad: &[f32], weight: &Blocks, m: usize) -> Vec<f32> {
+    const STRIP: usize = 256;
+    let (n, k) = weight.rows();
+    let mut out = vec![0.0; m * k];
+    let mut values = vec![0.0; STRIP.min(n) * k];
+    for first in (0..n).step_by(STRIP) {
+        let count = STRIP.min(n - first);
+        let values = &mut values[..count * k];
+        weight.format().dequantise(weight.row(first, count), values);
+        let (a, b) = (View::rows(grad.get(first..).unwrap_or_default(), n), View::rows(values, k));
+        matmul_add(&mut out, k, (m, k, count), a, b, 1.0);
+    }
+    out
 }
 
 /// `x [m, k] · weightᵀ + bias`.

@@ -6,7 +6,7 @@ use fancy_regex::Regex;
 use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
-use vela_nn::{DType, Init, Tensor, Var, Weights};
+use vela_nn::{Init, LowRank, Tensor, Var, Weights};
 
 /// The root of PEFT's names.
 const ROOT: &str = "base_model.model";
@@ -14,12 +14,12 @@ const ROOT: &str = "base_model.model";
 /// The variables of a run, by what they change.
 pub struct Adapters {
     full: Vec<(String, Var)>,
-    low: Vec<LowRank>,
+    low: Vec<Pair>,
     scale: f64,
 }
 
 /// `W + scale · B A` in the place of `W [out, in]`.
-struct LowRank {
+struct Pair {
     /// The matrix, with its `.weight`.
     name: String,
     /// `[rank, in]`
@@ -29,19 +29,20 @@ struct LowRank {
 }
 
 impl Adapters {
-    /// Picks what `config` names among `tensors`. A fresh adapter changes nothing.
+    /// Picks what `config` names among the tensors of a folder, as they are stored. A fresh adapter changes nothing.
     ///
     /// # Errors
     /// An expression that cannot be read or is found in no name; a tensor that two of them name; an adapter beside what is no
     /// matrix of a layer.
-    pub fn new(config: &FinetuneConfig, tensors: &BTreeMap<String, Tensor>) -> Result<Self> {
+    pub fn new(config: &FinetuneConfig, stored: &Weights) -> Result<Self> {
+        let names = stored.names();
         let mut how: BTreeMap<&String, bool> = BTreeMap::new();
         for (pattern, low) in
             config.train.iter().map(|p| (p, false)).chain(config.adapt.iter().map(|p| (p, true)))
         {
             let regex = Regex::new(pattern).map_err(|e| refuse(pattern, &e.to_string()))?;
             let mut found = 0;
-            for name in tensors.keys().filter(|name| !low || name.ends_with(".weight")) {
+            for name in names.iter().filter(|name| !low || name.ends_with(".weight")) {
                 if !regex.is_match(name).map_err(|e| refuse(pattern, &e.to_string()))? {
                     continue;
                 }
@@ -57,13 +58,13 @@ impl Adapters {
         let fresh = Weights::fresh(config.seed);
         let (mut full, mut low) = (Vec::new(), Vec::new());
         for (name, is_low) in how {
-            let tensor = &tensors[name];
+            let shape = stored.shape_of(name).unwrap_or_default();
             if !is_low {
-                full.push((name.clone(), Var::from_tensor(&tensor.to_dtype(DType::F32)?)?));
+                full.push((name.clone(), Var::from_tensor(&stored.get(shape, name)?)?));
                 continue;
             }
-            let [output, input] = *tensor.dims() else {
-                let why = format!("expected a matrix to adapt, got the shape {:?}", tensor.dims());
+            let [output, input] = *shape else {
+                let why = format!("expected a matrix to adapt, got the shape {shape:?}");
                 return Err(refuse(name, &why));
             };
             if name.contains("embed") {
@@ -88,7 +89,7 @@ impl Adapters {
             .into_iter()
             .map(|(name, root)| {
                 let (a, b) = (var(format!("{root}.lora_A.weight"))?, var(format!("{root}.lora_B.weight"))?);
-                Ok(LowRank { name, a, b })
+                Ok(Pair { name, a, b })
             })
             .collect::<Result<_>>()?;
         Ok(Self { full, low, scale: config.alpha / config.rank as f64 })
@@ -106,22 +107,38 @@ impl Adapters {
         full.chain(self.low.iter().map(|low| low.name.as_str()))
     }
 
-    /// The changed tensors, worked out of the values that `value` gives for each variable. Differentiable in them.
-    pub fn changed(
-        &self,
-        constants: &HashMap<String, Tensor>,
-        value: impl Fn(&str, &Var) -> Result<Tensor>,
-    ) -> Result<Vec<(String, Tensor)>> {
-        let mut changed = Vec::new();
-        for (name, var) in &self.full {
-            changed.push((name.clone(), value(name, var)?));
+    /// What is trained as it is, by the folder's names. Differentiable.
+    pub fn full(&self) -> HashMap<String, Tensor> {
+        self.full.iter().map(|(name, var)| (name.clone(), var.as_tensor().clone())).collect()
+    }
+
+    /// What learns beside matrices, by the folder's names. Differentiable.
+    pub fn beside(&self) -> HashMap<String, LowRank> {
+        let one = |low: &Pair| {
+            let [a, b] = [&low.a, &low.b].map(|(_, var)| var.as_tensor().clone());
+            (low.name.clone(), LowRank { a, b, scale: self.scale })
+        };
+        self.low.iter().map(one).collect()
+    }
+
+    /// The changed tensors as the folder has them, out of values by the variables' names: adapters added to the stored
+    /// matrices.
+    ///
+    /// # Errors
+    /// A value that is not there.
+    pub fn merged(&self, stored: &Weights, values: &[(String, Tensor)]) -> Result<Vec<(String, Tensor)>> {
+        let values: HashMap<&str, &Tensor> = values.iter().map(|(name, t)| (name.as_str(), t)).collect();
+        let value = |name: &str| values.get(name).copied().ok_or_else(|| refuse(name, "is not there"));
+        let mut merged = Vec::new();
+        for (name, _) in &self.full {
+            merged.push((name.clone(), value(name)?.clone()));
         }
         for low in &self.low {
-            let (a, b) = (value(&low.a.0, &low.a.1)?, value(&low.b.0, &low.b.1)?);
-            let own = constants.get(&low.name).ok_or_else(|| refuse(&low.name, "is not there"))?;
-            changed.push((low.name.clone(), (own + (b.matmul(&a)? * self.scale)?)?));
+            let own = stored.get(stored.shape_of(&low.name).unwrap_or_default(), &low.name)?;
+            let added = (value(&low.b.0)?.matmul(value(&low.a.0)?)? * self.scale)?;
+            merged.push((low.name.clone(), (own + added)?));
         }
-        Ok(changed)
+        Ok(merged)
     }
 
     /// Writes the adapters as PEFT does, from `values` by the variables' names. Nothing is written if there are none.

@@ -3,6 +3,7 @@
 use crate::error::{Error, Result, at};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
+use vela_policy::Storage;
 
 /// What is to be learnt from what.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -24,6 +25,10 @@ pub struct FinetuneConfig {
     /// The same: matrices beside which an adapter of low rank learns. Whatever no list names stays as it is.
     #[serde(default)]
     pub adapt: Vec<String>,
+    /// In which numbers the matrices are held that do not learn, or beside which something learns: float32 ones are as the
+    /// folder has them, bfloat16 ones take half the memory. What learns, its gradients and everything between is float32.
+    #[serde(default)]
+    pub frozen: Frozen,
     /// By which statistics joints and actions are scaled.
     #[serde(default)]
     pub statistics: TakenFrom,
@@ -71,6 +76,26 @@ pub enum TakenFrom {
     Checkpoint,
     /// Those of the dataset, for a robot or a task whose numbers lie elsewhere.
     Dataset,
+}
+
+/// How matrices that stay as they are are held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Frozen {
+    /// Float32.
+    #[default]
+    F32,
+    /// Bfloat16.
+    Bf16,
+}
+
+impl From<Frozen> for Storage {
+    fn from(frozen: Frozen) -> Self {
+        match frozen {
+            Frozen::F32 => Self::Plain,
+            Frozen::Bf16 => Self::Bf16,
+        }
+    }
 }
 
 /// Questions beside the actions.

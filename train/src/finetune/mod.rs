@@ -11,7 +11,7 @@ mod moments;
 mod questions;
 
 pub use adapters::Adapters;
-pub use config::{FinetuneConfig, QuestionsConfig, TakenFrom};
+pub use config::{FinetuneConfig, Frozen, QuestionsConfig, TakenFrom};
 pub use embody::embody;
 pub use moments::{Moment, Moments, Numbers, RecordedMoments, statistics};
 pub use questions::{Asked, PictureQuestions, Questions};
@@ -21,7 +21,6 @@ use crate::learner::Learner;
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
 use std::path::Path;
 use vela_embodiment::ActionSpace;
 use vela_nn::{AdamWConfig, Device, Tensor, random, shard_gradients_with};
@@ -47,7 +46,6 @@ pub struct FinetuneReport {
 pub struct Finetune {
     config: FinetuneConfig,
     parts: VlaParts,
-    constants: HashMap<String, Tensor>,
     adapters: Adapters,
     learner: Learner,
     /// Whether the vision tower learns. If not, the folder's own network sees.
@@ -68,7 +66,13 @@ impl Finetune {
                 "expected a policy of joint targets, got one of displacements of the gripper".into(),
             ));
         }
-        let adapters = Adapters::new(config, parts.tensors())?;
+        let stored = parts.stored()?;
+        let adapters = Adapters::new(config, &stored)?;
+        if config.frozen != Frozen::F32 && adapters.full().len() == stored.names().len() {
+            return Err(refuse(
+                "frozen: expected something that stays as it is, but every tensor learns".into(),
+            ));
+        }
         let adamw = AdamWConfig {
             weight_decay: config.weight_decay as f32,
             max_grad_norm: config.clip_norm as f32,
@@ -76,15 +80,7 @@ impl Finetune {
         };
         let learner = Learner::new(vec![(adapters.vars(), 1.0)], adamw)?;
         let sees_anew = adapters.names().any(|name| name.contains("vision"));
-        Ok(Self {
-            config: config.clone(),
-            constants: parts.constants()?,
-            parts,
-            adapters,
-            learner,
-            sees_anew,
-            questions: None,
-        })
+        Ok(Self { config: config.clone(), parts, adapters, learner, sees_anew, questions: None })
     }
 
     /// Asks `questions` beside the actions from now on, as the run says.
@@ -159,9 +155,8 @@ impl Finetune {
     /// # Errors
     /// A picture that cannot be read; words that the policy does not know.
     pub fn answers(&self, questions: &dyn Questions, which: &[usize]) -> Result<Tensor> {
-        let changed = self.adapters.changed(&self.constants, |_, var| Ok(var.as_tensor().clone()))?;
-        let vla = self.parts.network(&self.constants, &changed)?;
-        let head = self.parts.speech(&self.constants, &changed)?;
+        let weights = self.parts.with(self.adapters.full(), self.adapters.beside())?;
+        let (vla, head) = (self.parts.network(&weights)?, self.parts.speech(&weights)?);
         let mut losses = Vec::with_capacity(which.len());
         for at in which {
             let Asked { rgb, size, question, answer } = questions.asked(*at)?;
@@ -195,8 +190,7 @@ impl Finetune {
         let noise = Tensor::from_vec(own.flow.draw_noise(b * horizon * dims, rng), (b, horizon, dims), cpu)?;
         let times = Tensor::from_vec(own.flow.draw_times(b, rng)?, b, cpu)?;
         let actions = Tensor::from_vec(actions, (b, horizon, dims), cpu)?;
-        let changed = self.adapters.changed(&self.constants, |_, var| Ok(var.as_tensor().clone()))?;
-        let vla = self.parts.network(&self.constants, &changed)?;
+        let vla = self.parts.network(&self.parts.with(self.adapters.full(), self.adapters.beside())?)?;
         let prefix = match self.sees_anew {
             true => vla.prefix(&inputs)?,
             false => vla.prefix_on(&self.parts.policy().vla().see(&inputs.frames)?, &inputs)?,
@@ -224,10 +218,7 @@ impl Finetune {
     /// A folder that cannot be written.
     pub fn export(&self, dir: &Path) -> Result<()> {
         let averaged = self.learner.averaged()?;
-        let by_name: HashMap<&str, &Tensor> = averaged.iter().map(|(name, t)| (name.as_str(), t)).collect();
-        let changed = self.adapters.changed(&self.constants, |name, var| {
-            Ok(by_name.get(name).map_or_else(|| var.as_tensor().clone(), |t| (*t).clone()))
-        })?;
+        let changed = self.adapters.merged(&self.parts.stored()?, &averaged)?;
         self.parts.save(&dir.join("policy"), &changed)?;
         self.adapters.save(&dir.join("adapter"), &self.config, &averaged)
     }
