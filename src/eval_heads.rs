@@ -1,11 +1,13 @@
-//! `vela eval heads`: what each way of decoding actions is worth, on one frozen trunk and on a task with two ways.
+//! `vela eval heads`: what each way of decoding actions is worth, on one frozen trunk and on a task with two ways; and what
+//! projectors are worth under the flow head.
 
 mod play;
+mod projectors;
 mod study;
 
 use crate::chooser;
 use crate::stats::{quantile, wilson95};
-use anyhow::Result;
+use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use play::Played;
 pub use play::TASKS;
@@ -16,24 +18,30 @@ use vela_policy::HeadCard;
 use vela_train::two_ways::{self, Learnt};
 
 /// Compare the heads: tokens, FAST, regression, diffusion and flow, with chunks and step by step, on the tabletop, and on a
-/// task with two equally good ways around an obstacle.
+/// task with two equally good ways around an obstacle; and the projectors under the flow head.
 #[derive(clap::Args)]
 pub struct Args {
     /// Where the heads' weights are.
     #[arg(long, default_value = crate::chooser::HEADS_DIR)]
     dir: PathBuf,
-    /// Train the tabletop's heads first, and write them there.
+    /// Train the tabletop's heads and projectors first, and write them there.
     #[arg(long)]
     train: bool,
     /// Where the trunk's prefixes are kept for training; made if they are not there.
     #[arg(long, default_value = "out/heads/prefixes.safetensors")]
     prefixes: PathBuf,
-    /// Lessons of the scripted expert, and as many of the policy that ships, for the prefixes.
+    /// Where what the tower saw is kept for training projectors; made if it is not there.
+    #[arg(long, default_value = "out/heads/sights.safetensors")]
+    sights: PathBuf,
+    /// Lessons of the scripted expert, and as many of the policy that ships, to train on.
     #[arg(long, default_value_t = 800)]
     lessons: usize,
     /// Training steps of each of the tabletop's heads.
     #[arg(long, default_value_t = 1000)]
     steps: usize,
+    /// Training steps of each projector and its flow head.
+    #[arg(long, default_value_t = 400)]
+    projector_steps: usize,
     /// Training steps of each head on the two ways.
     #[arg(long, default_value_t = 700)]
     two_ways_steps: usize,
@@ -49,7 +57,8 @@ pub struct Args {
     /// One part only.
     #[arg(long)]
     only: Option<Part>,
-    /// Some of the tabletop's heads only, by name: tokens-chunk, tokens-step, fast-chunk and so on.
+    /// Some of the tabletop's heads and projectors only, by name: tokens-chunk, tokens-step, fast-chunk and so on, flow-mlp,
+    /// flow-pixel-shuffle, flow-q-former.
     #[arg(long, value_delimiter = ',')]
     heads: Vec<String>,
     /// Threads of training; the result does not depend on them.
@@ -65,11 +74,14 @@ pub struct Args {
 enum Part {
     /// The tabletop's heads.
     Tabletop,
+    /// The projectors under the flow head, on the tabletop.
+    Projectors,
     /// The task with two ways.
     TwoWays,
 }
 
 /// A line of the tabletop's table.
+#[derive(Clone)]
 struct Row {
     name: String,
     chunked: bool,
@@ -77,36 +89,43 @@ struct Row {
     head_ms: f64,
     parameters: usize,
     bytes: u64,
+    /// Tokens of a picture behind the head's own projector, and the numbers that this holds.
+    projector: Option<[usize; 2]>,
 }
 
 /// Runs the verb.
 pub fn run(args: &Args) -> Result<()> {
-    let (mut rows, mut ways) = (Vec::new(), Vec::new());
-    let names: Vec<String> = match args.heads.is_empty() {
-        true => study::names(),
-        false => args.heads.clone(),
+    let known = [study::names(), projectors::names()];
+    if let Some(name) = args.heads.iter().find(|name| known.iter().all(|names| !names.contains(name))) {
+        bail!("unknown head '{name}'; known: {}", known.concat().join(", "));
+    }
+    let wanted = |part: Part| args.only.is_none_or(|only| only == part);
+    let chosen = |part: Part, names: &[String]| -> Vec<String> {
+        let asked = |name: &&String| args.heads.is_empty() || args.heads.contains(name);
+        if wanted(part) { names.iter().filter(asked).cloned().collect() } else { Vec::new() }
     };
-    if args.only != Some(Part::TwoWays) {
-        if args.train {
-            study::train(args, &names)?;
-        }
-        let bar = bar(names.len() * args.episodes, "episodes")?;
-        for name in &names {
-            rows.push(judge(args, name, &bar)?);
-        }
-        bar.finish_and_clear();
+    let [heads, projectors] = [chosen(Part::Tabletop, &known[0]), chosen(Part::Projectors, &known[1])];
+    if args.train && !heads.is_empty() {
+        study::train(args, &heads)?;
     }
-    if args.only != Some(Part::Tabletop) {
-        ways = both_ways(args)?;
+    if args.train && !projectors.is_empty() {
+        projectors::train(args, &projectors)?;
     }
+    let bar = bar((heads.len() + projectors.len()) * args.episodes, "episodes")?;
+    let judged =
+        |names: &[String]| names.iter().map(|name| judge(args, name, &bar)).collect::<Result<Vec<_>>>();
+    let (rows, under) = (judged(&heads)?, judged(&projectors)?);
+    bar.finish_and_clear();
+    let ways = if wanted(Part::TwoWays) { both_ways(args)? } else { Vec::new() };
     if args.json {
         println!(
             "{}",
-            json!({"heads": rows.iter().map(line).collect::<Vec<_>>(), "two_ways": ways.iter().map(way).collect::<Vec<_>>()})
+            json!({"heads": rows.iter().map(line).collect::<Vec<_>>(), "projectors": under.iter().map(line).collect::<Vec<_>>(),
+                "two_ways": ways.iter().map(way).collect::<Vec<_>>()})
         );
         return Ok(());
     }
-    print(args, &rows, &ways);
+    print(args, &[rows, under].concat(), &ways);
     Ok(())
 }
 
@@ -115,8 +134,17 @@ fn judge(args: &Args, name: &str, bar: &ProgressBar) -> Result<Row> {
     let mut policy = chooser::head(&args.dir.join(name).to_string_lossy())?;
     let [_, weights] = HeadCard::files(&args.dir, name);
     let file = candle_core::safetensors::load(&weights, &candle_core::Device::Cpu)?;
+    let card = policy.card();
+    let held = |(name, tensor): (&String, &candle_core::Tensor)| {
+        if name.starts_with("projector.") { tensor.elem_count() } else { 0 }
+    };
+    let projector = policy.tokens_per_picture().map(|tokens| [tokens, file.iter().map(held).sum()]);
     let mut row = Row {
-        name: policy.card().head.kind.name().to_owned(),
+        name: match projector {
+            Some(_) => projectors::kind(name).to_owned(),
+            None => card.head.kind.name().to_owned(),
+        },
+        projector,
         chunked: policy.spec().horizon > 1,
         played: Played::default(),
         head_ms: 0.0,
@@ -125,7 +153,7 @@ fn judge(args: &Args, name: &str, bar: &ProgressBar) -> Result<Row> {
     };
     vela_nn::threads::with_threads(1, || -> Result<()> {
         row.played = play::play(&mut policy, args.episodes, args.seed, &mut || bar.inc(1))?;
-        let seen = play::a_look(policy.trunk())?;
+        let seen = play::a_look(&mut policy)?;
         let clock = MonotonicClock::new();
         let mut secs = Vec::new();
         for seed in 0..30 {
@@ -166,9 +194,16 @@ fn line(row: &Row) -> Value {
         .iter()
         .map(|(task, [won, all])| json!({"task": task, "successes": won, "episodes": all}))
         .collect();
-    json!({"head": row.name, "chunked": row.chunked, "rate": p.rate(), "ci95": wilson95(p.successes(), p.episodes()),
+    let mut line = json!({"head": row.name, "chunked": row.chunked, "rate": p.rate(), "ci95": wilson95(p.successes(), p.episodes()),
         "episodes": p.episodes(), "tasks": tasks, "chunk_ms": quantile(&p.infer_secs, 0.5) * 1e3,
-        "head_ms": row.head_ms, "jerk": p.jerk(), "parameters": row.parameters, "bytes": row.bytes})
+        "head_ms": row.head_ms, "jerk": p.jerk(), "parameters": row.parameters, "bytes": row.bytes});
+    if let Some([tokens, numbers]) = row.projector {
+        line["head"] = "flow".into();
+        line["projector"] = row.name.clone().into();
+        line["tokens_per_picture"] = tokens.into();
+        line["projector_parameters"] = numbers.into();
+    }
+    line
 }
 
 fn way((head, Learnt { tally, ways }): &(&str, Learnt)) -> Value {
@@ -178,7 +213,7 @@ fn way((head, Learnt { tally, ways }): &(&str, Learnt)) -> Value {
 fn print(args: &Args, rows: &[Row], ways: &[(&str, Learnt)]) {
     if !rows.is_empty() {
         println!(
-            "{:<11} {:<7} {:>9} {:>7}   {:<15} {:>9} {:>8} {:>7} {:>8}",
+            "{:<13} {:<7} {:>9} {:>7}   {:<15} {:>9} {:>8} {:>7} {:>8}",
             "head", "chunks", "successes", "rate", "95 % interval", "chunk ms", "head ms", "jerk", "bytes"
         );
     }
@@ -186,7 +221,7 @@ fn print(args: &Args, rows: &[Row], ways: &[(&str, Learnt)]) {
         let p = &row.played;
         let [low, high] = wilson95(p.successes(), p.episodes());
         println!(
-            "{:<11} {:<7} {:>9} {:>5.1} %   {:<15} {:>9.1} {:>8.1} {:>7.2} {:>8}",
+            "{:<13} {:<7} {:>9} {:>5.1} %   {:<15} {:>9.1} {:>8.1} {:>7.2} {:>8}",
             row.name,
             if row.chunked { "yes" } else { "no" },
             format!("{}/{}", p.successes(), p.episodes()),

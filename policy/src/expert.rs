@@ -77,14 +77,26 @@ impl Prefix {
         Ok(self.hidden.narrow(1, 0, self.image_tokens)?.contiguous()?)
     }
 
-    /// Mean of the hidden states of the words of a prefix of one row that ends with the robot's state, before the last layer,
-    /// `[1, 1, width]`.
+    /// Mean of the hidden states of each row's words, in a prefix that ends with the robot's state, before the last layer,
+    /// `[b, 1, width]`; padding does not count.
+    ///
+    /// # Errors
+    /// A row without words.
     pub fn word_hidden(&self) -> Result<Tensor> {
         let words = self.length.saturating_sub(self.image_tokens + 1);
-        if self.batch != 1 || words == 0 || self.valid.iter().any(|valid| !valid) {
-            return Err(Error::invalid("mean of the words: expected one row with words and without padding"));
+        let mut shares = Vec::with_capacity(self.batch * words);
+        for row in self.valid.chunks(self.length.max(1)) {
+            let real = row.iter().skip(self.image_tokens).take(words);
+            let count = real.clone().filter(|real| **real).count();
+            if count == 0 {
+                return Err(Error::invalid(
+                    "mean of the words: expected words in every row, got a row without",
+                ));
+            }
+            shares.extend(real.map(|real| f32::from(u8::from(*real)) / count as f32));
         }
-        Ok(self.hidden.narrow(1, self.image_tokens, words)?.mean_keepdim(1)?)
+        let shares = Tensor::from_vec(shares, (self.batch, 1, words), &Device::Cpu)?;
+        Ok(shares.matmul(&self.hidden.narrow(1, self.image_tokens, words)?.contiguous()?)?)
     }
 
     /// Hidden state of the robot's state, the last position, before the last layer, `[b, width]`.

@@ -1,4 +1,5 @@
-//! A head on the frozen trunk of another policy: the trunk reads pictures, words and joints, the head decodes.
+//! A head on the frozen trunk of another policy: the trunk reads pictures, words and joints, the head decodes. A
+//! projector may come with the head; pictures then enter the trunk's decoder through it.
 
 use crate::answer::{answer, newest};
 use crate::folder::VlaPolicy;
@@ -9,6 +10,7 @@ use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use vela_embodiment::{ActionChunk, InferOptions, Observation, Policy, PolicySpec};
+use vela_fusion::{Projector, ProjectorConfig};
 use vela_nn::{Error, Result, Weights, hash_of, random};
 
 /// What a head's file beside its weights says.
@@ -23,9 +25,32 @@ pub struct HeadCard {
     pub action: Normaliser,
     /// Hash of the weights of the trunk that it was trained on.
     pub trunk: String,
+    /// The projector that was trained with it, in the place of the trunk's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub projector: Option<ProjectorConfig>,
+}
+
+/// What a card's weights are.
+pub struct Trained {
+    /// The head.
+    pub head: Box<dyn Head + Send + Sync>,
+    /// The projector that came with it.
+    pub projector: Option<Projector>,
 }
 
 impl HeadCard {
+    /// Reads the head's tensors and, where there is a projector, its own under `projector`.
+    ///
+    /// # Errors
+    /// Sizes that cannot work; tensors that are missing or mis-shaped.
+    pub fn build(&self, weights: &Weights) -> Result<Trained> {
+        let projector = self.projector.as_ref();
+        Ok(Trained {
+            head: self.head.build(weights)?,
+            projector: projector.map(|p| Projector::new(&weights.pp("projector"), p)).transpose()?,
+        })
+    }
+
     /// `NAME.json` and `NAME.safetensors` in `dir`.
     pub fn files(dir: &Path, name: &str) -> [PathBuf; 2] {
         [dir.join(format!("{name}.json")), dir.join(format!("{name}.safetensors"))]
@@ -50,7 +75,7 @@ impl HeadCard {
 /// A head and the trunk under it as one policy.
 pub struct HeadPolicy {
     trunk: VlaPolicy,
-    head: Box<dyn Head + Send + Sync>,
+    trained: Trained,
     card: HeadCard,
     spec: PolicySpec,
 }
@@ -67,21 +92,16 @@ impl HeadPolicy {
         let card: HeadCard =
             serde_json::from_slice(&read(&card)?).map_err(|e| Error::parse(card.display(), e))?;
         let source = Weights::from_bytes(&bytes)?;
-        let head = card.head.build(&source)?;
+        let trained = card.build(&source)?;
         source.finish()?;
-        Self::assemble(trunk, head, card, &hash_of(&bytes))
+        Self::assemble(trunk, trained, card, &hash_of(&bytes))
     }
 
-    /// From a head in memory; `checkpoint` names its weights.
+    /// From networks in memory, made of `card`; `checkpoint` names their weights.
     ///
     /// # Errors
     /// A head of another trunk, or sizes that do not fit the trunk.
-    pub fn assemble(
-        trunk: VlaPolicy,
-        head: Box<dyn Head + Send + Sync>,
-        card: HeadCard,
-        checkpoint: &str,
-    ) -> Result<Self> {
+    pub fn assemble(trunk: VlaPolicy, trained: Trained, card: HeadCard, checkpoint: &str) -> Result<Self> {
         let of = trunk.spec();
         if card.trunk != of.checkpoint {
             return Err(Error::invalid(format!(
@@ -98,6 +118,13 @@ impl HeadPolicy {
                 "the head gives {dims} numbers from a width of {conditioning}; expected {joints} from {width}"
             )));
         }
+        let sees = trunk.config().vision.width;
+        if let Some(own) = card.projector.as_ref().filter(|own| [own.input, own.output] != [sees, width]) {
+            return Err(Error::invalid(format!(
+                "the head's projector goes from a width of {} to {}; expected {sees} to {width}",
+                own.input, own.output
+            )));
+        }
         if card.execute == 0 || card.execute > card.head.horizon {
             let (execute, horizon) = (card.execute, card.head.horizon);
             return Err(Error::invalid(format!("the head carries out {execute} of {horizon} actions")));
@@ -108,7 +135,7 @@ impl HeadPolicy {
             checkpoint: checkpoint.to_owned(),
             ..of.clone()
         };
-        Ok(Self { trunk, head, card, spec })
+        Ok(Self { trunk, trained, card, spec })
     }
 
     /// What the file beside its weights says.
@@ -116,14 +143,23 @@ impl HeadPolicy {
         &self.card
     }
 
-    /// The trunk under it.
-    pub fn trunk(&mut self) -> &mut VlaPolicy {
-        &mut self.trunk
+    /// Tokens of a picture behind the head's own projector, if it has one.
+    pub fn tokens_per_picture(&self) -> Option<usize> {
+        let patches = self.trunk.config().vision.patches();
+        self.trained.projector.as_ref().map(|projector| projector.tokens(patches))
     }
 
-    /// Actions in physical units, `[horizon][joints]`, for conditioning `[1, n, width]` of [`VlaPolicy::conditioning`].
+    /// What the head is told of an observation, `[1, n, width]`.
+    ///
+    /// # Errors
+    /// An observation that does not fit.
+    pub fn conditioning(&mut self, observation: &Observation) -> Result<Tensor> {
+        self.trunk.conditioning(observation, self.trained.projector.as_ref())
+    }
+
+    /// Actions in physical units, `[horizon][joints]`, for conditioning `[1, n, width]` of [`Self::conditioning`].
     pub fn decode(&self, conditioning: &Tensor, seed: u64) -> Result<Vec<Vec<f64>>> {
-        let made = self.head.sample(conditioning, &mut random::stream(seed, "head"))?;
+        let made = self.trained.head.sample(conditioning, &mut random::stream(seed, "head"))?;
         let physical = |row: &Vec<f32>| -> Result<Vec<f64>> {
             Ok(self.card.action.unnormalise(row)?.iter().map(|x| f64::from(*x)).collect())
         };
@@ -149,7 +185,7 @@ impl Policy for HeadPolicy {
         history: &[Observation],
         options: &InferOptions,
     ) -> vela_embodiment::Result<ActionChunk> {
-        let seen = newest(history).and_then(|newest| self.trunk.conditioning(newest));
+        let seen = newest(history).and_then(|newest| self.conditioning(newest));
         let actions = seen.and_then(|seen| self.decode(&seen, options.seed));
         answer(&self.spec, history, options, self.spec.embodiment.joints.len(), actions)
     }

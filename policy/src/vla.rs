@@ -89,6 +89,17 @@ pub struct VlaInputs {
     pub state: Tensor,
 }
 
+/// What a prefix holds beside pictures, for `b` moments; the parts are those of [`VlaInputs`].
+#[derive(Clone, Copy, Debug)]
+pub struct Told<'a> {
+    /// Words, `[b, words]` (u32), padded at the end.
+    pub words: &'a Tensor,
+    /// Which words are real, `[b * words]`.
+    pub word_valid: &'a [bool],
+    /// Joints, normalised and padded, `[b, state_dims]`.
+    pub state: &'a Tensor,
+}
+
 /// The network.
 #[derive(Clone, Debug)]
 pub struct Vla {
@@ -164,20 +175,63 @@ impl Vla {
 
     /// The same of patch tokens that [`Self::see`] gave, taken as given: nothing learns through them.
     pub fn prefix_on(&self, patch_tokens: &Tensor, inputs: &VlaInputs) -> Result<Prefix> {
-        self.read(patch_tokens.detach(), inputs, &mut |_, _| {})
+        inputs.told().check(inputs.frames.dim(0)?)?;
+        self.read(&self.projector, patch_tokens.detach(), &inputs.told(), &mut |_, _| {})
+    }
+
+    /// The same through another projector, which may be in training: of `patch_tokens [b * cameras, patches,
+    /// vision_width]` and what `b` moments hold beside them. Differentiable in the projector.
+    ///
+    /// # Errors
+    /// A projector of other widths; parts that are not of one number of moments.
+    pub fn prefix_through(
+        &self,
+        projector: &Projector,
+        patch_tokens: &Tensor,
+        told: &Told,
+    ) -> Result<Prefix> {
+        told.check(told.words.dim(0)?)?;
+        self.read(projector, patch_tokens.detach(), told, &mut |_, _| {})
+    }
+
+    /// What a head on the trunk's hidden states is told, `[b, image tokens + 2, width]`: those of every image token,
+    /// the mean of the words' and the state's, all before the last layer and scaled to a root mean square of 1.
+    /// Differentiable.
+    ///
+    /// # Errors
+    /// A network whose state is no token of the prefix; a row without words.
+    pub fn conditioning(&self, prefix: &Prefix) -> Result<Tensor> {
+        if self.state_place != StatePlace::Prefix {
+            return Err(Error::invalid("a head on a trunk: expected the joints as the prefix's last token"));
+        }
+        let state = prefix.state_hidden()?.unsqueeze(1)?;
+        let all = Tensor::cat(&[prefix.image_hidden()?, prefix.word_hidden()?, state], 1)?;
+        Ok(all.broadcast_div(&(all.sqr()?.mean_keepdim(2)? + 1e-6)?.sqrt()?)?)
     }
 
     /// As [`Self::prefix`]; taps `vision_hidden`, `image_features` (both one per picture) and `prefix_embeddings`.
     pub fn prefix_tapped(&self, inputs: &VlaInputs, tap: &mut Tap) -> Result<Prefix> {
         let patch_tokens = self.see(&inputs.frames)?;
         tap("vision_hidden", &patch_tokens);
-        self.read(patch_tokens, inputs, tap)
+        inputs.told().check(inputs.frames.dim(0)?)?;
+        self.read(&self.projector, patch_tokens, &inputs.told(), tap)
     }
 
-    fn read(&self, patch_tokens: Tensor, inputs: &VlaInputs, tap: &mut Tap) -> Result<Prefix> {
-        let (b, cameras, _, _, _) = inputs.frames.dims5()?;
-        inputs.check(b)?;
-        let features = self.projector.forward(&patch_tokens)?;
+    fn read(
+        &self,
+        projector: &Projector,
+        patch_tokens: Tensor,
+        told: &Told,
+        tap: &mut Tap,
+    ) -> Result<Prefix> {
+        let b = told.words.dim(0)?;
+        let pictures = patch_tokens.dim(0)?;
+        let cameras = pictures / b.max(1);
+        if cameras * b != pictures {
+            let expected = format!("[multiple of {b} moments, patches, width]");
+            return Err(Error::shape("patch tokens", expected, patch_tokens.dims()));
+        }
+        let features = projector.forward(&patch_tokens)?;
         tap("image_features", &features);
         let seen = (features * self.image_scale)?;
         let (_, tokens, model_width) = seen.dims3()?;
@@ -187,9 +241,8 @@ impl Vla {
             seen = seen.broadcast_add(&embedding)?;
         }
         let seen = seen.reshape((b, cameras * tokens, model_width))?;
-        let words = (self.decoder.embed(&inputs.words)? * self.word_scale)?;
-        let project =
-            |project: &Linear| -> Result<Tensor> { Ok(project.forward(&inputs.state)?.unsqueeze(1)?) };
+        let words = (self.decoder.embed(told.words)? * self.word_scale)?;
+        let project = |project: &Linear| -> Result<Tensor> { Ok(project.forward(told.state)?.unsqueeze(1)?) };
         let state = self.state_proj.as_ref().map(project);
         let (mut parts, mut state_token) = (vec![seen, words], None);
         match (self.state_place, state.transpose()?) {
@@ -200,11 +253,11 @@ impl Vla {
         let embeds = Tensor::cat(&parts, 1)?;
         tap("prefix_embeddings", &embeds);
         let (_, length, _) = embeds.dims3()?;
-        let word_count = inputs.words.dim(1)?;
+        let word_count = told.words.dim(1)?;
         let mut valid = Vec::with_capacity(b * length);
         for row in 0..b {
             valid.extend(std::iter::repeat_n(true, cameras * tokens));
-            valid.extend_from_slice(&inputs.word_valid[row * word_count..(row + 1) * word_count]);
+            valid.extend_from_slice(&told.word_valid[row * word_count..(row + 1) * word_count]);
             valid.extend(std::iter::repeat_n(true, state_in_prefix));
         }
         let positions: Vec<u32> = valid
@@ -471,6 +524,13 @@ impl VlaInputs {
         })
     }
 
+    /// What is there beside the pictures.
+    pub fn told(&self) -> Told<'_> {
+        Told { words: &self.words, word_valid: &self.word_valid, state: &self.state }
+    }
+}
+
+impl Told<'_> {
     /// Refuses parts that do not belong to `b` moments.
     fn check(&self, b: usize) -> Result<()> {
         let (rows, words) = self.words.dims2()?;

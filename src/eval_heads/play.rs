@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use candle_core::Tensor;
 use std::collections::VecDeque;
 use vela_embodiment::{Embodiment, Environment, Episode, Policy, Robot};
-use vela_policy::VlaPolicy;
+use vela_policy::HeadPolicy;
 use vela_robots::{RolloutEvent, RolloutOptions, rollout};
 use vela_sim::tabletop::Tabletop;
 use vela_sim::tasks::{Split, TaskKind};
@@ -85,11 +85,11 @@ fn third_differences(last: &mut VecDeque<Vec<f64>>, (sum, count): &mut (f64, usi
     }
 }
 
-/// The trunk's hidden states at the beginning of an episode, to time heads on.
-pub fn a_look(trunk: &mut VlaPolicy) -> Result<Tensor> {
+/// What a head is told at the beginning of an episode, to time it on.
+pub fn a_look(policy: &mut HeadPolicy) -> Result<Tensor> {
     let mut table = Tabletop::lockstep(&Embodiment::so101()?, Split::Test)?;
     table.reset(&Episode { task: TASKS[0].name().to_owned(), seed: 1, randomise: false })?;
-    trunk.conditioning(&table.observe()?).context("looking at the table")
+    policy.conditioning(&table.observe()?).context("looking at the table")
 }
 
 #[cfg(test)]

@@ -3,20 +3,21 @@
 use super::{Args, bar, play::TASKS};
 use crate::builtin;
 use crate::teacher::TabletopTeacher;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use rayon::prelude::*;
+use std::path::Path;
 use vela_embodiment::{Embodiment, Policy};
 use vela_nn::{Weights, threads};
 use vela_policy::{
-    Bins, BodyConfig, BodyKind, DiffusionConfig, Fast, FlowConfig, HeadCard, HeadConfig, HeadKind,
+    Bins, BodyConfig, BodyKind, DiffusionConfig, Fast, FlowConfig, HeadCard, HeadConfig, HeadKind, VlaPolicy,
 };
 use vela_train::heads::fit;
-use vela_train::{Driver, HeadLessons, HeadRun, Prefixes, Teacher};
+use vela_train::{Driver, HeadLessons, HeadRun, Lesson, Prefixes, Teacher};
 
 /// The kinds of head, by name.
 const KINDS: [&str; 5] = ["tokens", "fast", "regression", "diffusion", "flow"];
 /// Ticks per chunk, and ticks carried out of it: those of the policy that ships.
-const CHUNK: [usize; 2] = [16, 8];
+pub const CHUNK: [usize; 2] = [16, 8];
 /// Lessons of the policy that ships have seeds from here on.
 const STUDENT_FROM: u64 = 500_000;
 
@@ -27,10 +28,6 @@ pub fn names() -> Vec<String> {
 
 /// Trains the named heads and writes them.
 pub fn train(args: &Args, names: &[String]) -> Result<()> {
-    let unknown = names.iter().find(|name| !self::names().contains(name));
-    if let Some(name) = unknown {
-        bail!("unknown head '{name}'; known: {}", self::names().join(", "));
-    }
     let prefixes = prefixes(args)?;
     let run = HeadRun { seed: 1, steps: args.steps, batch: 64, shards: 4, learning_rate: 2e-3 };
     let bar = bar(names.len() * run.steps, "steps")?;
@@ -38,10 +35,8 @@ pub fn train(args: &Args, names: &[String]) -> Result<()> {
         let [horizon, execute] = if name.ends_with("-chunk") { CHUNK } else { [1, 1] };
         let lessons = prefixes.lessons(horizon)?;
         let [width, joints] = [prefixes.hidden.dim(2)?, prefixes.actions.dim(2)?];
-        let body =
-            BodyConfig { kind: BodyKind::Transformer, conditioning: width, width: 64, layers: 2, heads: 4 };
         let kind = kind(name, &lessons, horizon, joints)?;
-        let head = HeadConfig { kind, body, horizon, dims: joints };
+        let head = HeadConfig { kind, body: body(width), horizon, dims: joints };
         let weights = Weights::fresh(run.seed);
         let built = head.build(&weights)?;
         let draw = |rows: usize, rng: &mut rand_chacha::ChaCha8Rng| lessons.draw(rows, rng);
@@ -53,13 +48,24 @@ pub fn train(args: &Args, names: &[String]) -> Result<()> {
         };
         threads::with_threads(args.threads, || fit(built.as_ref(), &weights, &run, &draw, &mut watch))?;
         eprintln!("{name}: loss {mean:.4} (mean of the last hundred steps)");
-        let card = HeadCard { head, execute, action: lessons.scaling, trunk: prefixes.trunk.clone() };
-        let tensors: Vec<_> =
-            weights.trainable().into_iter().map(|(name, var)| (name, var.as_tensor().clone())).collect();
-        card.save(&args.dir, name, &tensors)?;
+        let trunk = prefixes.trunk.clone();
+        let card = HeadCard { head, execute, action: lessons.scaling, trunk, projector: None };
+        save(args, name, &card, &weights)?;
     }
     bar.finish_and_clear();
     Ok(())
+}
+
+/// The body that all heads have, over hidden states of this width.
+pub fn body(conditioning: usize) -> BodyConfig {
+    BodyConfig { kind: BodyKind::Transformer, conditioning, width: 64, layers: 2, heads: 4 }
+}
+
+/// Writes what was trained where the heads are.
+pub fn save(args: &Args, name: &str, card: &HeadCard, weights: &Weights) -> Result<()> {
+    let tensors: Vec<_> =
+        weights.trainable().into_iter().map(|(name, var)| (name, var.as_tensor().clone())).collect();
+    Ok(card.save(&args.dir, name, &tensors)?)
 }
 
 /// How a named head decodes. Tokens take the likeliest.
@@ -81,10 +87,28 @@ fn kind(name: &str, lessons: &HeadLessons, horizon: usize, joints: usize) -> Res
 
 /// What the trunk makes of the lessons: read from the file, or made and written there.
 fn prefixes(args: &Args) -> Result<Prefixes> {
-    let trunk = builtin::policy()?;
     if args.prefixes.exists() {
-        return Ok(Prefixes::load(&args.prefixes, &trunk.spec().checkpoint)?);
+        return Ok(Prefixes::load(&args.prefixes, &builtin::policy()?.spec().checkpoint)?);
     }
+    let all = Prefixes::join(&of_lessons(args, Prefixes::of_lesson)?)?;
+    eprintln!("{} moments", all.len());
+    make_room(&args.prefixes)?;
+    all.save(&args.prefixes)?;
+    Ok(all)
+}
+
+/// The folder of a file that is to be written.
+pub fn make_room(path: &Path) -> Result<()> {
+    let Some(dir) = path.parent() else { return Ok(()) };
+    std::fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))
+}
+
+/// What `read` makes of the lessons of the comparison, in their order.
+pub fn of_lessons<T: Send>(
+    args: &Args,
+    read: impl Fn(&mut VlaPolicy, &Lesson) -> vela_train::Result<T> + Sync,
+) -> Result<Vec<T>> {
+    let trunk = builtin::policy()?;
     let teacher = TabletopTeacher {
         embodiment: Embodiment::so101()?,
         horizon: CHUNK[0],
@@ -95,27 +119,19 @@ fn prefixes(args: &Args) -> Result<Prefixes> {
     let count = args.lessons as u64;
     let seeds: Vec<u64> = (0..count).chain(STUDENT_FROM..STUDENT_FROM + count).collect();
     let bar = bar(seeds.len(), "lessons")?;
-    let one = |(trunk, student): &mut (vela_policy::VlaPolicy, vela_policy::VlaPolicy),
-               seed: u64|
-     -> Result<Prefixes> {
+    let one = |(trunk, student): &mut (VlaPolicy, VlaPolicy), seed: u64| -> Result<T> {
         threads::with_threads(1, || {
             let driver = if seed < STUDENT_FROM { Driver::Expert } else { Driver::Student(student) };
-            let made = Prefixes::of_lesson(trunk, &teacher.lesson(seed, driver)?)?;
+            let made = read(trunk, &teacher.lesson(seed, driver)?)?;
             bar.inc(1);
             Ok(made)
         })
     };
     // As many at once as training has threads.
     let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads).build()?;
-    let all: Vec<Prefixes> = pool.install(|| {
+    let all = pool.install(|| {
         seeds.into_par_iter().map_init(|| (trunk.clone(), trunk.clone()), one).collect::<Result<_>>()
     })?;
     bar.finish_and_clear();
-    let all = Prefixes::join(&all)?;
-    eprintln!("{} moments", all.len());
-    if let Some(dir) = args.prefixes.parent() {
-        std::fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
-    }
-    all.save(&args.prefixes)?;
     Ok(all)
 }

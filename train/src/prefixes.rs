@@ -1,15 +1,15 @@
 //! What a frozen trunk made of moments, kept on disk: heads that share the trunk learn without running it again.
 
 use crate::batch::deltas;
-use crate::error::{Error, Result, at};
+use crate::error::{Error, Result};
+use crate::kept;
 use crate::lesson::{Example, Lesson};
 use candle_core::{DType, Device, Tensor};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
-use std::collections::HashMap;
 use std::path::Path;
 use vela_embodiment::{Frame, Observation, Policy, Stamp};
-use vela_policy::{Normaliser, Scaling, VlaPolicy};
+use vela_policy::{Normaliser, VlaPolicy};
 
 /// Moments as heads see them.
 #[derive(Clone, Debug)]
@@ -32,7 +32,7 @@ impl Prefixes {
         let (mut hidden, mut actions) = (Vec::new(), Vec::new());
         for example in &lesson.examples {
             let seen = observation(trunk, example, &lesson.instruction)?;
-            hidden.push(trunk.conditioning(&seen)?.to_dtype(DType::F16)?);
+            hidden.push(trunk.conditioning(&seen, None)?.to_dtype(DType::F16)?);
             actions.extend(deltas(example).into_iter().flatten());
         }
         let moments = hidden.len();
@@ -70,16 +70,7 @@ impl Prefixes {
 
     /// Writes one safetensors file, whole or not at all.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let trunk = self.trunk.clone().into_bytes();
-        let count = trunk.len();
-        let tensors = HashMap::from([
-            ("hidden", self.hidden.clone()),
-            ("actions", self.actions.clone()),
-            ("trunk", Tensor::from_vec(trunk, count, &Device::Cpu)?),
-        ]);
-        let partial = path.with_extension("partial");
-        candle_core::safetensors::save(&tensors, &partial)?;
-        std::fs::rename(&partial, path).map_err(at(path))
+        kept::save(path, &self.trunk, &[("hidden", &self.hidden), ("actions", &self.actions)])
     }
 
     /// Reads what [`Self::save`] wrote.
@@ -87,16 +78,10 @@ impl Prefixes {
     /// # Errors
     /// A torn file; prefixes of another trunk than that of this hash.
     pub fn load(path: &Path, trunk: &str) -> Result<Self> {
-        let mut tensors = candle_core::safetensors::load(path, &Device::Cpu)?;
-        let refuse = |why: String| Error::Parse { what: path.display().to_string(), why };
-        let mut take =
-            |name: &str| tensors.remove(name).ok_or_else(|| refuse(format!("tensor '{name}' is missing")));
-        let (hidden, actions, of) = (take("hidden")?, take("actions")?, take("trunk")?.to_vec1::<u8>()?);
-        if of != trunk.as_bytes() {
-            return Err(refuse("its prefixes are of another trunk".into()));
-        }
-        if hidden.dims3()?.0 != actions.dims3()?.0 || hidden.dtype() != DType::F16 {
-            return Err(refuse("expected as many 16-bit prefixes as actions".into()));
+        let [hidden, actions] = kept::load(path, trunk, ["hidden", "actions"])?;
+        if hidden.rank() != 3 || hidden.dtype() != DType::F16 {
+            let why = "expected 16-bit prefixes [moments, tokens, width]".into();
+            return Err(Error::Parse { what: path.display().to_string(), why });
         }
         Ok(Self { hidden, actions, trunk: trunk.to_owned() })
     }
@@ -107,22 +92,7 @@ impl Prefixes {
     /// # Errors
     /// A longer horizon than there is.
     pub fn lessons(&self, horizon: usize) -> Result<HeadLessons> {
-        let (moments, _, joints) = self.actions.dims3()?;
-        let actions = self.actions.narrow(1, 0, horizon)?.contiguous()?;
-        let rows = actions.reshape((moments * horizon, joints))?.to_vec2::<f32>()?;
-        let (mut low, mut high) = (Vec::with_capacity(joints), Vec::with_capacity(joints));
-        for joint in 0..joints {
-            let mut values: Vec<f32> = rows.iter().map(|row| row[joint]).collect();
-            values.sort_by(f32::total_cmp);
-            let at = |q: f64| values[(q * (values.len() - 1) as f64).round() as usize];
-            low.push(at(0.01));
-            high.push(at(0.99));
-        }
-        let scaling = Normaliser::new(Scaling::Quantiles, low, high, Normaliser::EPS)?;
-        scaling.check_widths("actions")?;
-        let scaled: Vec<Vec<f32>> =
-            rows.iter().map(|row| scaling.normalise(row)).collect::<vela_nn::Result<_>>()?;
-        let actions = Tensor::new(scaled, &Device::Cpu)?.reshape((moments, horizon, joints))?;
+        let (actions, scaling) = kept::scaled(&self.actions, horizon)?;
         Ok(HeadLessons { hidden: self.hidden.clone(), actions, scaling })
     }
 }
@@ -155,7 +125,7 @@ impl HeadLessons {
 }
 
 /// The observation that an example was made of; a lesson's moments carry no stamp.
-fn observation(trunk: &VlaPolicy, example: &Example, instruction: &str) -> Result<Observation> {
+pub(crate) fn observation(trunk: &VlaPolicy, example: &Example, instruction: &str) -> Result<Observation> {
     let cameras = &trunk.spec().embodiment.cameras;
     let mut rest = example.frames.as_slice();
     let mut frames = Vec::with_capacity(cameras.len());

@@ -6,7 +6,7 @@ use rand_chacha::ChaCha8Rng;
 use std::path::Path;
 use vela_embodiment::{Frame, InferOptions, Observation, Policy, Stamp};
 use vela_nn::Weights;
-use vela_policy::{BodyConfig, BodyKind, HeadCard, HeadConfig, HeadKind, HeadPolicy, VlaPolicy};
+use vela_policy::{BodyConfig, BodyKind, HeadCard, HeadConfig, HeadKind, HeadPolicy, Trained, VlaPolicy};
 use vela_train::heads::fit;
 use vela_train::two_ways::{budget, kinds, learn};
 use vela_train::{Example, HeadRun, Lesson, Prefixes, Result};
@@ -52,7 +52,7 @@ fn kept_prefixes_are_the_live_trunk_s_and_a_head_learns_from_them_and_survives_t
         instruction: lesson.instruction.clone(),
         stamp: Stamp(0),
     };
-    let live = trunk.conditioning(&seen)?;
+    let live = trunk.conditioning(&seen, None)?;
     let stored = kept.hidden.narrow(0, 6, 1)?.to_dtype(candle_core::DType::F32)?;
     let off = (&live - stored)?.abs()?.max_all()?.to_scalar::<f32>()?;
     assert!(off < 5e-3, "a 16-bit float's rounding at most: {off}");
@@ -73,7 +73,8 @@ fn kept_prefixes_are_the_live_trunk_s_and_a_head_learns_from_them_and_survives_t
     let draw = |rows: usize, rng: &mut ChaCha8Rng| lessons.draw(rows, rng);
     fit(built.as_ref(), &weights, &run, &draw, &mut |_, loss| losses.push(loss))?;
     assert!(losses[59] < 0.5 * losses[0], "{} to {}", losses[0], losses[59]);
-    let card = HeadCard { head, execute: 1, action: lessons.scaling.clone(), trunk: kept.trunk.clone() };
+    let (action, trunk_hash) = (lessons.scaling.clone(), kept.trunk.clone());
+    let card = HeadCard { head, execute: 1, action, trunk: trunk_hash, projector: None };
     let tensors: Vec<_> =
         weights.trainable().into_iter().map(|(name, var)| (name, var.as_tensor().clone())).collect();
     card.save(dir.path(), "one", &tensors)?;
@@ -82,7 +83,8 @@ fn kept_prefixes_are_the_live_trunk_s_and_a_head_learns_from_them_and_survives_t
         (policy.infer(std::slice::from_ref(&seen), &InferOptions::default())?, policy.decode(&live, 0)?);
     assert_eq!((first.actions.len(), &first.actions), (1, &again));
     let other = HeadCard { trunk: "another".into(), ..policy.card().clone() };
-    assert!(HeadPolicy::assemble(trunk, built, other, "x").is_err_and(|e| e.to_string().contains("another")));
+    let trained = Trained { head: built, projector: None };
+    assert!(HeadPolicy::assemble(trunk, trained, other, "x").is_err_and(|e| e.to_string().contains("another")));
     Ok(())
 }
 
