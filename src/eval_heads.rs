@@ -81,7 +81,6 @@ enum Part {
 }
 
 /// A line of the tabletop's table.
-#[derive(Clone)]
 struct Row {
     name: String,
     chunked: bool,
@@ -125,7 +124,7 @@ pub fn run(args: &Args) -> Result<()> {
         );
         return Ok(());
     }
-    print(args, &[rows, under].concat(), &ways);
+    print(args, [("head", &rows), ("projector", &under)], &ways);
     Ok(())
 }
 
@@ -210,30 +209,11 @@ fn way((head, Learnt { tally, ways }): &(&str, Learnt)) -> Value {
     json!({"head": head, "rate": tally.rate, "left": tally.left, "right": tally.right, "jerk": tally.jerk, "ways": ways})
 }
 
-fn print(args: &Args, rows: &[Row], ways: &[(&str, Learnt)]) {
-    if !rows.is_empty() {
-        println!(
-            "{:<13} {:<7} {:>9} {:>7}   {:<15} {:>9} {:>8} {:>7} {:>8}",
-            "head", "chunks", "successes", "rate", "95 % interval", "chunk ms", "head ms", "jerk", "bytes"
-        );
+fn print(args: &Args, tables: [(&str, &[Row]); 2], ways: &[(&str, Learnt)]) {
+    for (first, rows) in tables {
+        table(first, rows);
     }
-    for row in rows {
-        let p = &row.played;
-        let [low, high] = wilson95(p.successes(), p.episodes());
-        println!(
-            "{:<13} {:<7} {:>9} {:>5.1} %   {:<15} {:>9.1} {:>8.1} {:>7.2} {:>8}",
-            row.name,
-            if row.chunked { "yes" } else { "no" },
-            format!("{}/{}", p.successes(), p.episodes()),
-            p.rate() * 1e2,
-            format!("{:.1} - {:.1} %", low * 1e2, high * 1e2),
-            quantile(&p.infer_secs, 0.5) * 1e3,
-            row.head_ms,
-            p.jerk(),
-            row.bytes
-        );
-    }
-    if !rows.is_empty() {
+    if tables.iter().any(|(_, rows)| !rows.is_empty()) {
         println!(
             "chunk ms: trunk and head, head ms: the head alone, medians on one thread; jerk: rms third difference of"
         );
@@ -252,6 +232,32 @@ fn print(args: &Args, rows: &[Row], ways: &[(&str, Learnt)]) {
             tally.left,
             tally.right,
             tally.jerk
+        );
+    }
+}
+
+/// Rows under a header whose first column is `first`; nothing without rows.
+fn table(first: &str, rows: &[Row]) {
+    if !rows.is_empty() {
+        println!(
+            "{:<13} {:<7} {:>9} {:>7}   {:<15} {:>9} {:>8} {:>7} {:>8}",
+            first, "chunks", "successes", "rate", "95 % interval", "chunk ms", "head ms", "jerk", "bytes"
+        );
+    }
+    for row in rows {
+        let p = &row.played;
+        let [low, high] = wilson95(p.successes(), p.episodes());
+        println!(
+            "{:<13} {:<7} {:>9} {:>5.1} %   {:<15} {:>9.1} {:>8.1} {:>7.2} {:>8}",
+            row.name,
+            if row.chunked { "yes" } else { "no" },
+            format!("{}/{}", p.successes(), p.episodes()),
+            p.rate() * 1e2,
+            format!("{:.1} - {:.1} %", low * 1e2, high * 1e2),
+            quantile(&p.infer_secs, 0.5) * 1e3,
+            row.head_ms,
+            p.jerk(),
+            row.bytes
         );
     }
 }

@@ -23,7 +23,7 @@ fn the_heads_that_ship_play_and_the_two_ways_are_judged() -> Outcome {
         "--episodes",
         "2",
         "--heads",
-        "regression-chunk,flow-step",
+        "regression-chunk,flow-step,flow-pixel-shuffle,flow-q-former",
         "--two-ways-steps",
         "2",
         "--scenes",
@@ -40,11 +40,34 @@ fn the_heads_that_ship_play_and_the_two_ways_are_judged() -> Outcome {
             "{row}"
         );
     }
+    let projectors = report["projectors"].as_array().ok_or("no projectors")?;
+    let names: Vec<&str> = projectors.iter().filter_map(|row| row["projector"].as_str()).collect();
+    assert_eq!(names, ["pixel-shuffle", "q-former"]);
+    for row in projectors {
+        let positive = |key: &str| row[key].as_f64().is_some_and(|x| x > 0.0);
+        let figures = ["chunk_ms", "head_ms", "jerk", "bytes", "projector_parameters"];
+        assert!(row["rate"].is_number() && figures.into_iter().all(positive), "{row}");
+        assert_eq!((&row["head"], &row["tokens_per_picture"]), (&"flow".into(), &36.into()));
+        assert_eq!(row["ci95"].as_array().map(Vec::len), Some(2), "{row}");
+    }
     let ways = report["two_ways"].as_array().ok_or("no ways")?;
     let names: Vec<&str> = ways.iter().filter_map(|row| row["head"].as_str()).collect();
     assert_eq!(names, ["tokens", "tokens_at_once", "fast", "regression", "diffusion", "flow"]);
     let counted = |row: &Value| row["rate"].is_number() && row["left"].is_u64() && row["right"].is_u64();
     assert!(ways.iter().all(counted), "{ways:?}");
+    Ok(())
+}
+
+#[test]
+fn an_unknown_head_is_refused_with_those_that_are_known() -> Outcome {
+    let out = Command::new(env!("CARGO_BIN_EXE_vela"))
+        .args(["eval", "heads", "--heads", "flow-mlp,flow-linear"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()?;
+    let why = String::from_utf8_lossy(&out.stderr).into_owned();
+    let told =
+        why.contains("unknown head 'flow-linear'") && why.contains("flow-step") && why.contains("flow-mlp");
+    assert!(out.status.code() == Some(1) && told, "{why}");
     Ok(())
 }
 
