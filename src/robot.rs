@@ -160,13 +160,18 @@ pub fn run(args: &Args) -> Result<()> {
             Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => break,
         }
     }
-    let report = controller.wait().report;
+    let ended = controller.wait();
+    let (report, gripper) = (ended.report, ended.arm.and_then(|arm| arm.gripper_report()));
     if args.json {
         let answer = json!({"state": words(&report.state), "ticks": report.ticks, "ticks_late": report.late_ticks,
-            "ticks_held": report.held_ticks, "real_time": report.real_time, "chunks": report.chunks, "trips": report.trips});
+            "ticks_held": report.held_ticks, "real_time": report.real_time, "chunks": report.chunks, "trips": report.trips,
+            "gripper": gripper});
         println!("{answer}");
     } else {
         println!("{} after {} ticks, {} chunks", words(&report.state), report.ticks, report.chunks);
+        if let Some(gripper) = gripper {
+            println!("{gripper}");
+        }
     }
     if let Some(leading) = leading {
         leading.finish()?;

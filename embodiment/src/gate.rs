@@ -188,7 +188,8 @@ impl SafetyGate {
             self.asked.clone_from(&self.targets);
             self.paces.clone_from(&self.speeds);
         }
-        Verdict { action: Checked(Action { joint_targets: self.targets.clone() }), held, trips }
+        let action = Checked { value: Action { joint_targets: self.targets.clone() }, held };
+        Verdict { action, held, trips }
     }
 
     fn refusal(&mut self, asked: Option<(&Action, Stamp)>, now: Stamp) -> Option<(TripReason, String)> {

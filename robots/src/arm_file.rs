@@ -3,6 +3,7 @@
 use crate::feetech::{Calibration, ServoArm, ServoConfig};
 use crate::ros2::cameras::CameraTopic;
 use crate::ros2::driver::{RosArm, RosConfig};
+use crate::ros2::gripper::GripperReport;
 use crate::units::{InUnits, PolicyUnits};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -135,6 +136,14 @@ pub enum RealArm {
 }
 
 impl RealArm {
+    /// How the goals of a gripper with a ROS 2 action went.
+    pub fn gripper_report(&self) -> Option<GripperReport> {
+        match self {
+            Self::Servos(_) => None,
+            Self::Ros2(arm) => arm.gripper_report(),
+        }
+    }
+
     fn side(&mut self) -> &mut dyn JointSide {
         match self {
             Self::Servos(arm) => arm.as_mut(),

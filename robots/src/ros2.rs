@@ -3,14 +3,17 @@
 //! [`Node`] gives any arm of ours that voice; [`driver`] and [`cameras`] drive an arm that has it already. Stamps are
 //! the arm's own clock, as in simulation time: no wall clock leaves this machine.
 
+pub mod actions;
 pub mod cameras;
 mod commanders;
 pub mod driver;
+pub mod gripper;
 mod inlets;
 pub mod keys;
 pub mod messages;
 mod node;
 mod picture;
+mod service;
 mod trajectory;
 mod witness;
 

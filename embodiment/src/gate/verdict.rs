@@ -5,17 +5,25 @@ use serde::{Deserialize, Serialize};
 
 /// A value that the gate has passed. Nobody else can make one.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Checked<T>(pub(in crate::gate) T);
+pub struct Checked<T> {
+    pub(in crate::gate) value: T,
+    pub(in crate::gate) held: bool,
+}
 
 impl<T> Checked<T> {
     /// What was passed.
     pub fn get(&self) -> &T {
-        &self.0
+        &self.value
     }
 
     /// Takes what was passed.
     pub fn into_inner(self) -> T {
-        self.0
+        self.value
+    }
+
+    /// Whether it is a hold in place of what was asked: a driver whose commands outlive a tick ends them.
+    pub fn held(&self) -> bool {
+        self.held
     }
 }
 

@@ -1,8 +1,9 @@
-//! An arm that speaks ROS 2 over zenoh, driven: joint states in; trajectories or forward commands out.
+//! An arm that speaks ROS 2 over zenoh, driven: joint states in; trajectories, forward commands or a gripper's goals out.
 //!
 //! The arm is known by its topics; stamps are given here, on arrival, because no wall clock crosses machines. Every
 //! target that is sent has passed the gate like that of any other arm.
 
+use super::gripper::{GripperAction, GripperReport, GripperWay};
 use super::keys::{self, Distribution, EndpointKind, MessageType, Topic};
 use super::messages::{
     self, Float64MultiArray, Header, JointState, JointTrajectory, Layout, Time, TrajectoryPoint,
@@ -56,7 +57,7 @@ pub struct Command {
 }
 
 /// The topics of an arm.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RosConfig {
     /// The ROS domain.
@@ -69,6 +70,8 @@ pub struct RosConfig {
     pub command: Command,
     /// The gripper's own controller, if it has one.
     pub gripper: Option<Command>,
+    /// Or the gripper's action.
+    pub gripper_action: Option<GripperAction>,
     /// The arm's own names of our joints, where they differ.
     pub joint_names: BTreeMap<String, String>,
     /// `std_msgs/msg/Bool`: true presses the emergency stop.
@@ -85,6 +88,7 @@ impl Default for RosConfig {
             joint_states: "/joint_states".into(),
             command: Command { kind: CommandKind::Trajectory, topic: TRAJECTORY.into(), joints: Vec::new() },
             gripper: None,
+            gripper_action: None,
             joint_names: BTreeMap::new(),
             emergency_stop: EMERGENCY_STOP.into(),
             describe: false,
@@ -102,27 +106,39 @@ impl RosConfig {
         Ok(embodiment.joint_names().iter().map(own).collect())
     }
 
-    /// Its controllers with the places of their joints: every joint has exactly one.
+    /// Its controllers with the places of their joints: every joint has exactly one, but a gripper with an action.
     ///
     /// # Errors
-    /// A joint is unknown, missing, or commanded twice; a gripper's controller for a robot without a gripper.
+    /// A joint is unknown, missing, or commanded twice; the gripper has two controllers, or one and the robot no gripper.
     pub fn controllers(&self, embodiment: &Embodiment) -> Result<Vec<(&Command, Vec<usize>)>> {
-        let gripper = match (&self.gripper, &embodiment.gripper) {
-            (None, _) => None,
-            (Some(command), Some(gripper)) => Some((command, embodiment.joint_index(&gripper.joint)?)),
-            (Some(_), None) => {
-                let why = format!("the robot '{}' has no gripper", embodiment.name);
-                return Err(Error::Parse { what: "ros2.gripper".into(), why });
-            }
-        };
-        let alone = gripper.map(|(_, place)| place);
+        let alone = self.gripper_place(embodiment)?;
         let rest: Vec<usize> = (0..embodiment.joints.len()).filter(|k| Some(*k) != alone).collect();
         let mut controllers =
             vec![(&self.command, ordered("ros2.command", &self.command, rest, embodiment)?)];
-        if let Some((command, place)) = gripper {
+        if let (Some(command), Some(place)) = (&self.gripper, alone) {
             controllers.push((command, ordered("ros2.gripper", command, vec![place], embodiment)?));
         }
         Ok(controllers)
+    }
+
+    /// The place of the gripper's joint, if the gripper has a controller or an action of its own.
+    fn gripper_place(&self, embodiment: &Embodiment) -> Result<Option<usize>> {
+        let refuse = |what: &str, why: String| Err(Error::Parse { what: what.into(), why });
+        let what = match (&self.gripper, &self.gripper_action) {
+            (None, None) => return Ok(None),
+            (Some(_), None) => "ros2.gripper",
+            (None, Some(action)) => {
+                action.check()?;
+                "ros2.gripper_action"
+            }
+            (Some(_), Some(_)) => {
+                return refuse("ros2", "expected [ros2.gripper] or [ros2.gripper_action], got both".into());
+            }
+        };
+        match &embodiment.gripper {
+            Some(gripper) => Ok(Some(embodiment.joint_index(&gripper.joint)?)),
+            None => refuse(what, format!("the robot '{}' has no gripper", embodiment.name)),
+        }
     }
 }
 
@@ -166,16 +182,17 @@ pub struct RosArm {
     /// The newest of it that the control loop has seen: it never waits for whoever is hearing the next.
     last: Heard,
     ways: Vec<Way>,
+    gripper: Option<GripperWay>,
     clock: Arc<MonotonicClock>,
     _inlet: Subscriber<()>,
     _tokens: Vec<LivelinessToken>,
 }
 
 impl RosArm {
-    /// Listens to the arm and waits for its first joints, at most `wait_secs`.
+    /// Listens to the arm and waits for its first joints and its gripper's controller, at most `wait_secs`.
     ///
     /// # Errors
-    /// No joints came, or not ours; a configured joint is unknown; the session is closed.
+    /// No joints came, or not ours; nobody serves the gripper's action; a configured joint is unknown; the session is closed.
     pub fn connect(
         session: &Session,
         embodiment: &Embodiment,
@@ -198,6 +215,12 @@ impl RosArm {
             });
         }
         let clock = Arc::new(MonotonicClock::new());
+        let gripper = match (&config.gripper_action, config.gripper_place(embodiment)?) {
+            (Some(action), Some(place)) => {
+                Some(GripperWay::open(&mut declaring, action, &embodiment.joints[place], place, &clock)?)
+            }
+            _ => None,
+        };
         let heard = Arc::new(Mutex::new(None));
         let key = keys::any_type(config.domain, &config.joint_states);
         let inlet = session
@@ -219,17 +242,30 @@ impl RosArm {
             .map_err(|e| failed(&key, e))?;
         let embodiment = embodiment.clone();
         let tokens = declaring.done();
-        let mut arm = Self { embodiment, heard, last: None, ways, clock, _inlet: inlet, _tokens: tokens };
+        let mut arm =
+            Self { embodiment, heard, last: None, ways, gripper, clock, _inlet: inlet, _tokens: tokens };
         let deadline = arm.clock.now().plus_secs(wait_secs);
         loop {
             match arm.joints() {
-                Ok(_) => return Ok(arm),
+                Ok(reading) => {
+                    if let Some(gripper) = &mut arm.gripper {
+                        gripper.stands_at(reading.positions[gripper.place]);
+                    }
+                    return Ok(arm);
+                }
                 Err(error) if arm.clock.now() >= deadline => {
                     return Err(Error::Link(format!("within {wait_secs:.1} s: {error}")));
                 }
                 Err(_) => std::thread::sleep(Duration::from_millis(10)),
             }
         }
+    }
+}
+
+impl RosArm {
+    /// How the gripper's goals went, if it has an action.
+    pub fn gripper_report(&self) -> Option<GripperReport> {
+        self.gripper.as_ref().map(GripperWay::report)
     }
 }
 
@@ -243,15 +279,23 @@ impl JointSide for RosArm {
             self.last.clone_from(&heard);
         }
         match &self.last {
-            Some(Ok(reading)) => Ok(reading.clone()),
+            // An arm whose gripper cannot be commanded holds.
+            Some(Ok(reading)) => match self.gripper.as_mut().and_then(GripperWay::trouble) {
+                Some(why) => Err(Error::Robot(format!("the arm's gripper: {why}"))),
+                None => Ok(reading.clone()),
+            },
             Some(Err(why)) => Err(Error::Robot(format!("the arm's joint states: {why}"))),
             None => Err(Error::Robot("no joint states came from the arm".into())),
         }
     }
 
     fn apply(&mut self, action: Checked<Action>) -> Result<Applied> {
+        let held = action.held();
         let joint_targets = action.into_inner().joint_targets;
         let stamp = self.clock.now();
+        if let Some(gripper) = &mut self.gripper {
+            gripper.follow(joint_targets[gripper.place], held, stamp);
+        }
         for way in &mut self.ways {
             let positions: Vec<f64> = way.places.iter().map(|place| joint_targets[*place]).collect();
             match way.kind {

@@ -84,12 +84,33 @@ pub const TF_MESSAGE: MessageType = MessageType {
     hash: "RIHS01_e369d0f05a23ae52508854b66f6aa0437f3449d652e8cbf22d5abe85d020f087",
 };
 
+/// `control_msgs/action/GripperCommand`: the service that takes its goals.
+pub const GRIPPER_SEND_GOAL: MessageType = MessageType {
+    dds: "control_msgs::action::dds_::GripperCommand_SendGoal_",
+    hash: "RIHS01_6bf8cc4ce80cd499e7dd3258c03c50c3fa6672b469ff8355339ef1df77fcd212",
+};
+/// The one that answers when a goal has ended.
+pub const GRIPPER_GET_RESULT: MessageType = MessageType {
+    dds: "control_msgs::action::dds_::GripperCommand_GetResult_",
+    hash: "RIHS01_7e60a7606063d4a2728d21badac099e68b734a196ac3ab42d1d4c668eb0bb3cd",
+};
+/// What is told while a goal is on its way.
+pub const GRIPPER_FEEDBACK: MessageType = MessageType {
+    dds: "control_msgs::action::dds_::GripperCommand_FeedbackMessage_",
+    hash: "RIHS01_392ff03fcd872f9dc2405cbeb2897fcf011ad9998458b6aa85c603b8a49e431d",
+};
+/// `action_msgs/srv/CancelGoal`, of every action.
+pub const CANCEL_GOAL: MessageType = MessageType {
+    dds: "action_msgs::srv::dds_::CancelGoal_",
+    hash: "RIHS01_573d8b0a534451d7bc2ac8c5ffde8ac14b8593b7001175d0cd6516dcbeb8689a",
+};
+
 /// The key expression of a topic with any type and any hash: distributions differ in the hash and not in the message.
 pub fn any_type(domain: u32, topic: &str) -> String {
     format!("{domain}/{}/*/*", topic.trim_matches('/'))
 }
 
-/// A topic with its type and its quality of service.
+/// A topic or a service with its type and its quality of service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Topic {
     /// With its leading slash.
@@ -99,7 +120,7 @@ pub struct Topic {
 }
 
 impl Topic {
-    /// A reliable, volatile topic that keeps the last ten.
+    /// A reliable, volatile topic or service that keeps the last ten.
     pub fn new(name: &str, message: &MessageType) -> Self {
         Self { name: name.to_owned(), message: *message, best_effort: false }
     }
@@ -117,6 +138,11 @@ impl Topic {
         self
     }
 
+    /// Its type and the type's hash, as they end its key.
+    pub fn type_and_hash(&self) -> String {
+        format!("{}/{}", self.message.dds, self.message.hash)
+    }
+
     /// Whether it is a sensor's.
     pub fn is_best_effort(&self) -> bool {
         self.best_effort
@@ -124,7 +150,7 @@ impl Topic {
 
     /// Its key expression.
     pub fn key(&self, domain: u32) -> String {
-        format!("{domain}/{}/{}/{}", self.name.trim_matches('/'), self.message.dds, self.message.hash)
+        format!("{domain}/{}/{}", self.name.trim_matches('/'), self.type_and_hash())
     }
 
     fn qos(&self) -> &'static str {
@@ -140,6 +166,27 @@ pub enum EndpointKind {
     Publisher,
     /// Subscribes.
     Subscription,
+    /// Answers the requests of a service.
+    Server,
+    /// Sends requests to a service.
+    Client,
+}
+
+impl EndpointKind {
+    /// Its word in a token.
+    fn word(self) -> &'static str {
+        match self {
+            Self::Publisher => "MP",
+            Self::Subscription => "MS",
+            Self::Server => "SS",
+            Self::Client => "SC",
+        }
+    }
+}
+
+/// The tokens of everyone who answers a service, whatever its type.
+pub fn servers(domain: u32, service: &str) -> String {
+    format!("@ros2_lv/{domain}/*/*/*/SS/*/*/*/{}/*/*/*", service.replace('/', "%"))
 }
 
 /// A node and its place in the graph; number 0 of its session.
@@ -163,10 +210,7 @@ impl Entity {
 
     /// The token of one of its endpoints; `number` is unique in the session and not 0.
     pub fn endpoint_token(&self, number: u32, kind: EndpointKind, topic: &Topic) -> String {
-        let kind = match kind {
-            EndpointKind::Publisher => "MP",
-            EndpointKind::Subscription => "MS",
-        };
+        let kind = kind.word();
         let (domain, zid, name) = (self.domain, &self.zid, &self.name);
         let (topic_name, message) = (topic.name.replace('/', "%"), topic.message);
         let (dds, hash, qos) = (message.dds, message.hash, topic.qos());
@@ -240,6 +284,10 @@ mod tests {
             FLOAT64_MULTI_ARRAY,
             JOINT_TRAJECTORY,
             TF_MESSAGE,
+            GRIPPER_SEND_GOAL,
+            GRIPPER_GET_RESULT,
+            GRIPPER_FEEDBACK,
+            CANCEL_GOAL,
         ];
         assert_eq!(hashes.len(), known.len());
         for message in known {

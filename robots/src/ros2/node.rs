@@ -90,6 +90,10 @@ impl<'a> Declaring<'a> {
         self.domain
     }
 
+    pub(super) fn distribution(&self) -> Distribution {
+        self.distribution
+    }
+
     pub(super) fn done(self) -> Vec<LivelinessToken> {
         self.tokens
     }

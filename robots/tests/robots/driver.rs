@@ -183,6 +183,16 @@ fn the_file_of_an_arm_names_one_way_to_reach_it_and_never_widens() -> Result<()>
     );
     let odd = said("[ros2.command]\nkind = 'effort'\ntopic = '/c'")?;
     assert!(odd.contains("`effort`") && odd.contains("`forward`"), "{odd}");
+    let action = "[ros2.gripper_action]\nname = '/g/gripper_cmd'\nmax_effort = 5.0\n";
+    assert!(said(action)?.contains("max_effort: 5.0, min_change: None, max_hz: 5.0"), "{}", said(action)?);
+    let twice = said(&format!("{action}[ros2.gripper]\nkind = 'forward'\ntopic = '/c'"))?;
+    assert!(twice.contains("expected [ros2.gripper] or [ros2.gripper_action], got both"), "{twice}");
+    let slow = said(&action.replace("max_effort = 5.0", "max_effort = 5.0\nmax_hz = 0.0"))?;
+    assert!(
+        slow.contains("ros2.gripper_action.max_hz: expected more than 0 goals a second, got 0"),
+        "{slow}"
+    );
+    assert!(said(&action.replace("max_effort = 5.0", ""))?.contains("missing field `max_effort`"));
     assert!(said("[ros2]\n[cameras.front]\ntopic = '/f'\nkind = 'raw'")?.contains("kind: Raw"));
     assert!(said("")?.contains("expected either [servos]"));
     assert!(said("[servos]\nport = '/dev/ttyACM0'")?.contains("with a calibration"));

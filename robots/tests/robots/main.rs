@@ -9,6 +9,7 @@ mod driver;
 mod emulator;
 mod external;
 mod faults;
+mod gripper;
 mod link;
 mod rollout;
 mod ros2;
