@@ -19,8 +19,14 @@ use std::sync::OnceLock;
 pub const ROWS: usize = 16;
 /// Columns of a block.
 pub const BLOCK: usize = 32;
-/// Rows of activations that a full tile holds where there are 32 vector registers; else, and of what is left over, four.
+/// Rows of activations that a full tile holds where there are 32 vector registers.
 pub const TILE: usize = 12;
+/// The same where there are 16, for weights in up to eight bits.
+pub const SHORT_TILE: usize = 8;
+/// The same for eight bits in the reduced range.
+pub const NARROW_TILE: usize = 4;
+/// Rows that tiles of weights in up to eight bits may have.
+pub const HEIGHTS: [usize; 7] = [TILE, SHORT_TILE, 6, NARROW_TILE, 3, 2, 1];
 /// The same where there are 16, for weights in floating point: twelve sums, as many as have a register.
 pub const FLOAT_TILE: usize = 6;
 
@@ -182,12 +188,12 @@ unsafe fn sweep_by_format<S: Simd>(
                         11 if float => tile::<S, FORMAT, 11>(weight, group, x, to, out),
                         10 if float => tile::<S, FORMAT, 10>(weight, group, x, to, out),
                         9 if float => tile::<S, FORMAT, 9>(weight, group, x, to, out),
-                        8 if float => tile::<S, FORMAT, 8>(weight, group, x, to, out),
+                        8 => tile::<S, FORMAT, 8>(weight, group, x, to, out),
                         7 if float => tile::<S, FORMAT, 7>(weight, group, x, to, out),
-                        6 if float => tile::<S, FORMAT, 6>(weight, group, x, to, out),
+                        6 => tile::<S, FORMAT, 6>(weight, group, x, to, out),
                         5 if float => tile::<S, FORMAT, 5>(weight, group, x, to, out),
-                        3 if float => tile::<S, FORMAT, 3>(weight, group, x, to, out),
-                        2 if float => tile::<S, FORMAT, 2>(weight, group, x, to, out),
+                        3 => tile::<S, FORMAT, 3>(weight, group, x, to, out),
+                        2 => tile::<S, FORMAT, 2>(weight, group, x, to, out),
                         4 => tile::<S, FORMAT, 4>(weight, group, x, to, out),
                         _ => tile::<S, FORMAT, 1>(weight, group, x, to, out),
                     }
@@ -258,7 +264,7 @@ unsafe fn quantised_tile<S: Simd, const FORMAT: u32, const T: usize>(
 ) -> [S::Floats; T] {
     /// Blocks ahead of the one in work whose memory is asked for, when each is used only once.
     const AHEAD: usize = 14;
-    let blocks = x.columns / BLOCK;
+    let (blocks, once) = (x.columns / BLOCK, x.tiles.len() == 1);
     let (quants, scales) = weight.group(group);
     let layout = weight.layout();
     assert!(quants.len() == blocks * layout.quant_bytes);
@@ -270,7 +276,7 @@ unsafe fn quantised_tile<S: Simd, const FORMAT: u32, const T: usize>(
         let mut sums = [S::splat(0.0); T];
         for block in 0..blocks {
             let from = quants.add(block * layout.quant_bytes);
-            if T == 1 {
+            if T == 1 || once {
                 for line in 0..layout.quant_bytes / 64 {
                     S::prefetch(from.wrapping_add(AHEAD * layout.quant_bytes + 64 * line));
                 }
@@ -436,6 +442,10 @@ unsafe fn dots<S: Simd, const FORMAT: u32, const T: usize>(
                     } else {
                         pairs[0] = S::dot::<false>(pairs[0], w[0], x);
                         pairs[second] = S::dot::<false>(pairs[second], w[1], x.add(16));
+                    }
+                    pairs[0] = S::settled_pairs(pairs[0]);
+                    if second == 1 {
+                        pairs[1] = S::settled_pairs(pairs[1]);
                     }
                 }
             }

@@ -5,7 +5,7 @@
 //! row decides for itself, so that it gives the same in any batch).
 
 use super::data::Shared;
-use super::quant::{BLOCK, FLOAT_TILE, Level, TILE, levels};
+use super::quant::{BLOCK, FLOAT_TILE, HEIGHTS, Level, NARROW_TILE, SHORT_TILE, TILE, levels};
 use super::quant_pack::Packed;
 use crate::threads;
 
@@ -70,7 +70,7 @@ impl Activations {
         }
         let level = levels()[levels().len() - 1];
         let most = most(level, weights);
-        let mut tiles = tiles(rows, level, cells.is_empty());
+        let mut tiles = tiles(rows, height(level, weights), cells.is_empty());
         {
             let (blocks, all_floats, count) = (cells.len() / rows.max(1), !floats.is_empty(), tiles.len());
             let (cells, floats) = (Shared::new(&mut cells), Shared::new(&mut floats));
@@ -118,21 +118,28 @@ pub fn most(level: Level, weights: &[&Packed]) -> f32 {
     }
 }
 
-/// Splits rows into tiles: for weights in floating point into as few as can be, of equal size but for one row.
-fn tiles(rows: usize, level: Level, float: bool) -> Vec<Tile> {
-    let most = match level {
+/// Rows of a full tile.
+fn height(level: Level, weights: &[&Packed]) -> usize {
+    match level {
         #[cfg(target_arch = "x86_64")]
         Level::Vnni => TILE,
-        _ if float => FLOAT_TILE,
-        _ => 4,
-    };
+        _ if weights.iter().all(|w| w.layout().float) => FLOAT_TILE,
+        _ if weights.iter().any(|w| w.is_narrow()) => NARROW_TILE,
+        _ => SHORT_TILE,
+    }
+}
+
+/// Splits rows into tiles of at most `most`: for weights in floating point into as few as can be, of equal size but for one
+/// row; else as [`HEIGHTS`] has them, so that none is left with a single row if there are more.
+fn tiles(rows: usize, most: usize, float: bool) -> Vec<Tile> {
     let mut tiles = Vec::with_capacity(rows / 4 + 4);
     let mut start = 0;
     while start < rows {
         let left = rows - start;
-        let count = match [most, 4].into_iter().find(|count| *count <= left) {
-            _ if float => left.div_ceil(left.div_ceil(most)),
-            found => found.unwrap_or(1),
+        let fits = |count: &usize| *count <= most && (*count == left || *count + 1 < left);
+        let count = match float {
+            true => left.div_ceil(left.div_ceil(most)),
+            false => HEIGHTS.into_iter().find(fits).unwrap_or(1),
         };
         tiles.push(Tile { start, count, outliers: Vec::new() });
         start += count;

@@ -46,6 +46,11 @@ pub unsafe trait Simd {
     unsafe fn settled(i: Self::Ints) -> Self::Ints {
         i
     }
+    /// The same of sums of few products.
+    #[inline(always)]
+    unsafe fn settled_pairs(pairs: Self::Pairs) -> Self::Pairs {
+        pairs
+    }
     unsafe fn floats(i: Self::Ints) -> Self::Floats;
     /// Column `i` of the four, of each row, as unsigned numbers.
     unsafe fn column(b: Self::Bytes, i: usize) -> Self::Floats;
@@ -479,6 +484,11 @@ mod x86 {
         unsafe fn settled(i: Two) -> Two {
             // SAFETY: as above.
             unsafe { settle(i) }
+        }
+        #[inline(always)]
+        unsafe fn settled_pairs(pairs: Two) -> Two {
+            // SAFETY: as above.
+            unsafe { settle(pairs) }
         }
         #[inline(always)]
         unsafe fn floats(i: Two) -> [__m256; 2] {
