@@ -65,18 +65,18 @@ impl VlaPolicy {
     /// # Errors
     /// Those of [`Self::load`].
     pub fn load_kept(dir: &Path, storage: Storage) -> Result<Self> {
-        Self::load_with(dir, storage.load(dir)?)
+        Self::load_with(dir, || storage.load(dir))
     }
 
-    /// The same with the folder's weights in hand.
-    pub(crate) fn load_with(dir: &Path, weights: Weights) -> Result<Self> {
+    /// The same with the folder's weights from elsewhere; they are asked for when the rest has been read.
+    pub(crate) fn load_with(dir: &Path, weights: impl FnOnce() -> Result<Weights>) -> Result<Self> {
         let read = |name: &str| {
             let path = dir.join(name);
             std::fs::read(&path).map_err(|source| Error::Io { path, source })
         };
         let [config, tokenizer, embodiment, _] = FILES;
         let (config, tokenizer, embodiment) = (read(config)?, read(tokenizer)?, read(embodiment)?);
-        let weights = || Ok((weights, hash_of_file(&weights_file(dir))?));
+        let weights = || Ok((weights()?, hash_of_file(&weights_file(dir))?));
         Self::of_files([&config, &tokenizer, &embodiment], weights)
     }
 

@@ -68,7 +68,7 @@ impl VlaParts {
         let stored = constants.replaced(HashMap::new())?;
         let policy = match names {
             Names::Ours => {
-                let policy = VlaPolicy::load_with(dir, stored)?;
+                let policy = VlaPolicy::load_with(dir, || Ok(stored))?;
                 let own = &vela_embodiment::Policy::spec(&policy).embodiment;
                 own.require_same(robot).map_err(Error::invalid)?;
                 policy
