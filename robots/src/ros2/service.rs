@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use vela_embodiment::{Error, Result, Stamp};
-use zenoh::qos::CongestionControl;
+use zenoh::qos::{CongestionControl, Priority};
 use zenoh::query::{ConsolidationMode, QueryTarget, Reply};
 use zenoh::{Session, Wait};
 
@@ -67,7 +67,10 @@ impl ServiceClient {
             .attachment(attachment.encode().as_slice())
             .target(QueryTarget::AllComplete)
             .consolidation(ConsolidationMode::None)
-            .congestion_control(CongestionControl::Drop)
+            // The answer goes the same way: beside pictures it would be dropped, and a goal must not be. In a queue of
+            // their own a few requests a second find room at once.
+            .congestion_control(CongestionControl::Block)
+            .priority(Priority::InteractiveHigh)
             .express(true)
             .timeout(patience)
             .callback(move |reply: Reply| {
