@@ -182,9 +182,11 @@ class Served:
         be randomised is asked for with the option `randomise`."""
         if task not in self.environments:
             self.environments[task] = self.make(task)
-        self.env, self.task, self.tick = self.environments[task], task, 0
+        # An environment that cannot be reset leaves no episode behind.
+        self.env, env = None, self.environments[task]
         asked = {"options": {"randomise": True}} if randomise else {}
-        self.observation, _ = self.env.reset(seed=seed, **asked)
+        self.observation, _ = env.reset(seed=seed, **asked)
+        self.env, self.task, self.tick = env, task, 0
         self.done, self.ended, self.labelled = False, False, None
         self.applied = self.measured()
         return self.moment()

@@ -1,4 +1,5 @@
-"""Meta-World as a robot for vela: every task by its name, its scripted experts, the view `corner4`.
+"""Meta-World as a robot for vela: every task by its name, its scripted experts, two views that cross: `corner4` and
+`front`.
 
     pip install ./robots/python metaworld         # MUJOCO_GL=egl or osmesa without a screen
     python robots/python/examples/meta_world.py
@@ -21,7 +22,11 @@ from metaworld.policies import ENV_POLICY_MAP
 
 from vela_gym import Joint, Robot, Served
 
-CAMERA, SIZE = "corner4", 96
+SIZE = 96
+# `corner4` is the suite's own. `front` is ours: from the far side of the table, across the way of `corner4`, so that the
+# two together say how far a point is; narrow, so that a marked point is five pixels wide. Degrees and m.
+FRONT = {"lookat": (0.0, 0.72, 0.15), "distance": 1.25, "azimuth": -135.0, "elevation": -30.0}
+FRONT_FOVY = 38.0
 # The hand's guide goes this far at most in one step, m.
 STEP = 0.01
 # A shaken hand is off by this share of a step (one standard deviation), of which so much is left after a step; what has
@@ -51,6 +56,10 @@ class Table:
         self.action_space = self.env.action_space
         model = self.env.model
         model.vis.quality.shadowsize, model.vis.quality.offsamples = 0, 0
+        model.vis.global_.fovy = FRONT_FOVY
+        self.front = mujoco.MjvCamera()
+        for name, value in FRONT.items():
+            setattr(self.front, name, value)
         self.renderer, self.steps, self.shaken, self.off = None, 0, None, np.zeros(3)
 
     def reset(self, seed, options=None):
@@ -75,14 +84,15 @@ class Table:
     def guide(self):
         return self.env.data.mocap_pos[0].copy()
 
-    def picture(self):
+    def picture(self, camera):
         if self.renderer is None:
             self.renderer = mujoco.Renderer(self.env.model, SIZE, SIZE)
-        self.renderer.update_scene(self.env.data, camera=CAMERA)
+        self.renderer.update_scene(self.env.data, camera=self.front if camera == "front" else camera)
         for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
             self.renderer.scene.flags[flag] = 0
-        # The camera stands on its head.
-        return self.renderer.render()[::-1].copy()
+        rgb = self.renderer.render()
+        # The suite's camera stands on its head.
+        return rgb.copy() if camera == "front" else rgb[::-1].copy()
 
 
 def action(env, targets):
@@ -105,12 +115,13 @@ def served():
         Joint("hand_z", 0.0, 0.6, **slide),
         Joint("fingers", 0.0, 1.0, velocity=90.0, acceleration=15000.0, kind="prismatic"),
     ]
-    robot = Robot("metaworld", joints, {CAMERA: (SIZE, SIZE)}, control_hz=80.0)
+    cameras = {name: (SIZE, SIZE) for name in ("corner4", "front")}
+    robot = Robot("metaworld", joints, cameras, control_hz=80.0)
     return Served(
         Table,
         robot,
         joints=lambda env, seen, count: seen[:4],
-        picture=lambda env, seen, camera: env.picture(),
+        picture=lambda env, seen, camera: env.picture(camera),
         action=action,
         sentence=lambda env, task: SENTENCES.get(task, task.removesuffix("-v3").replace("-", " ")),
         expert=expert,
