@@ -37,10 +37,12 @@ for k in range(2):
     trajectory.points.append(point)
 (out / "joint_trajectory.cdr").write_bytes(serialize_message(trajectory))
 
-hashes = {}
+# What make_gripper_golden.py has found stays.
+kept = out / "type_hashes.json"
+hashes = json.loads(kept.read_text()) if kept.exists() else {}
 for package, name in [("sensor_msgs", "JointState"), ("sensor_msgs", "CompressedImage"), ("std_msgs", "String"),
                       ("trajectory_msgs", "JointTrajectory")]:
     text = pathlib.Path(f"{sys.prefix}/share/{package}/msg/{name}.json").read_text()
     full = f"{package}/msg/{name}"
     hashes[full] = next(h["hash_string"] for h in json.loads(text)["type_hashes"] if h["type_name"] == full)
-(out / "type_hashes.json").write_text(json.dumps(hashes, indent=1) + "\n")
+kept.write_text(json.dumps(hashes, indent=1) + "\n")
