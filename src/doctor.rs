@@ -54,6 +54,7 @@ pub fn run(args: &Args) -> Result<()> {
     } else {
         list("policies", &seen.policies, "none: run `vela act`");
         list("ROS 2 nodes", &seen.nodes, "none: run `vela robot` or `vela sim`");
+        list("ROS 2 actions", &seen.actions, "none");
         println!("topics, listened to for {:.1} s:", seen.listened_secs);
         seen.topics.iter().for_each(|topic| println!("  {}", line(topic)));
         if let Some(missing) = &missing {

@@ -42,6 +42,8 @@ pub struct Survey {
     pub policies: Vec<String>,
     /// ROS 2 nodes, by name.
     pub nodes: Vec<String>,
+    /// ROS 2 actions that somebody serves, each with its type: `/gripper_controller/gripper_cmd (control_msgs/action/GripperCommand)`.
+    pub actions: Vec<String>,
     /// Topics on which something came.
     pub topics: Vec<SeenTopic>,
 }
@@ -91,7 +93,10 @@ pub fn survey(session: &Session, domain: u32, secs: f64) -> Result<Survey> {
         .filter_map(|token| token.split("/policy/").next().map(str::to_owned))
         .collect();
     policies.sort();
-    let mut nodes: Vec<String> = alive(&format!("@ros2_lv/{domain}/**"))?
+    let tokens = alive(&format!("@ros2_lv/{domain}/**"))?;
+    let mut actions: Vec<String> = tokens.iter().filter_map(|token| action(token)).collect();
+    actions.sort();
+    let mut nodes: Vec<String> = tokens
         .iter()
         .filter(|token| token.contains("/NN/"))
         .filter_map(|token| token.rsplit('/').next().map(str::to_owned))
@@ -99,7 +104,16 @@ pub fn survey(session: &Session, domain: u32, secs: f64) -> Result<Survey> {
     nodes.sort();
     let heard = std::mem::take(&mut *heard.lock().unwrap_or_else(PoisonError::into_inner));
     let topics = heard.into_iter().map(|(name, heard)| seen(name, heard, listened_secs)).collect();
-    Ok(Survey { listened_secs, policies, nodes, topics })
+    Ok(Survey { listened_secs, policies, nodes, actions, topics })
+}
+
+/// The action whose goals the service of a token takes, if it is one.
+fn action(token: &str) -> Option<String> {
+    let (_, service) = token.split_once("/SS/")?;
+    let mut parts = service.split('/').skip(3);
+    let name = parts.next()?.strip_suffix("%_action%send_goal")?.replace('%', "/");
+    let kind = parts.next()?.strip_suffix("_SendGoal_")?.replace("::dds_::", "::").replace("::", "/");
+    Some(format!("{name} ({kind})"))
 }
 
 fn listen(heard: &mut BTreeMap<String, Heard>, sample: &Sample, now: Stamp) {

@@ -351,6 +351,9 @@ fn who_serves_no_gripper_or_another_one_is_told_and_may_come_back() -> Result<()
     let mut ticks = Ticks::new(&near, &robot)?;
     assert!(eventually(|| ticks.tick(Some(0.6)).is_ok_and(|sent| sent == 0.6)
         && ticks.status() == Some(GoalStatus::Accepted)));
+    // `vela doctor` names it too.
+    let seen = vela_robots::survey::survey(&near, 0, 0.1)?;
+    assert_eq!(seen.actions, [format!("{ACTION} (control_msgs/action/GripperCommand)")]);
     drop(fake);
     assert!(eventually(|| ticks.arm.joints().is_err_and(|e| e.to_string().contains("no controller serves"))));
     // The controller starts anew and is told the target anew.
