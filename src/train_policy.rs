@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use vela_embodiment::Embodiment;
 use vela_episodes::Dataset;
 use vela_nn::threads;
@@ -78,10 +78,10 @@ pub fn run(args: &Args) -> Result<()> {
         parts.set_statistics(statistics(&moments, &space, horizon)?)?;
     }
     let mut run = Finetune::new(&config, parts)?;
+    keep_apart(&config.base, &args.out)?;
     if let Some(own) = &config.questions {
         run.ask(Box::new(PictureQuestions::load(&own.data)?))?;
     }
-    std::fs::create_dir_all(&args.out).with_context(|| format!("creating {}", args.out.display()))?;
     let state = args.out.join("state.safetensors");
     if state.exists() {
         run.resume(&state)?;
@@ -128,6 +128,21 @@ pub fn run(args: &Args) -> Result<()> {
     println!("{} after {} steps", learnt.policy.display(), learnt.steps);
     if let Some(loss) = learnt.loss {
         println!("loss {loss:.4} over the last {} steps", newest.len());
+    }
+    Ok(())
+}
+
+/// Refuses to write the policy into the folder that it is begun from, or one into the other.
+fn keep_apart(base: &Path, out: &Path) -> Result<()> {
+    std::fs::create_dir_all(out).with_context(|| format!("creating {}", out.display()))?;
+    let base = base.canonicalize().with_context(|| format!("reading {}", base.display()))?;
+    let policy = out.canonicalize().with_context(|| format!("reading {}", out.display()))?.join("policy");
+    if policy.starts_with(&base) || base.starts_with(&policy) {
+        bail!(
+            "--out {}: its policy would lie over the base {}: expected another folder",
+            out.display(),
+            base.display()
+        );
     }
     Ok(())
 }

@@ -9,7 +9,8 @@ use crate::activation::Activation;
 use crate::{Linear, Result};
 use candle_core::Tensor;
 
-/// `down(act(up(x)))`, or with a gate `down(act(gate(x)) * up(x))`. Shapes were checked by the caller.
+/// `down(act(up(x)))`, or with a gate `down(act(gate(x)) * up(x))`. Shapes were checked by the caller; what is to hand
+/// on gradients is plain ([`Linear::is_plain`]).
 pub fn mlp(
     x: &Tensor,
     gate: Option<&Linear>,
@@ -46,9 +47,6 @@ pub fn mlp(
     };
     if !tracked(&args) {
         return tensor(values, shape);
-    }
-    if layers.iter().any(|layer| layer.weight().is_none()) {
-        return Err(crate::Error::invalid("mlp: a quantised layer has no gradient"));
     }
 
     let backward = move |args: &[&Tensor], _: &Tensor, grad: &Tensor| -> Result<Vec<Option<Tensor>>> {

@@ -24,7 +24,7 @@ from vela_gym import Joint, Robot, Served
 
 SIZE = 96
 # `corner4` is the suite's own. `front` is ours: from the far side of the table, across the way of `corner4`, so that the
-# two together say how far a point is; narrow, so that a marked point is five pixels wide. Degrees and m.
+# two together say how far a point is; narrow, so that a marked point is four or five pixels wide. Degrees and m.
 FRONT = {"lookat": (0.0, 0.72, 0.15), "distance": 1.25, "azimuth": -135.0, "elevation": -30.0}
 FRONT_FOVY = 38.0
 # The hand's guide goes this far at most in one step, m.
