@@ -86,7 +86,10 @@ impl Vit {
     /// What [`VisionConfig::from_hf`] refuses; tensors that are missing, left over or of another shape.
     pub fn whole(weights: &Weights, config: &Value) -> Result<Self> {
         let kind = config.get("model_type").and_then(Value::as_str).unwrap_or("absent");
-        let weights = renamed(weights, "", table(kind))?;
+        // Some versions of the reference library write a tower as the part of a pair that it was.
+        let inside = weights.names().iter().any(|name| name.starts_with("vision_model."));
+        let weights = if inside { weights.pp("vision_model") } else { weights.clone() };
+        let weights = renamed(&weights, "", table(kind))?;
         let tower = Self::new(&weights, &VisionConfig::from_hf(config)?)?;
         weights.finish()?;
         Ok(tower)

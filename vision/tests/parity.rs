@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use vela_nn::parity::{compare, judge};
 use vela_nn::{Error, Result, Weights};
-use vela_vision::{Towers, VisionConfig};
+use vela_vision::{Towers, VisionConfig, Vit};
 
 fn case(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name)
@@ -53,6 +53,19 @@ fn batch_n_equals_n_singles() -> Result<()> {
         let one = model.vision().forward(&pixels.narrow(0, i, 1)?)?;
         assert!(compare("", &one, &both.narrow(0, i, 1)?)?.max_abs_over_spread < 1e-5);
     }
+    Ok(())
+}
+
+/// Some versions of the reference library write a tower's tensors as those of the pair that it was part of.
+#[test]
+fn a_tower_loads_with_and_without_the_prefix_of_a_pair() -> Result<()> {
+    let (dir, config, golden) = open("dinov2")?;
+    let plain = Weights::load_dir(&dir)?;
+    let inside = plain.renamed(|name| format!("vision_model.{name}"))?;
+    let pixels = &golden["in.pixel_values"];
+    let [plain, inside] = [plain, inside].map(|weights| Vit::whole(&weights, &config)?.forward(pixels));
+    let difference = (plain? - inside?)?.abs()?.max_all()?.to_scalar::<f32>()?;
+    assert_eq!(difference, 0.0);
     Ok(())
 }
 

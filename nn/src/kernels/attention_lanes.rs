@@ -5,6 +5,7 @@
 use super::quant::{self, FLOAT_TILE, Level, TILE};
 use super::quant_float;
 use super::quant_simd::{Portable, Simd};
+use super::quant_tile::Ahead;
 use super::simd::{dispatch, exp};
 use crate::quant::Format;
 use std::ops::Range;
@@ -134,7 +135,7 @@ fn product<const ADD: bool>(
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn step_avx2<const ADD: bool>(from: *const u8, x: *const f32, columns: usize, out: &mut [Lanes]) {
     // SAFETY: the caller's promise; this function has the features.
-    unsafe { step_by_height::<super::quant_simd::Avx2, ADD>(from, x, columns, out) }
+    unsafe { step_by_height::<super::quant_x86::Avx2, ADD>(from, x, columns, out) }
 }
 
 /// # Safety
@@ -143,7 +144,7 @@ unsafe fn step_avx2<const ADD: bool>(from: *const u8, x: *const f32, columns: us
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma,f16c")]
 unsafe fn step_vnni<const ADD: bool>(from: *const u8, x: *const f32, columns: usize, out: &mut [Lanes]) {
     // SAFETY: the caller's promise; this function has the features.
-    unsafe { step_by_height::<super::quant_simd::Vnni, ADD>(from, x, columns, out) }
+    unsafe { step_by_height::<super::quant_x86::Vnni, ADD>(from, x, columns, out) }
 }
 
 /// One tile of as many rows as `out` has.
@@ -163,8 +164,8 @@ unsafe fn step_by_height<S: Simd, const ADD: bool>(
                 $($height => {
                     // SAFETY: the caller's promise; `out` has a place for each row.
                     unsafe {
-                        let rows = quant_float::tile::<S, { Format::F32 as u32 }, $height>(from, x, columns);
-                        for (out, row) in out.iter_mut().zip(rows) {
+                        let rows = quant_float::tile::<S, { Format::F32 as u32 }, $height, 1>([from], x, columns, Ahead::NONE);
+                        for (out, [row]) in out.iter_mut().zip(rows) {
                             let row = if ADD { S::add(S::load(out.as_ptr().cast()), row) } else { row };
                             S::store(out.as_mut_ptr(), row);
                         }

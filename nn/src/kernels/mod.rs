@@ -35,6 +35,9 @@ pub mod quant_pack;
 pub mod quant_simd;
 #[cfg(test)]
 mod quant_tests;
+mod quant_tile;
+#[cfg(target_arch = "x86_64")]
+mod quant_x86;
 pub mod quantise;
 pub mod rope;
 pub mod simd;

@@ -68,14 +68,14 @@ pub fn macs() -> [f64; 2] {
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma,f16c")]
 fn vnni(x: &[i8; 64], float: bool) {
     // SAFETY: this function has the features.
-    unsafe { rounds::<super::quant_simd::Vnni, 12>(x, float) }
+    unsafe { rounds::<super::quant_x86::Vnni, 12>(x, float) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn avx2(x: &[i8; 64], float: bool) {
     // SAFETY: this function has the features.
-    unsafe { rounds::<super::quant_simd::Avx2, 6>(x, float) }
+    unsafe { rounds::<super::quant_x86::Avx2, 6>(x, float) }
 }
 
 /// `SUMS` sums in float32, two thirds as many in integers (which need registers beside them): as many as have a register.

@@ -1,37 +1,58 @@
-//! Products with packed weights in floating point. The numbers of [`SPAN`] columns are summed in their order, then the sums
-//! of the spans in theirs: the same bytes for one row as for many, whatever the instruction set's tiles.
+//! Products with packed weights in floating point. The numbers of [`SPAN`] steps (columns, or pairs of them) are summed in
+//! their order, then the sums of the spans in theirs: the same bytes for one row as for many, whatever the instruction set's
+//! tiles.
 
 use super::quant_simd::Simd;
+use super::quant_tile::{Ahead, PAIRS};
 use crate::quant::Format;
 
-/// Columns of a span.
+/// Steps of a span.
 const SPAN: usize = 128;
+/// Steps between which memory is asked for.
+pub const PART: usize = 8;
 
-/// `T` rows of activations, as a tile has them at `x`, against the sixteen rows of weights at `from`.
+/// `T` rows of activations, as a tile has them at `x`, against the sixteen rows of weights at each of `from`.
 ///
 /// # Safety
-/// `columns` columns of both are there, and the processor has the instruction set.
+/// `steps` steps of both are there, and the processor has the instruction set.
 #[inline(always)]
-pub unsafe fn tile<S: Simd, const FORMAT: u32, const T: usize>(
-    from: *const u8,
+pub unsafe fn tile<S: Simd, const FORMAT: u32, const T: usize, const G: usize>(
+    from: [*const u8; G],
     x: *const f32,
-    columns: usize,
-) -> [S::Floats; T] {
+    steps: usize,
+    ahead: Ahead,
+) -> [[S::Floats; G]; T] {
     // SAFETY: the caller's promise.
     unsafe {
+        let mut total = [[S::splat(0.0); G]; T];
         if T == 1 {
-            return [one_row::<S, FORMAT>(from, x, columns); T];
+            for g in 0..G {
+                total[0][g] = one_row::<S, FORMAT>(from[g], x, steps);
+            }
+            return total;
         }
-        let mut total = [S::splat(0.0); T];
-        for start in (0..columns).step_by(SPAN) {
-            let mut sums = [S::splat(0.0); T];
-            for c in start..columns.min(start + SPAN) {
-                let w = column::<S, FORMAT>(from, c);
-                for (t, sum) in sums.iter_mut().enumerate() {
-                    *sum = S::fma(w, S::splat(*x.add(c * T + t)), *sum);
+        for start in (0..steps).step_by(SPAN) {
+            let mut sums = [[S::splat(0.0); G]; T];
+            for c in start..steps.min(start + SPAN) {
+                if c % PART == 0 {
+                    ahead.ask::<S>(c / PART);
+                }
+                let mut w = [S::splat(0.0); G];
+                for g in 0..G {
+                    w[g] = step::<S, FORMAT>(from[g], c);
+                }
+                for t in 0..T {
+                    let x = S::splat(*x.add(c * T + t));
+                    for g in 0..G {
+                        sums[t][g] = add::<S, FORMAT>(sums[t][g], w[g], x);
+                    }
                 }
             }
-            total.iter_mut().zip(sums).for_each(|(total, sum)| *total = S::add(*total, sum));
+            for t in 0..T {
+                for g in 0..G {
+                    total[t][g] = S::add(total[t][g], sums[t][g]);
+                }
+            }
         }
         total
     }
@@ -43,30 +64,30 @@ pub unsafe fn tile<S: Simd, const FORMAT: u32, const T: usize>(
 /// # Safety
 /// As [`tile`].
 #[inline(always)]
-unsafe fn one_row<S: Simd, const FORMAT: u32>(from: *const u8, x: *const f32, columns: usize) -> S::Floats {
-    // SAFETY: the caller's promise; no span reaches beyond the columns.
+unsafe fn one_row<S: Simd, const FORMAT: u32>(from: *const u8, x: *const f32, steps: usize) -> S::Floats {
+    // SAFETY: the caller's promise; no span reaches beyond the steps.
     unsafe {
         let (mut total, mut start) = (S::splat(0.0), 0);
-        while start + 4 * SPAN <= columns {
+        while start + 4 * SPAN <= steps {
             abreast::<S, FORMAT, 4>(&mut total, from, x, start, SPAN);
             start += 4 * SPAN;
         }
-        while start + 2 * SPAN <= columns {
+        while start + 2 * SPAN <= steps {
             abreast::<S, FORMAT, 2>(&mut total, from, x, start, SPAN);
             start += 2 * SPAN;
         }
-        while start < columns {
-            abreast::<S, FORMAT, 1>(&mut total, from, x, start, SPAN.min(columns - start));
+        while start < steps {
+            abreast::<S, FORMAT, 1>(&mut total, from, x, start, SPAN.min(steps - start));
             start += SPAN;
         }
         total
     }
 }
 
-/// Adds the sums of `N` spans of `count` columns.
+/// Adds the sums of `N` spans of `count` steps.
 ///
 /// # Safety
-/// As [`tile`]; they lie within the columns.
+/// As [`tile`]; they lie within the steps.
 #[inline(always)]
 unsafe fn abreast<S: Simd, const FORMAT: u32, const N: usize>(
     total: &mut S::Floats,
@@ -81,25 +102,35 @@ unsafe fn abreast<S: Simd, const FORMAT: u32, const N: usize>(
         for c in start..start + count {
             for (i, sum) in sums.iter_mut().enumerate() {
                 let c = c + i * SPAN;
-                *sum = S::fma(column::<S, FORMAT>(from, c), S::splat(*x.add(c)), *sum);
+                *sum = add::<S, FORMAT>(*sum, step::<S, FORMAT>(from, c), S::splat(*x.add(c)));
             }
         }
         sums.into_iter().for_each(|sum| *total = S::add(*total, sum));
     }
 }
 
-/// Sixteen weights of column `c`.
+/// Sixteen weights of column `c`, or of pair `c` of columns.
 ///
 /// # Safety
 /// They are there, and the processor has the instruction set.
 #[inline(always)]
-unsafe fn column<S: Simd, const FORMAT: u32>(from: *const u8, c: usize) -> S::Floats {
+unsafe fn step<S: Simd, const FORMAT: u32>(from: *const u8, c: usize) -> S::Floats {
     // SAFETY: the caller's promise.
     unsafe {
         match FORMAT {
-            f if f == Format::F32 as u32 => S::load(from.add(c * 64)),
             f if f == Format::F16 as u32 => S::halves(from.add(c * 32)),
-            _ => S::brains(from.add(c * 32)),
+            f if f == Format::Bf16 as u32 => S::brains(S::load(from.add(c / 2 * 64)), c % 2 == 1),
+            _ => S::load(from.add(c * 64)),
         }
     }
+}
+
+/// Adds what a step brings.
+///
+/// # Safety
+/// The processor has the instruction set.
+#[inline(always)]
+unsafe fn add<S: Simd, const FORMAT: u32>(sum: S::Floats, w: S::Floats, x: S::Floats) -> S::Floats {
+    // SAFETY: the caller's promise.
+    unsafe { if FORMAT == PAIRS { S::dot_pairs(sum, w, x) } else { S::fma(w, x, sum) } }
 }

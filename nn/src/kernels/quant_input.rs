@@ -5,8 +5,11 @@
 //! row decides for itself, so that it gives the same in any batch).
 
 use super::data::Shared;
-use super::quant::{BLOCK, FLOAT_TILE, HEIGHTS, Level, NARROW_TILE, SHORT_TILE, TILE, levels};
+use super::quant::{
+    BLOCK, FLOAT_TILE, HEIGHTS, Level, NARROW_TILE, PAIRED_TILE, SHORT_TILE, TILE, has_pairs, levels,
+};
 use super::quant_pack::Packed;
+use crate::quant::Format;
 use crate::threads;
 
 /// How many times its block's mean magnitude an activation has when it is set apart. In SmolLM2-135M one in 200 is: the
@@ -51,6 +54,8 @@ pub struct Activations {
     pub cells: Vec<Cell>,
     /// As they are, for weights in floating point.
     pub floats: Vec<f32>,
+    /// Rounded to bfloat16, two columns in the place of a float, for weights in it ([`has_pairs`]).
+    pub pairs: Vec<f32>,
     pub tiles: Vec<Tile>,
     pub rows: usize,
     pub columns: usize,
@@ -61,19 +66,25 @@ impl Activations {
     pub fn of(x: &[f32], weights: &[&Packed]) -> Self {
         let columns = weights.first().map_or(1, |w| w.columns()).max(1);
         let rows = x.len() / columns;
-        let (mut cells, mut floats) = (Vec::new(), Vec::new());
+        let (mut cells, mut floats, mut pairs) = (Vec::new(), Vec::new(), Vec::new());
+        let paired = |w: &Packed| w.format() == Format::Bf16 && has_pairs();
         if weights.iter().any(|w| !w.layout().float) {
             cells = vec![EMPTY; rows * (columns / BLOCK)];
         }
-        if weights.iter().any(|w| w.layout().float) {
+        if weights.iter().any(|w| w.layout().float && !paired(w)) {
             floats = vec![0.0; rows * columns];
+        }
+        if weights.iter().any(|w| paired(w)) {
+            pairs = vec![0.0; rows * columns.div_ceil(2)];
         }
         let level = levels()[levels().len() - 1];
         let most = most(level, weights);
-        let mut tiles = tiles(rows, height(level, weights), cells.is_empty());
+        let mut tiles = tiles(rows, height(level, weights, rows), cells.is_empty());
         {
-            let (blocks, all_floats, count) = (cells.len() / rows.max(1), !floats.is_empty(), tiles.len());
+            let (blocks, steps, count) = (cells.len() / rows.max(1), pairs.len() / rows.max(1), tiles.len());
+            let all_floats = !floats.is_empty();
             let (cells, floats) = (Shared::new(&mut cells), Shared::new(&mut floats));
+            let pairs = Shared::new(&mut pairs);
             let tiles = Shared::new(&mut tiles);
             let fill = |tile: usize| {
                 // SAFETY: each tile is one task's.
@@ -98,6 +109,13 @@ impl Activations {
                         floats[row..].iter_mut().step_by(count).zip(values).for_each(|(to, v)| *to = *v);
                     }
                 }
+                if steps > 0 {
+                    // SAFETY: as above.
+                    let pairs = unsafe { pairs.range(start * steps, count * steps) };
+                    for (row, values) in x.chunks_exact(columns).enumerate() {
+                        pair(values, &mut pairs[row..], count);
+                    }
+                }
             };
             if rows * columns < 1 << 15 {
                 (0..count).for_each(fill);
@@ -105,7 +123,7 @@ impl Activations {
                 threads::for_each(count, fill);
             }
         }
-        Self { cells, floats, tiles, rows, columns }
+        Self { cells, floats, pairs, tiles, rows, columns }
     }
 }
 
@@ -118,12 +136,16 @@ pub fn most(level: Level, weights: &[&Packed]) -> f32 {
     }
 }
 
-/// Rows of a full tile.
-fn height(level: Level, weights: &[&Packed]) -> usize {
+/// Rows of a full tile, of so many.
+fn height(level: Level, weights: &[&Packed], rows: usize) -> usize {
+    let is_float = weights.iter().all(|w| w.layout().float);
     match level {
         #[cfg(target_arch = "x86_64")]
-        Level::Vnni => TILE,
-        _ if weights.iter().all(|w| w.layout().float) => FLOAT_TILE,
+        // Rows that fit into one tile let the weights pass once.
+        Level::Vnni if is_float || rows <= TILE => TILE,
+        #[cfg(target_arch = "x86_64")]
+        Level::Vnni => PAIRED_TILE,
+        _ if is_float => FLOAT_TILE,
         _ if weights.iter().any(|w| w.is_narrow()) => NARROW_TILE,
         _ => SHORT_TILE,
     }
@@ -145,6 +167,29 @@ fn tiles(rows: usize, most: usize, float: bool) -> Vec<Tile> {
         start += count;
     }
     tiles
+}
+
+super::simd::dispatch!(
+    /// Rounds a row to bfloat16 and puts its pairs into every so many-th place.
+    fn pair(values: &[f32], to: &mut [f32], stride: usize) = pair_body
+);
+#[inline(always)]
+fn pair_body<const FMA: bool>(values: &[f32], to: &mut [f32], stride: usize) {
+    /// To the nearest, ties to even; a NaN stays one.
+    #[inline(always)]
+    fn upper_half(v: f32) -> u32 {
+        let bits = v.to_bits();
+        let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+        if v.is_nan() { 0x7fc0 } else { rounded }
+    }
+    let (two, last) = values.as_chunks::<2>();
+    let mut to = to.iter_mut().step_by(stride);
+    for ([a, b], to) in two.iter().zip(&mut to) {
+        *to = f32::from_bits(upper_half(*a) | upper_half(*b) << 16);
+    }
+    if let ([v], Some(to)) = (last, to.next()) {
+        *to = f32::from_bits(upper_half(*v));
+    }
 }
 
 super::simd::dispatch!(

@@ -4,7 +4,8 @@
 //! and `16 + 4 j + i` (high); then, of five bits, 64 bytes in which bit `64 step + 4 row + i` belongs to column
 //! `4 step + i`; of six, two bits each at `64 (step / 4) + 4 row + i`, shifted by `2 (step % 4)`. Numbers of eight bits take
 //! 512 bytes, raised by 128, or by 64 if all of the weight's lie within 63 of zero ([`Packed::is_narrow`]). Scales lie apart,
-//! sixteen of a kind together. Weights in floating point lie column by column.
+//! sixteen of a kind together. Weights in floating point lie column by column; in bfloat16 two by two, the two of a row
+//! beside each other, the last beside zeros if their number is odd.
 
 use super::data::Shared;
 use super::pages::Pages;
@@ -15,7 +16,7 @@ use crate::threads;
 /// Sizes of one format's layout.
 #[derive(Clone, Copy, Debug)]
 pub struct Layout {
-    /// Bytes of the numbers of a block (in floating point: of a column) of sixteen rows.
+    /// Bytes of the numbers of a block (in floating point: of a column, in bfloat16 of two) of sixteen rows.
     pub quant_bytes: usize,
     /// Bytes of the scales of one of the file's blocks, of sixteen rows.
     pub scale_bytes: usize,
@@ -35,10 +36,19 @@ impl Layout {
             Format::Q4K => (256, 64 + 8 * 32),
             Format::Q5K => (320, 64 + 8 * 32),
             Format::Q6K => (384, 32 + 8 * 32),
-            Format::F32 => (64, 0),
-            Format::F16 | Format::Bf16 => (32, 0),
+            Format::F32 | Format::Bf16 => (64, 0),
+            Format::F16 => (32, 0),
         };
         Self { quant_bytes, scale_bytes, float: scale_bytes == 0 }
+    }
+
+    /// Columns whose numbers lie together.
+    pub fn step(format: Format) -> usize {
+        match format {
+            Format::F32 | Format::F16 => 1,
+            Format::Bf16 => 2,
+            _ => BLOCK,
+        }
     }
 }
 
@@ -79,7 +89,7 @@ impl Packed {
     ) -> Self {
         let layout = Layout::of(format);
         let groups = rows.div_ceil(ROWS);
-        let quant_stride = if layout.float { columns } else { columns / BLOCK } * layout.quant_bytes;
+        let quant_stride = columns.div_ceil(Layout::step(format)) * layout.quant_bytes;
         let scale_stride = columns / format.block_len() * layout.scale_bytes;
         let narrow = format == Format::Q8_0 && (0..rows).all(|row| is_narrow(row_bytes(row)));
         let mut quants = zeros(groups * quant_stride);
@@ -167,8 +177,9 @@ fn pack_row(
 ) {
     if layout.float {
         return match format {
-            Format::F32 => pack_floats::<4>(bytes, row, quants),
-            _ => pack_floats::<2>(bytes, row, quants),
+            Format::F32 => pack_floats::<4, 1>(bytes, row, quants),
+            Format::Bf16 => pack_floats::<2, 2>(bytes, row, quants),
+            _ => pack_floats::<2, 1>(bytes, row, quants),
         };
     }
     let parts = format.block_len() / BLOCK;
@@ -185,10 +196,10 @@ fn pack_row(
     }
 }
 
-fn pack_floats<const SIZE: usize>(bytes: &[u8], row: usize, quants: &mut [u8]) {
-    let columns = quants.as_chunks_mut::<SIZE>().0.chunks_exact_mut(ROWS);
-    for (value, to) in bytes.as_chunks::<SIZE>().0.iter().zip(columns) {
-        to[row] = *value;
+fn pack_floats<const SIZE: usize, const STEP: usize>(bytes: &[u8], row: usize, quants: &mut [u8]) {
+    let steps = quants.as_chunks_mut::<SIZE>().0.chunks_exact_mut(STEP * ROWS);
+    for (values, to) in bytes.as_chunks::<SIZE>().0.chunks(STEP).zip(steps) {
+        to[STEP * row..][..values.len()].copy_from_slice(values);
     }
 }
 
