@@ -1,7 +1,7 @@
 //! Softmax attention, forward and backward, head by head: only one block of scores exists at a time. The backward pass works
 //! the scores out again from the log-sum of each row (Dao et al., 2022).
 
-use super::attention_lanes::{Head, LANES, Lanes, lay_keys, lay_values, softmax};
+use super::attention_lanes::{Head, LANES, Lanes, abreast, lay_keys, lay_values, softmax};
 use super::data::{Shared, Values, tensor};
 use super::matmul::{View, matmul_over, raw};
 use super::node::{node, tracked};
@@ -184,36 +184,52 @@ impl Plan {
             let (batch, head) = (head / h, head % h);
             let at = batch * hk + head / (h / hk);
             let keys = Head::new(&keys[at * s * d..][..s * d], &values[at * s * dv..][..s * dv], (s, d, dv));
-            let mut scores = Vec::new();
-            let (mut queries, mut sums) = (vec![[0f32; LANES]; d], vec![[0f32; LANES]; dv]);
-            for row in (block * ROWS..t.min((block + 1) * ROWS)).step_by(LANES) {
-                let rows = LANES.min(t - row);
-                for i in 0..rows {
-                    let query = &q.0[q.1.start(batch, head, row + i)..][..d];
-                    queries.iter_mut().zip(query).for_each(|(lanes, x)| lanes[i] = self.scale * x);
+            let together = abreast();
+            let mut scores = vec![Vec::new(); together];
+            let mut queries = vec![vec![[0f32; LANES]; d]; together];
+            let mut sums = vec![vec![[0f32; LANES]; dv]; together];
+            let end = t.min((block + 1) * ROWS);
+            for first in (block * ROWS..end).step_by(LANES * together) {
+                // Sixteens of rows, the last of which may be fewer.
+                let parts: Vec<Range<usize>> = (first..end.min(first + LANES * together))
+                    .step_by(LANES)
+                    .map(|row| row..end.min(row + LANES))
+                    .collect();
+                for (rows, queries) in parts.iter().zip(&mut queries) {
+                    for (lane, row) in rows.clone().enumerate() {
+                        let query = &q.0[q.1.start(batch, head, row)..][..d];
+                        queries.iter_mut().zip(query).for_each(|(lanes, x)| lanes[lane] = self.scale * x);
+                    }
                 }
-                let seen = keys.whole_tiles(&self.visible.keys(row, rows));
-                scores.resize(seen.len(), [0.0; LANES]);
-                keys.scores(&queries, &seen, &mut scores);
-                if let Some(cap) = self.soft_cap {
-                    soft_cap(scores.as_flattened_mut(), cap);
+                let (queries, sums) = (&queries[..parts.len()], &mut sums[..parts.len()]);
+                let scores = &mut scores[..parts.len()];
+                let rows = end.min(first + LANES * together) - first;
+                let seen = keys.whole_tiles(&self.visible.keys(first, rows));
+                scores.iter_mut().for_each(|scores| scores.resize(seen.len(), [0.0; LANES]));
+                keys.scores(queries, &seen, scores);
+                let mut found = [([0.0; LANES], [0.0; LANES]); 2];
+                for ((rows, scores), (totals, maxima)) in parts.iter().zip(&mut *scores).zip(&mut found) {
+                    if let Some(cap) = self.soft_cap {
+                        soft_cap(scores.as_flattened_mut(), cap);
+                    }
+                    self.hide(batch, rows.clone(), &seen, scores);
+                    softmax(scores, totals, maxima);
                 }
-                self.hide(batch, row..row + rows, &seen, &mut scores);
-                let (mut totals, mut maxima) = ([0.0; LANES], [0.0; LANES]);
-                softmax(&mut scores, &mut totals, &mut maxima);
-                keys.sums(&scores, &seen, &mut sums);
-                for i in 0..rows {
-                    let (scale, log_sum) = match totals[i] {
-                        0.0 => (0.0, f32::INFINITY),
-                        total => (1.0 / total, maxima[i] + total.ln()),
-                    };
-                    // SAFETY: tasks and blocks have rows of their own; both outlive the loop.
-                    let (to, log_sum_to) = unsafe {
-                        let start = place.start(batch, head, row + i);
-                        (out.range(start, dv), log_sums.range((batch * h + head) * t + row + i, 1))
-                    };
-                    to.iter_mut().zip(&sums).for_each(|(to, sum)| *to = scale * sum[i]);
-                    log_sum_to[0] = log_sum;
+                keys.sums(scores, &seen, sums);
+                for ((rows, sums), (totals, maxima)) in parts.iter().zip(&*sums).zip(&found) {
+                    for (lane, row) in rows.clone().enumerate() {
+                        let (scale, log_sum) = match totals[lane] {
+                            0.0 => (0.0, f32::INFINITY),
+                            total => (1.0 / total, maxima[lane] + total.ln()),
+                        };
+                        // SAFETY: tasks and blocks have rows of their own; both outlive the loop.
+                        let (to, log_sum_to) = unsafe {
+                            let start = place.start(batch, head, row);
+                            (out.range(start, dv), log_sums.range((batch * h + head) * t + row, 1))
+                        };
+                        to.iter_mut().zip(sums).for_each(|(to, sum)| *to = scale * sum[lane]);
+                        log_sum_to[0] = log_sum;
+                    }
                 }
             }
         });

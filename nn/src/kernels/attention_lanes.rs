@@ -15,6 +15,15 @@ pub const LANES: usize = quant::ROWS;
 /// Keys whose values are summed at once: their probabilities (8 KiB) stay in the first-level cache.
 const SPAN: usize = 128;
 
+/// Sixteens of queries that are worked on together: with 32 vector registers two.
+pub fn abreast() -> usize {
+    match level().0 {
+        #[cfg(target_arch = "x86_64")]
+        Level::Vnni => 2,
+        _ => 1,
+    }
+}
+
 /// One value of each query.
 pub type Lanes = [f32; LANES];
 
@@ -75,56 +84,95 @@ impl<'a> Head<'a> {
         keys.start / height * height..keys.end.next_multiple_of(height).min(self.s)
     }
 
-    /// The scores of the queries `[d]` with `keys`, which are whole tiles.
-    pub fn scores(&self, queries: &[Lanes], keys: &Range<usize>, scores: &mut [Lanes]) {
-        assert!(queries.len() == self.d && keys.start.is_multiple_of(level().1));
+    /// The scores of the queries, one or two times `[d]`, with `keys`, which are whole tiles.
+    pub fn scores(&self, queries: &[Vec<Lanes>], keys: &Range<usize>, scores: &mut [Vec<Lanes>]) {
+        assert!(queries.iter().all(|q| q.len() == self.d) && keys.start.is_multiple_of(level().1));
         let tiles = &self.keys[keys.start * self.d..];
-        product::<false>(queries, tiles, (level().1 * self.d, 0), scores);
+        product::<false>(queries, 0..self.d, tiles, (level().1 * self.d, 0), scores);
     }
 
-    /// The sums `[dv]` of the values of `keys`, each as often as its weights say.
-    pub fn sums(&self, weights: &[Lanes], keys: &Range<usize>, sums: &mut [Lanes]) {
-        assert!(weights.len() == keys.len() && sums.len() == self.dv);
-        sums.fill([0.0; LANES]);
+    /// The sums, one or two times `[dv]`, of the values of `keys`, each as often as its weights say.
+    pub fn sums(&self, weights: &[Vec<Lanes>], keys: &Range<usize>, sums: &mut [Vec<Lanes>]) {
+        assert!(weights.iter().all(|w| w.len() == keys.len()) && sums.iter().all(|s| s.len() == self.dv));
+        sums.iter_mut().for_each(|sums| sums.fill([0.0; LANES]));
         for start in (keys.start / SPAN * SPAN..keys.end).step_by(SPAN) {
             let rows = SPAN.min(self.s - start);
             let within = keys.start.max(start)..keys.end.min(start + rows);
-            let weights = &weights[within.start - keys.start..within.end - keys.start];
+            let some = within.start - keys.start..within.end - keys.start;
             let tiles = &self.values[start * self.dv..];
-            product::<true>(weights, tiles, (level().1 * rows, within.start - start), sums);
+            product::<true>(weights, some, tiles, (level().1 * rows, within.start - start), sums);
         }
     }
 }
 
-/// `out[row] = Σ lanes[column] · tiles[row][column]`, or `+=` if `ADD`. The tiles are `stride` apart; of each, `skip` columns
-/// are passed over.
+/// `out[row] = Σ lanes[column] · tiles[row][column]` over some of the lanes, or `+=` if `ADD`, of one or two sixteens of
+/// queries. The tiles are `stride` apart; of each, `skip` columns are passed over.
 fn product<const ADD: bool>(
-    lanes: &[Lanes],
+    lanes: &[Vec<Lanes>],
+    some: Range<usize>,
     tiles: &[f32],
     (stride, skip): (usize, usize),
-    out: &mut [Lanes],
+    out: &mut [Vec<Lanes>],
 ) {
     let (level, height) = level();
-    let last = out.len() % height;
-    let end = match out.len() / height {
+    let (rows, columns) = (out[0].len(), some.len());
+    let last = rows % height;
+    let end = match rows / height {
         0 => 0,
-        whole if last == 0 => (whole - 1) * stride + (skip + lanes.len()) * height,
+        whole if last == 0 => (whole - 1) * stride + (skip + columns) * height,
         whole => whole * stride,
     };
-    let tail = if last == 0 { 0 } else { out.len() / height * stride + (skip + lanes.len()) * last };
+    let tail = if last == 0 { 0 } else { rows / height * stride + (skip + columns) * last };
     assert!(end.max(tail) <= tiles.len(), "attention: a tile is missing");
-    let (from, columns) = (lanes.as_ptr().cast(), lanes.len());
-    for (i, out) in out.chunks_mut(height).enumerate() {
-        // SAFETY: the tile's columns lie within `tiles`, as was asserted, and `level` is the processor's.
+    let tile = |i: usize, rows: usize| Columns {
+        // SAFETY: the tile's columns lie within `tiles`, as was asserted.
+        x: unsafe { tiles.as_ptr().add(i * stride + skip * rows) },
+        count: columns,
+    };
+    for (i, start) in (0..rows).step_by(height).enumerate() {
+        let rows = start..rows.min(start + height);
+        // SAFETY: `level` is the processor's, and the tile is there.
         unsafe {
-            let x = tiles.as_ptr().add(i * stride + skip * out.len());
-            match level {
-                Level::Portable => step_by_height::<Portable, ADD>(from, x, columns, out),
-                #[cfg(target_arch = "x86_64")]
-                Level::Avx2 => step_avx2::<ADD>(from, x, columns, out),
-                #[cfg(target_arch = "x86_64")]
-                Level::Vnni => step_vnni::<ADD>(from, x, columns, out),
+            match (lanes, &mut *out) {
+                ([a, b], [to_a, to_b]) => {
+                    let from = [&a[some.clone()], &b[some.clone()]].map(|lanes| lanes.as_ptr().cast());
+                    let to = [&mut to_a[rows.clone()], &mut to_b[rows.clone()]];
+                    step::<ADD, 2>(level, from, tile(i, rows.len()), to);
+                }
+                (lanes, out) => {
+                    for (lanes, out) in lanes.iter().zip(out) {
+                        let from = [lanes[some.clone()].as_ptr().cast()];
+                        step::<ADD, 1>(level, from, tile(i, rows.len()), [&mut out[rows.clone()]]);
+                    }
+                }
             }
+        }
+    }
+}
+
+/// The columns of a tile.
+#[derive(Clone, Copy)]
+struct Columns {
+    x: *const f32,
+    count: usize,
+}
+
+/// # Safety
+/// As [`step_by_height`].
+unsafe fn step<const ADD: bool, const G: usize>(
+    level: Level,
+    from: [*const u8; G],
+    tile: Columns,
+    out: [&mut [Lanes]; G],
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match level {
+            Level::Portable => step_by_height::<Portable, ADD, G>(from, tile, out),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => step_avx2::<ADD, G>(from, tile, out),
+            #[cfg(target_arch = "x86_64")]
+            Level::Vnni => step_vnni::<ADD, G>(from, tile, out),
         }
     }
 }
@@ -133,41 +181,53 @@ fn product<const ADD: bool>(
 /// As [`step_by_height`].
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn step_avx2<const ADD: bool>(from: *const u8, x: *const f32, columns: usize, out: &mut [Lanes]) {
+unsafe fn step_avx2<const ADD: bool, const G: usize>(
+    from: [*const u8; G],
+    tile: Columns,
+    out: [&mut [Lanes]; G],
+) {
     // SAFETY: the caller's promise; this function has the features.
-    unsafe { step_by_height::<super::quant_x86::Avx2, ADD>(from, x, columns, out) }
+    unsafe { step_by_height::<super::quant_x86::Avx2, ADD, G>(from, tile, out) }
 }
 
 /// # Safety
 /// As [`step_by_height`].
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma,f16c")]
-unsafe fn step_vnni<const ADD: bool>(from: *const u8, x: *const f32, columns: usize, out: &mut [Lanes]) {
+unsafe fn step_vnni<const ADD: bool, const G: usize>(
+    from: [*const u8; G],
+    tile: Columns,
+    out: [&mut [Lanes]; G],
+) {
     // SAFETY: the caller's promise; this function has the features.
-    unsafe { step_by_height::<super::quant_x86::Vnni, ADD>(from, x, columns, out) }
+    unsafe { step_by_height::<super::quant_x86::Vnni, ADD, G>(from, tile, out) }
 }
 
-/// One tile of as many rows as `out` has.
+/// One tile of as many rows as each of `out` has.
 ///
 /// # Safety
-/// `columns` columns of lanes are at `from` and of the tile at `x`; the processor has the instruction set.
+/// As many columns of lanes are at each of `from` as the tile has; the processor has the instruction set.
 #[inline(always)]
-unsafe fn step_by_height<S: Simd, const ADD: bool>(
-    from: *const u8,
-    x: *const f32,
-    columns: usize,
-    out: &mut [Lanes],
+unsafe fn step_by_height<S: Simd, const ADD: bool, const G: usize>(
+    from: [*const u8; G],
+    tile: Columns,
+    mut out: [&mut [Lanes]; G],
 ) {
     macro_rules! heights {
         ($($height:literal),*) => {
-            match out.len() {
+            match out[0].len() {
                 $($height => {
-                    // SAFETY: the caller's promise; `out` has a place for each row.
+                    // SAFETY: the caller's promise; each of `out` has a place for each row.
                     unsafe {
-                        let rows = quant_float::tile::<S, { Format::F32 as u32 }, $height, 1>([from], x, columns, Ahead::NONE);
-                        for (out, [row]) in out.iter_mut().zip(rows) {
-                            let row = if ADD { S::add(S::load(out.as_ptr().cast()), row) } else { row };
-                            S::store(out.as_mut_ptr(), row);
+                        let (x, count) = (tile.x, tile.count);
+                        let rows =
+                            quant_float::tile::<S, { Format::F32 as u32 }, $height, G>(from, x, count, Ahead::NONE);
+                        for (t, row) in rows.into_iter().enumerate() {
+                            for (out, sum) in out.iter_mut().zip(row) {
+                                let out = &mut out[t];
+                                let sum = if ADD { S::add(S::load(out.as_ptr().cast()), sum) } else { sum };
+                                S::store(out.as_mut_ptr(), sum);
+                            }
                         }
                     }
                 })*

@@ -4,13 +4,14 @@
 //! themselves. They are set apart and multiplied in float32 (Dettmers et al., arXiv:2208.07339, decide by column; here each
 //! row decides for itself, so that it gives the same in any batch).
 
-use super::data::Shared;
+use super::data::{Shared, written};
 use super::quant::{
     BLOCK, FLOAT_TILE, HEIGHTS, Level, NARROW_TILE, PAIRED_TILE, SHORT_TILE, TILE, has_pairs, levels,
 };
 use super::quant_pack::Packed;
 use crate::quant::Format;
 use crate::threads;
+use std::mem::MaybeUninit;
 
 /// How many times its block's mean magnitude an activation has when it is set apart. In SmolLM2-135M one in 200 is: the
 /// logits' error halves.
@@ -66,64 +67,96 @@ impl Activations {
     pub fn of(x: &[f32], weights: &[&Packed]) -> Self {
         let columns = weights.first().map_or(1, |w| w.columns()).max(1);
         let rows = x.len() / columns;
-        let (mut cells, mut floats, mut pairs) = (Vec::new(), Vec::new(), Vec::new());
         let paired = |w: &Packed| w.format() == Format::Bf16 && has_pairs();
-        if weights.iter().any(|w| !w.layout().float) {
-            cells = vec![EMPTY; rows * (columns / BLOCK)];
-        }
-        if weights.iter().any(|w| w.layout().float && !paired(w)) {
-            floats = vec![0.0; rows * columns];
-        }
-        if weights.iter().any(|w| paired(w)) {
-            pairs = vec![0.0; rows * columns.div_ceil(2)];
-        }
+        let quantised = weights.iter().any(|w| !w.layout().float);
         let level = levels()[levels().len() - 1];
-        let most = most(level, weights);
-        let mut tiles = tiles(rows, height(level, weights, rows), cells.is_empty());
-        {
-            let (blocks, steps, count) = (cells.len() / rows.max(1), pairs.len() / rows.max(1), tiles.len());
-            let all_floats = !floats.is_empty();
-            let (cells, floats) = (Shared::new(&mut cells), Shared::new(&mut floats));
-            let pairs = Shared::new(&mut pairs);
-            let tiles = Shared::new(&mut tiles);
+        let mut tiles = tiles(rows, height(level, weights, rows), !quantised);
+        let each = |fill: &(dyn Fn(usize) + Sync), count: usize| match rows * columns < 1 << 15 {
+            true => (0..count).for_each(fill),
+            false => threads::for_each(count, fill),
+        };
+        let mut cells = Vec::new();
+        if quantised {
+            let (blocks, count, most) = (columns / BLOCK, tiles.len(), most(level, weights));
+            cells = vec![EMPTY; rows * blocks];
+            let (cells, tiles) = (Shared::new(&mut cells), Shared::new(&mut tiles));
             let fill = |tile: usize| {
                 // SAFETY: each tile is one task's.
                 let Some(Tile { start, count, outliers }) = unsafe { tiles.range(tile, 1) }.first_mut()
                 else {
                     return;
                 };
-                let (start, count) = (*start, *count);
-                let x = &x[start * columns..(start + count) * columns];
                 // SAFETY: tiles lie one behind the other, and each is filled by one task.
-                let cells = unsafe { cells.range(start * blocks, count * blocks) };
-                if !cells.is_empty() {
-                    for (row, values) in x.chunks_exact(columns).enumerate() {
-                        quantise(values, &mut cells[row..], (count, most), row, outliers);
-                    }
-                    outliers.sort_unstable_by_key(|o| (o.column, o.row));
+                let cells = unsafe { cells.range(*start * blocks, *count * blocks) };
+                let x = &x[*start * columns..(*start + *count) * columns];
+                for (row, values) in x.chunks_exact(columns).enumerate() {
+                    quantise(values, &mut cells[row..], (*count, most), row, outliers);
                 }
-                if all_floats {
-                    // SAFETY: as above.
-                    let floats = unsafe { floats.range(start * columns, count * columns) };
-                    for (row, values) in x.chunks_exact(columns).enumerate() {
-                        floats[row..].iter_mut().step_by(count).zip(values).for_each(|(to, v)| *to = *v);
-                    }
-                }
-                if steps > 0 {
-                    // SAFETY: as above.
-                    let pairs = unsafe { pairs.range(start * steps, count * steps) };
-                    for (row, values) in x.chunks_exact(columns).enumerate() {
-                        pair(values, &mut pairs[row..], count);
-                    }
-                }
+                outliers.sort_unstable_by_key(|o| (o.column, o.row));
             };
-            if rows * columns < 1 << 15 {
-                (0..count).for_each(fill);
-            } else {
-                threads::for_each(count, fill);
-            }
+            each(&fill, count);
+        }
+        // Rows of `steps` numbers, which `read` gives of a tile's activations, side by side.
+        let laid = |steps: usize, read: &(dyn Fn(&[f32], &mut dyn FnMut(&[f32])) + Sync)| {
+            let write = |to: &mut [MaybeUninit<f32>]| {
+                let to = Shared::new(to);
+                let fill = |tile: usize| {
+                    let Tile { start, count, .. } = tiles[tile];
+                    // SAFETY: tiles lie one behind the other, and each is filled by one task.
+                    let to = unsafe { to.range(start * steps, count * steps) };
+                    let x = &x[start * columns..(start + count) * columns];
+                    read(x, &mut |rows| interleave(rows, count, to));
+                };
+                each(&fill, tiles.len());
+            };
+            // SAFETY: the tiles hold every row, and each is filled.
+            unsafe { written(rows * steps, write) }
+        };
+        let (mut floats, mut pairs) = (Vec::new(), Vec::new());
+        if weights.iter().any(|w| w.layout().float && !paired(w)) {
+            floats = laid(columns, &|x, lay| lay(x));
+        }
+        if weights.iter().any(|w| paired(w)) {
+            let steps = columns.div_ceil(2);
+            pairs = laid(steps, &|x, lay| {
+                let mut rounded = vec![0.0; x.len() / columns * steps];
+                for (values, to) in x.chunks_exact(columns).zip(rounded.chunks_exact_mut(steps)) {
+                    pair(values, to);
+                }
+                lay(&rounded);
+            });
         }
         Self { cells, floats, pairs, tiles, rows, columns }
+    }
+}
+
+/// `count` rows of equal length, one after the other, to their columns.
+fn interleave(rows: &[f32], count: usize, to: &mut [MaybeUninit<f32>]) {
+    match count {
+        TILE => interleave_rows::<TILE>(rows, to),
+        FLOAT_TILE => interleave_rows::<FLOAT_TILE>(rows, to),
+        1 => {
+            to.write_copy_of_slice(rows);
+        }
+        _ => {
+            let columns = rows.len() / count;
+            for (row, values) in rows.chunks_exact(columns).enumerate() {
+                for (to, v) in to[row..].iter_mut().step_by(count).zip(values) {
+                    to.write(*v);
+                }
+            }
+        }
+    }
+}
+
+/// The same of so many rows, column by column, so that what is written lies together.
+fn interleave_rows<const ROWS: usize>(rows: &[f32], to: &mut [MaybeUninit<f32>]) {
+    let columns = rows.len() / ROWS;
+    let rows: [&[f32]; ROWS] = std::array::from_fn(|row| &rows[row * columns..(row + 1) * columns]);
+    for (column, to) in to.as_chunks_mut::<ROWS>().0.iter_mut().enumerate() {
+        for (row, to) in rows.iter().zip(to) {
+            to.write(row[column]);
+        }
     }
 }
 
@@ -170,11 +203,11 @@ fn tiles(rows: usize, most: usize, float: bool) -> Vec<Tile> {
 }
 
 super::simd::dispatch!(
-    /// Rounds a row to bfloat16 and puts its pairs into every so many-th place.
-    fn pair(values: &[f32], to: &mut [f32], stride: usize) = pair_body
+    /// Rounds a row to bfloat16, two numbers in the place of one.
+    fn pair(values: &[f32], to: &mut [f32]) = pair_body
 );
 #[inline(always)]
-fn pair_body<const FMA: bool>(values: &[f32], to: &mut [f32], stride: usize) {
+fn pair_body<const FMA: bool>(values: &[f32], to: &mut [f32]) {
     /// To the nearest, ties to even; a NaN stays one.
     #[inline(always)]
     fn upper_half(v: f32) -> u32 {
@@ -183,11 +216,10 @@ fn pair_body<const FMA: bool>(values: &[f32], to: &mut [f32], stride: usize) {
         if v.is_nan() { 0x7fc0 } else { rounded }
     }
     let (two, last) = values.as_chunks::<2>();
-    let mut to = to.iter_mut().step_by(stride);
-    for ([a, b], to) in two.iter().zip(&mut to) {
+    for ([a, b], to) in two.iter().zip(to.iter_mut()) {
         *to = f32::from_bits(upper_half(*a) | upper_half(*b) << 16);
     }
-    if let ([v], Some(to)) = (last, to.next()) {
+    if let ([v], Some(to)) = (last, to.last_mut()) {
         *to = f32::from_bits(upper_half(*v));
     }
 }

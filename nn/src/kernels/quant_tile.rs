@@ -64,7 +64,7 @@ pub unsafe fn tile<S: Simd, const FORMAT: u32, const T: usize, const G: usize>(
     ahead: Ahead,
     out: &Shared<MaybeUninit<f32>>,
 ) {
-    let x_rows = x.rows.max(1);
+    let (rows, x_rows) = (weight.rows(), x.rows.max(1));
     // SAFETY: the caller's promise.
     let sums = unsafe {
         if FORMAT == PAIRS || is(FORMAT, &FLOAT) {
@@ -88,7 +88,6 @@ pub unsafe fn tile<S: Simd, const FORMAT: u32, const T: usize, const G: usize>(
             sums
         }
     };
-    let rows = weight.rows();
     for (t, sums) in sums.into_iter().enumerate() {
         for (g, sum) in sums.into_iter().enumerate() {
             let first = (group + g) * ROWS;
