@@ -2,6 +2,7 @@
 //! defines it (ggml-quants; the K formats are Kawrakow's, 2023).
 
 use crate::kernels::mapped::MappedFile;
+use crate::kernels::quant::{Level, best};
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use std::sync::Arc;
@@ -34,6 +35,16 @@ pub enum Keep {
 }
 
 impl Keep {
+    /// Whether [`Keep::Reduced`] is faster than all eight bits on this processor. One with AVX-512 VNNI multiplies those as
+    /// fast.
+    pub fn reduced_is_faster() -> bool {
+        match best() {
+            #[cfg(target_arch = "x86_64")]
+            Level::Vnni => false,
+            _ => true,
+        }
+    }
+
     /// The format.
     pub fn format(self) -> Format {
         match self {
@@ -266,7 +277,8 @@ pub enum Precision {
     #[default]
     Exact,
     /// Weights packed once at load. Quantised ones meet activations in eight bits per block of 32: integer products, float32
-    /// sums. Weights in floating point (16 bits stay 16 bits) are multiplied in float32.
+    /// sums. Weights in floating point (16 bits stay 16 bits) are multiplied in float32, but for bfloat16 where the processor
+    /// multiplies it in pairs (AVX-512 BF16): there activations are rounded to it too.
     Fast,
 }
 

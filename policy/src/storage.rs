@@ -126,7 +126,8 @@ impl Storage {
         Ok(Weights::from_gguf(&file, Precision::Fast))
     }
 
-    /// The same weights, kept so by the layers that are made of them; what sees, in eight bits, in their reduced range.
+    /// The same weights, kept so by the layers that are made of them; what sees, in eight bits, in their reduced range
+    /// where that is faster.
     ///
     /// # Errors
     /// A layer has been made of them already.
@@ -146,9 +147,10 @@ impl Storage {
         if self == Self::Plain {
             return Ok(weights);
         }
+        let reduced = Keep::reduced_is_faster();
         weights.kept(move |name| {
             self.format(name).map(|format| match format {
-                Format::Q8_0 if sees(name) => Keep::Reduced,
+                Format::Q8_0 if reduced && sees(name) => Keep::Reduced,
                 format => Keep::As(format),
             })
         })

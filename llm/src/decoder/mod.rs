@@ -214,6 +214,8 @@ impl Decoder {
         whole: usize,
         beside: Option<&dyn Beside>,
     ) -> Result<Tensor> {
+        // The buffers of one step serve the next.
+        vela_nn::keep_freed();
         let full = self.rope.as_ref().map(|rope| rope.at(positions)).transpose()?;
         let local = self.local_rope.as_ref().map(|rope| rope.at(positions)).transpose()?;
         let turned = |x: Tensor, angles: Option<&RopeAngles>, heads: usize| match angles {

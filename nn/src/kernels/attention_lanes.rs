@@ -38,7 +38,7 @@ pub struct Head<'a> {
 
 /// The instruction set, and the rows of a tile with it.
 fn level() -> (Level, usize) {
-    match quant::levels()[quant::levels().len() - 1] {
+    match quant::best() {
         #[cfg(target_arch = "x86_64")]
         Level::Vnni => (Level::Vnni, TILE),
         level => (level, FLOAT_TILE),

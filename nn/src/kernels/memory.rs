@@ -1,8 +1,8 @@
 //! Keeps freed memory in the process.
 //!
-//! A training step, and a picture's way through a tower, frees and asks again for the same hundreds of megabytes; by default
-//! glibc gives large blocks back to the system each time, and every page is faulted in and zeroed again: about 5 % of a
-//! step, a tenth of SigLIP-B/16 at 512 pixels.
+//! A training step, a picture's way through a tower and a prompt's through a decoder free and ask again for the same
+//! megabytes; by default glibc gives large blocks back to the system each time, and every page is faulted in and zeroed
+//! again: about 5 % of a step, a tenth of SigLIP-B/16 at 512 pixels, up to a quarter of a prompt.
 
 /// Tells glibc's allocator to keep what is freed, in one arena. Elsewhere it does nothing.
 pub fn keep_freed() {

@@ -67,22 +67,27 @@ pub fn levels() -> &'static [Level] {
     })
 }
 
-/// Whether this processor multiplies pairs of bfloat16 (AVX-512 BF16): twice as many as in float32. Weights in bfloat16 then
-/// meet activations that are rounded to it.
-pub fn has_pairs() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx512bf16") {
-        return levels().contains(&Level::Vnni);
+/// Whether pairs of bfloat16 are multiplied at this level of this processor (AVX-512 BF16): twice as many as in float32.
+/// Weights in bfloat16 then meet activations that are rounded to it.
+pub fn has_pairs(level: Level) -> bool {
+    match level {
+        #[cfg(target_arch = "x86_64")]
+        Level::Vnni => is_x86_feature_detected!("avx512bf16"),
+        _ => false,
     }
-    false
+}
+
+/// The best of [`levels`].
+pub fn best() -> Level {
+    levels()[levels().len() - 1]
 }
 
 /// `x · weightᵀ` for several weights of equal width, in one parallel sweep: for each, `[rows of x, rows of weight]`.
 pub fn products(x: &Activations, weights: &[&Packed]) -> Vec<Vec<f32>> {
-    products_at(x, weights, levels()[levels().len() - 1])
+    products_at(x, weights, best())
 }
 
-/// As [`products`] with a given instruction set, one of [`levels`].
+/// As [`products`] with a given instruction set, one of [`levels`], for which the activations were prepared.
 pub fn products_at(x: &Activations, weights: &[&Packed], level: Level) -> Vec<Vec<f32>> {
     assert!(levels().contains(&level), "the processor lacks {level:?}");
     assert!(weights.iter().all(|w| w.columns() == x.columns), "packed product: widths differ");

@@ -6,7 +6,7 @@
 
 use super::data::{Shared, written};
 use super::quant::{
-    BLOCK, FLOAT_TILE, HEIGHTS, Level, NARROW_TILE, PAIRED_TILE, SHORT_TILE, TILE, has_pairs, levels,
+    BLOCK, FLOAT_TILE, HEIGHTS, Level, NARROW_TILE, PAIRED_TILE, SHORT_TILE, TILE, best, has_pairs,
 };
 use super::quant_pack::Packed;
 use crate::quant::Format;
@@ -63,13 +63,17 @@ pub struct Activations {
 }
 
 impl Activations {
-    /// Prepares `x`, rows of the width of `weights`, for their formats.
+    /// Prepares `x`, rows of the width of `weights`, for their formats and this processor.
     pub fn of(x: &[f32], weights: &[&Packed]) -> Self {
+        Self::at(best(), x, weights)
+    }
+
+    /// The same for a given instruction set.
+    pub fn at(level: Level, x: &[f32], weights: &[&Packed]) -> Self {
         let columns = weights.first().map_or(1, |w| w.columns()).max(1);
         let rows = x.len() / columns;
-        let paired = |w: &Packed| w.format() == Format::Bf16 && has_pairs();
+        let paired = |w: &Packed| w.format() == Format::Bf16 && has_pairs(level);
         let quantised = weights.iter().any(|w| !w.layout().float);
-        let level = levels()[levels().len() - 1];
         let mut tiles = tiles(rows, height(level, weights, rows), !quantised);
         let each = |fill: &(dyn Fn(usize) + Sync), count: usize| match rows * columns < 1 << 15 {
             true => (0..count).for_each(fill),

@@ -84,7 +84,7 @@ fn every_format_and_instruction_set_gives_the_product() {
             let x = activations(m, columns);
             let want = product(&rounded(&x), &weight);
             for level in levels() {
-                let got = products_at(&Activations::of(&x, &[&packed]), &[&packed], *level);
+                let got = products_at(&Activations::at(*level, &x, &[&packed]), &[&packed], *level);
                 let error = difference(&got[0], &want);
                 assert!(error < 2e-5, "{} {level:?} {m} x {rows} x {columns}: {error:e}", format.name());
             }
@@ -101,7 +101,7 @@ fn the_largest_numbers_overflow_nowhere() {
             for x in [vec![1.0; 5 * 256], vec![-1.0; 5 * 256]] {
                 let want = product(&x, &weight);
                 for level in levels() {
-                    let got = products_at(&Activations::of(&x, &[&packed]), &[&packed], *level);
+                    let got = products_at(&Activations::at(*level, &x, &[&packed]), &[&packed], *level);
                     let error = difference(&got[0], &want);
                     // All weights zero: nothing to relate the error to.
                     assert!(
@@ -139,11 +139,10 @@ fn numbers_of_seven_bits_give_the_product() {
     ] {
         let packed = Packed::new(&weight);
         assert_eq!(packed.is_narrow(), narrow);
-        let most = most(levels()[levels().len() - 1], &[&packed]);
         for x in [activations(6, 256), vec![1.0; 6 * 256], vec![-1.0; 6 * 256]] {
-            let want = product(&rounded_to(most, &x), &weight);
             for level in levels() {
-                let got = products_at(&Activations::of(&x, &[&packed]), &[&packed], *level);
+                let want = product(&rounded_to(most(*level, &[&packed]), &x), &weight);
+                let got = products_at(&Activations::at(*level, &x, &[&packed]), &[&packed], *level);
                 let error = difference(&got[0], &want);
                 assert!(error < 2e-5, "{level:?}: {error:e}");
             }
@@ -165,15 +164,17 @@ fn floating_point_weights_give_the_product_alike_for_any_number_of_rows() {
             let weight = Blocks::new(format, &[rows, columns], bytes).unwrap();
             let packed = Packed::new(&weight);
             let x = activations(29, columns);
-            // In float32; where the processor multiplies pairs of bfloat16, in those if the weight is.
-            let seen = match format {
-                Format::Bf16 if has_pairs() => x.iter().map(|v| half::bf16::from_f32(*v).to_f32()).collect(),
-                _ => x.clone(),
-            };
             for level in levels() {
-                let got = products_at(&Activations::of(&x, &[&packed]), &[&packed], *level);
+                // In float32; where the processor multiplies pairs of bfloat16, in those if the weight is.
+                let half = |v: &f32| half::bf16::from_f32(*v).to_f32();
+                let seen = match format {
+                    Format::Bf16 if has_pairs(*level) => x.iter().map(half).collect(),
+                    _ => x.clone(),
+                };
+                let got = products_at(&Activations::at(*level, &x, &[&packed]), &[&packed], *level);
                 assert!(difference(&got[0], &product(&seen, &weight)) < 2e-5, "{level:?} {rows} x {columns}");
-                let one = products_at(&Activations::of(&x[..columns], &[&packed]), &[&packed], *level);
+                let one =
+                    products_at(&Activations::at(*level, &x[..columns], &[&packed]), &[&packed], *level);
                 assert_eq!(one[0], got[0][..rows]);
             }
         }
@@ -205,7 +206,7 @@ fn what_stands_out_is_set_apart_and_alike_in_any_batch() {
         let rough: Vec<f32> = product(&rounded(&x), &weight).into_iter().map(|v| v as f32).collect();
         let rough = difference(&rough, &want);
         for level in levels() {
-            let got = products_at(&Activations::of(&x, &[&packed]), &[&packed], *level);
+            let got = products_at(&Activations::at(*level, &x, &[&packed]), &[&packed], *level);
             let error = difference(&got[0], &want);
             assert!(
                 error < rough / 8.0,
@@ -213,7 +214,7 @@ fn what_stands_out_is_set_apart_and_alike_in_any_batch() {
                 format.name()
             );
             for (row, x) in x.chunks_exact(512).enumerate() {
-                let one = products_at(&Activations::of(x, &[&packed]), &[&packed], *level);
+                let one = products_at(&Activations::at(*level, x, &[&packed]), &[&packed], *level);
                 assert_eq!(one[0], got[0][row * 37..(row + 1) * 37], "{} {level:?}", format.name());
             }
         }
