@@ -8,7 +8,7 @@ use vela_nn::paged::{BLOCK, PagedKind, PagedShape, PagedStore, Span};
 use vela_nn::{Error, Heads, Mask, Result};
 
 /// Positions read at once: bounds the memory of a long prompt.
-const CHUNK: usize = 512;
+const CHUNK: usize = 256;
 
 /// A decoder's memory of one sequence: it can go on, and it can go back.
 pub struct Session {
