@@ -125,8 +125,9 @@ impl Paged<'_> {
     /// Queries `[rows of all spans, h * d]` to `out [rows, h * dv]`. The caller checked sizes and block numbers.
     pub fn attend(&self, q: &[f32], spans: &[Span<'_>], out: &mut [f32]) {
         // A task is a span, its first row, and key heads (few rows) or a query head (many). The key heads of a block lie side
-        // by side: as many as leave work for every thread are read together, so that the processor reads ahead.
-        let parts = threads::current().div_ceil(spans.len().max(1)).clamp(1, self.heads.key.max(1));
+        // by side: as many as leave work for every thread there is are read together, so that the processor reads ahead.
+        let threads = if super::pool::is_alone() { 1 } else { threads::current() };
+        let parts = threads.div_ceil(spans.len().max(1)).clamp(1, self.heads.key.max(1));
         let key_heads = self.heads.key.div_ceil(parts).max(1);
         let mut tasks = Vec::new();
         let mut first = 0;

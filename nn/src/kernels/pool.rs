@@ -99,6 +99,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Whether a worker has kept a caller waiting just now, so that callers work alone for a while.
+pub fn is_alone() -> bool {
+    pool().now() < pool().alone_until.load(Ordering::Relaxed)
+}
+
 /// Runs `task(0..count)` on up to `threads` threads, this one included. When another job is under way, or a worker has kept
 /// one waiting just now, this thread does it all: who does a task never changes its result. A task's panic on a worker
 /// aborts the process (tasks are kernels, which do not panic).
@@ -106,7 +111,7 @@ pub fn run(threads: usize, count: usize, task: &(dyn Fn(usize) + Sync)) {
     let job = Job { task, next: AtomicUsize::new(0), count };
     let pool = pool();
     let helpers = threads.min(count).saturating_sub(1);
-    let alone = helpers == 0 || pool.now() < pool.alone_until.load(Ordering::Relaxed);
+    let alone = helpers == 0 || is_alone();
     let turn = if alone { None } else { pool.turn.try_lock().ok() };
     let Some(_turn) = turn else {
         job.work();

@@ -291,10 +291,8 @@ unsafe fn tiles_of<S: Simd, const FORMAT: u32, const T: usize>(
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        if const { S::GROUPS == 2 && pairs_up(FORMAT, T) } {
-            if groups.len() == 2 {
-                return tile::<S, FORMAT, T, 2>(weight, groups.start, x, to, ahead, out);
-            }
+        if const { S::GROUPS == 2 && pairs_up(FORMAT, T) } && groups.len() == 2 {
+            return tile::<S, FORMAT, T, 2>(weight, groups.start, x, to, ahead, out);
         }
         for group in groups {
             tile::<S, FORMAT, T, 1>(weight, group, x, to, ahead, out);

@@ -1,6 +1,10 @@
 //! Products with packed weights in floating point. The numbers of [`SPAN`] steps (columns, or pairs of them) are summed in
 //! their order, then the sums of the spans in theirs: the same bytes for one row as for many, whatever the instruction set's
 //! tiles.
+#![expect(
+    clippy::needless_range_loop,
+    reason = "loops that the compiler unrolls into registers, which iterators over arrays prevent"
+)]
 
 use super::quant_simd::Simd;
 use super::quant_tile::{Ahead, PAIRS};

@@ -100,8 +100,9 @@ impl Activations {
             };
             each(&fill, count);
         }
-        // Rows of `steps` numbers, which `read` gives of a tile's activations, side by side.
-        let laid = |steps: usize, read: &(dyn Fn(&[f32], &mut dyn FnMut(&[f32])) + Sync)| {
+        // The rows of each tile side by side: numbers, or pairs of rounded ones.
+        let laid = |paired: bool| {
+            let steps = if paired { columns.div_ceil(2) } else { columns };
             let write = |to: &mut [MaybeUninit<f32>]| {
                 let to = Shared::new(to);
                 let fill = |tile: usize| {
@@ -109,27 +110,23 @@ impl Activations {
                     // SAFETY: tiles lie one behind the other, and each is filled by one task.
                     let to = unsafe { to.range(start * steps, count * steps) };
                     let x = &x[start * columns..(start + count) * columns];
-                    read(x, &mut |rows| interleave(rows, count, to));
+                    if !paired {
+                        return interleave(x, count, to);
+                    }
+                    let mut rounded = vec![0.0; count * steps];
+                    for (values, to) in x.chunks_exact(columns).zip(rounded.chunks_exact_mut(steps)) {
+                        pair(values, to);
+                    }
+                    interleave(&rounded, count, to);
                 };
                 each(&fill, tiles.len());
             };
             // SAFETY: the tiles hold every row, and each is filled.
             unsafe { written(rows * steps, write) }
         };
-        let (mut floats, mut pairs) = (Vec::new(), Vec::new());
-        if weights.iter().any(|w| w.layout().float && !paired(w)) {
-            floats = laid(columns, &|x, lay| lay(x));
-        }
-        if weights.iter().any(|w| paired(w)) {
-            let steps = columns.div_ceil(2);
-            pairs = laid(steps, &|x, lay| {
-                let mut rounded = vec![0.0; x.len() / columns * steps];
-                for (values, to) in x.chunks_exact(columns).zip(rounded.chunks_exact_mut(steps)) {
-                    pair(values, to);
-                }
-                lay(&rounded);
-            });
-        }
+        let lay = |paired: bool, any: bool| if any { laid(paired) } else { Vec::new() };
+        let floats = lay(false, weights.iter().any(|w| w.layout().float && !paired(w)));
+        let pairs = lay(true, weights.iter().any(|w| paired(w)));
         Self { cells, floats, pairs, tiles, rows, columns }
     }
 }

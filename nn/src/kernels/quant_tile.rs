@@ -1,5 +1,9 @@
 //! One tile of a product with packed weights: some rows of activations against sixteen or thirty-two rows of weights, written
 //! once for every instruction set.
+#![expect(
+    clippy::needless_range_loop,
+    reason = "loops that the compiler unrolls into registers, which iterators over arrays prevent"
+)]
 
 use super::data::Shared;
 use super::quant::{BLOCK, ROWS};
