@@ -43,7 +43,8 @@ struct Measured {
     p50_ms: f64,
     cpu_ms: Option<f64>,
     giga_macs: f64,
-    /// Of what the threads' multiply-add units could do at most, in the arithmetic that `dtype` asks for.
+    /// Of what the threads' multiply-add units could do at most in float32, or in eight bits if `dtype` says so. (A processor
+    /// that multiplies bfloat16 in pairs can do twice as many of those.)
     peak_share: f64,
     pictures: usize,
     dtype: &'static str,

@@ -98,11 +98,15 @@ unsafe fn rounds<S: Simd, const SUMS: usize>(x: &[i8; 64], float: bool) {
             let w = S::bytes(x.as_ptr().cast());
             let mut dots = [S::zero(); SUMS];
             for _ in 0..ROUNDS {
-                for (i, dot) in dots.iter_mut().take(SUMS * 2 / 3).enumerate() {
-                    let mut pairs = S::no_pairs();
-                    for j in 0..4 {
-                        pairs = S::dot::<false>(pairs, w, black_box(x.as_ptr()).add(4 * (i + j)));
+                // The sums side by side: one alone would wait for each product before the next.
+                let mut pairs = [S::no_pairs(); SUMS];
+                let x = black_box(x.as_ptr());
+                for j in 0..4 {
+                    for (i, pairs) in pairs.iter_mut().take(SUMS * 2 / 3).enumerate() {
+                        *pairs = S::dot::<false>(*pairs, w, x.add(4 * (i + j)));
                     }
+                }
+                for (dot, pairs) in dots.iter_mut().zip(pairs).take(SUMS * 2 / 3) {
                     *dot = S::widen(*dot, pairs);
                 }
             }
