@@ -2,14 +2,15 @@
 //! products, float32 sums.
 //!
 //! A weight is packed once ([`super::quant_pack`]) into groups of sixteen rows, so that one vector holds four columns of
-//! each. The loop below is written once over [`Simd`] and compiled for AVX-512 with VNNI, AVX2 and plain arrays.
+//! each. A tile ([`super::quant_tile`]) is written once over [`Simd`] and compiled for AVX-512 with VNNI, AVX2 and plain
+//! arrays.
 
 use super::data::{Shared, written};
 pub use super::quant_input::Activations;
 use super::quant_input::{Cell, Tile};
 use super::quant_pack::Packed;
 use super::quant_simd::{Portable, Simd};
-use super::quant_tile::{Ahead, FLOAT, PAIRS, SEVEN, is, tile};
+use super::quant_tile::{Ahead, PAIRS, SEVEN, is_float, tile};
 use crate::quant::Format;
 use crate::threads;
 use std::mem::MaybeUninit;
@@ -29,7 +30,7 @@ pub const SHORT_TILE: usize = 8;
 /// The same for eight bits in the reduced range.
 pub const NARROW_TILE: usize = 4;
 /// Rows that tiles of weights in up to eight bits may have.
-pub const HEIGHTS: [usize; 7] = [TILE, SHORT_TILE, 6, NARROW_TILE, 3, 2, 1];
+pub const HEIGHTS: [usize; 7] = [TILE, SHORT_TILE, PAIRED_TILE, NARROW_TILE, 3, 2, 1];
 /// The same where there are 16, for weights in floating point: twelve sums, as many as have a register.
 pub const FLOAT_TILE: usize = 6;
 
@@ -267,13 +268,20 @@ unsafe fn sweep_with<S: Simd, const FORMAT: u32>(
 
 /// Whether tiles of so many rows occur: of weights in floating point all, else those of [`HEIGHTS`].
 const fn has_tile(format: u32, rows: usize) -> bool {
-    format == PAIRS || is(format, &FLOAT) || !matches!(rows, 11 | 10 | 9 | 7 | 5)
+    let mut i = 0;
+    while i < HEIGHTS.len() {
+        if HEIGHTS[i] == rows {
+            return true;
+        }
+        i += 1;
+    }
+    is_float(format)
 }
 
 /// Whether a tile of so many rows takes two groups of weights at once. A row alone is bound by memory, which is read best in
 /// one stream.
 const fn pairs_up(format: u32, rows: usize) -> bool {
-    rows > 1 && (format == PAIRS || is(format, &FLOAT) || rows <= PAIRED_TILE)
+    rows > 1 && (is_float(format) || rows <= PAIRED_TILE)
 }
 
 /// The `T` rows of activations of a tile against some groups of rows of weights: two at once where they have the registers.

@@ -34,7 +34,7 @@ impl Ahead {
         let groups = groups.start..groups.end.min(weight.groups());
         let Some(group) = groups.clone().next() else { return Self::NONE };
         let (numbers, _) = weight.group(group);
-        let parts = match FORMAT == PAIRS || is(FORMAT, &FLOAT) {
+        let parts = match is_float(FORMAT) {
             true => numbers.len().div_ceil(weight.layout().quant_bytes * quant_float::PART),
             false => weight.columns() / BLOCK,
         };
@@ -71,7 +71,7 @@ pub unsafe fn tile<S: Simd, const FORMAT: u32, const T: usize, const G: usize>(
     let (rows, x_rows) = (weight.rows(), x.rows.max(1));
     // SAFETY: the caller's promise.
     let sums = unsafe {
-        if FORMAT == PAIRS || is(FORMAT, &FLOAT) {
+        if const { is_float(FORMAT) } {
             let values = from_fn(|g| {
                 let (values, _) = weight.group(group + g);
                 assert!(
@@ -200,7 +200,7 @@ unsafe fn add_outliers<S: Simd, const FORMAT: u32, const T: usize, const G: usiz
     }
 }
 
-pub const fn is(format: u32, these: &[Format]) -> bool {
+const fn is(format: u32, these: &[Format]) -> bool {
     let mut i = 0;
     while i < these.len() {
         if these[i] as u32 == format {
@@ -211,11 +211,16 @@ pub const fn is(format: u32, these: &[Format]) -> bool {
     false
 }
 
+/// Whether weights of this format are multiplied in floating point.
+pub const fn is_float(format: u32) -> bool {
+    format == PAIRS || is(format, &FLOAT)
+}
+
 /// Bf16 against activations that were rounded to it, two columns at once.
 pub const PAIRS: u32 = 1 << 9;
 /// Q8_0 of numbers within 63 of zero ([`Packed::is_narrow`]), which are raised by 64.
 pub const SEVEN: u32 = 1 << 8;
-pub const FLOAT: [Format; 3] = [Format::F32, Format::F16, Format::Bf16];
+const FLOAT: [Format; 3] = [Format::F32, Format::F16, Format::Bf16];
 const EIGHT: [Format; 1] = [Format::Q8_0];
 const FIVE: [Format; 3] = [Format::Q5_0, Format::Q5_1, Format::Q5K];
 const SIX: [Format; 1] = [Format::Q6K];
