@@ -1,7 +1,7 @@
 //! The affine map.
 
 use crate::kernels::data::{Values, tensor};
-use crate::kernels::quant::{Activations, products};
+use crate::kernels::quant::{Activations, biased};
 use crate::kernels::quant_pack::Packed;
 use crate::quant::{Blocks, Precision};
 use crate::weights::Matrix;
@@ -211,6 +211,10 @@ impl Linear {
         if layers.iter().any(|layer| layer.input_scale.is_some()) {
             return layers.iter().map(|layer| layer.project_scaled(x)).collect();
         }
+        let biases: Vec<Option<Values>> = layers
+            .iter()
+            .map(|layer| layer.bias.as_ref().map(Values::of).transpose())
+            .collect::<Result<_>>()?;
         // Those of one width share a quantisation of the activations; rows that end in zeros are wider.
         let mut packed: Vec<(usize, &Packed)> =
             layers.iter().enumerate().filter_map(|(i, layer)| Some((i, layer.packed()?))).collect();
@@ -221,18 +225,22 @@ impl Linear {
             let (columns, input) = (weights[0].columns(), layers[alike[0].0].dims().1);
             let padded = if columns > input { widened(x, input, columns) } else { Vec::new() };
             let x = if columns > input { &padded } else { x };
-            for ((i, _), out) in alike.iter().zip(products(&Activations::of(x, &weights), &weights)) {
+            let with_bias: Vec<_> =
+                alike.iter().map(|(i, packed)| (*packed, biases[*i].as_deref())).collect();
+            for ((i, _), out) in alike.iter().zip(biased(&Activations::of(x, &weights), &with_bias)) {
                 fast[*i] = Some(out);
             }
         }
         let one = |(layer, fast): (&&Self, Option<Vec<f32>>)| -> Result<Vec<f32>> {
-            let mut out = match (&layer.weight, fast) {
-                (Weight::Blocks(blocks), _) => kernels::quant::exact(x, blocks),
-                (_, Some(out)) => out,
-                _ => return layer.project_dense(x),
-            };
-            layer.add_bias(&mut out)?;
-            Ok(out)
+            match (&layer.weight, fast) {
+                (Weight::Blocks(blocks), _) => {
+                    let mut out = kernels::quant::exact(x, blocks);
+                    layer.add_bias(&mut out)?;
+                    Ok(out)
+                }
+                (_, Some(out)) => Ok(out),
+                _ => layer.project_dense(x),
+            }
         };
         layers.iter().zip(fast).map(one).collect()
     }
@@ -252,15 +260,15 @@ impl Linear {
         let Weight::Dense { weight, packed } = &self.weight else { return Ok(Vec::new()) };
         let (output, input) = weight.dims2()?;
         let values = Values::of(weight)?;
+        let bias = self.bias.as_ref().map(Values::of).transpose()?;
         // The copy of a whole vocabulary would be large.
         if values.len() > 1 << 22 || weight.track_op() {
-            let (m, bias) = (x.len() / input.max(1), self.bias.as_ref().map(Values::of).transpose()?);
+            let m = x.len() / input.max(1);
             return Ok(kernels::linear::forward(x, &values, bias.as_deref(), (m, output, input)));
         }
         let packed = packed.get_or_init(|| Packed::dense(&values, output, input));
-        let mut out = products(&Activations::of(x, &[packed]), &[packed]).pop().unwrap_or_default();
-        self.add_bias(&mut out)?;
-        Ok(out)
+        let out = biased(&Activations::of(x, &[packed]), &[(packed, bias.as_deref())]);
+        Ok(out.into_iter().next().unwrap_or_default())
     }
 
     fn add_bias(&self, rows: &mut [f32]) -> Result<()> {

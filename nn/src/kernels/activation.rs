@@ -12,7 +12,8 @@ const BLOCK: usize = 1 << 14;
 
 /// The activation of `x`, any shape.
 pub fn activate(x: &Tensor, kind: Activation) -> Result<Tensor> {
-    let values = forward(&Values::of(x)?, kind);
+    let mut values = Values::of(x)?.to_vec();
+    forward(&mut values, None, kind);
     let backward = move |args: &[&Tensor], _: &Tensor, grad: &Tensor| -> Result<Vec<Option<Tensor>>> {
         let mut dx = Values::of(grad)?.to_vec();
         scale_by_slope(kind, &Values::of(args[0])?, &mut dx);
@@ -23,7 +24,8 @@ pub fn activate(x: &Tensor, kind: Activation) -> Result<Tensor> {
 
 /// `activation(gate) * up`, of one shape.
 pub fn gated(gate: &Tensor, up: &Tensor, kind: Activation) -> Result<Tensor> {
-    let values = gated_forward(&Values::of(gate)?, &Values::of(up)?, kind);
+    let mut values = Values::of(gate)?.to_vec();
+    forward(&mut values, Some(&Values::of(up)?), kind);
     let backward = move |args: &[&Tensor], _: &Tensor, grad: &Tensor| -> Result<Vec<Option<Tensor>>> {
         let (gate, up) = (Values::of(args[0])?, Values::of(args[1])?);
         let mut d_gate = Values::of(grad)?.to_vec();
@@ -36,27 +38,20 @@ pub fn gated(gate: &Tensor, up: &Tensor, kind: Activation) -> Result<Tensor> {
     node("gated activation", &[gate, up], values, gate.shape(), backward)
 }
 
-/// The activation of each value.
-pub fn forward(x: &[f32], kind: Activation) -> Vec<f32> {
-    let mut out = vec![0.0; x.len()];
-    if threads::current() > 1 && x.len() > 2 * BLOCK {
-        let shared = super::data::Shared::new(&mut out);
-        threads::for_each(x.len().div_ceil(BLOCK), |i| {
-            let x = &x[i * BLOCK..x.len().min((i + 1) * BLOCK)];
-            // SAFETY: blocks of different tasks do not overlap, and `out` outlives the loop.
-            apply(kind, x, unsafe { shared.range(i * BLOCK, x.len()) });
-        });
-    } else {
-        apply(kind, x, &mut out);
-    }
-    out
-}
-
-/// `activation(gate) * up`.
-pub fn gated_forward(gate: &[f32], up: &[f32], kind: Activation) -> Vec<f32> {
-    let mut out = forward(gate, kind);
-    out.iter_mut().zip(up).for_each(|(o, u)| *o *= u);
-    out
+/// The activation of each value, in its place; where there is a gate, `values` hold it, and are multiplied by `up` besides.
+pub fn forward(values: &mut [f32], up: Option<&[f32]>, kind: Activation) {
+    let count = values.len();
+    let block = if threads::current() > 1 && count > 2 * BLOCK { BLOCK } else { count.max(1) };
+    let shared = super::data::Shared::new(values);
+    threads::for_each(count.div_ceil(block), |i| {
+        let (start, len) = (i * block, block.min(count - i * block));
+        // SAFETY: blocks of different tasks do not overlap, and `values` outlive the loop.
+        let values = unsafe { shared.range(start, len) };
+        match up {
+            Some(up) => apply_gated(kind, values, &up[start..start + len]),
+            None => apply(kind, values),
+        }
+    });
 }
 
 /// Calls `$body` with the value function of each kind, so that each loop is compiled for its own.
@@ -87,10 +82,16 @@ macro_rules! by_kind {
     };
 }
 
-dispatch!(fn apply(kind: Activation, x: &[f32], out: &mut [f32]) = apply_body);
+dispatch!(fn apply(kind: Activation, values: &mut [f32]) = apply_body);
 #[inline(always)]
-fn apply_body<const FMA: bool>(kind: Activation, x: &[f32], out: &mut [f32]) {
-    by_kind!(kind, f, out.iter_mut().zip(x).for_each(|(o, x)| *o = f(*x).0));
+fn apply_body<const FMA: bool>(kind: Activation, values: &mut [f32]) {
+    by_kind!(kind, f, values.iter_mut().for_each(|v| *v = f(*v).0));
+}
+
+dispatch!(fn apply_gated(kind: Activation, gate: &mut [f32], up: &[f32]) = apply_gated_body);
+#[inline(always)]
+fn apply_gated_body<const FMA: bool>(kind: Activation, gate: &mut [f32], up: &[f32]) {
+    by_kind!(kind, f, gate.iter_mut().zip(up).for_each(|(g, u)| *g = f(*g).0 * u));
 }
 
 dispatch!(

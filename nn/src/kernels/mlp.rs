@@ -1,6 +1,6 @@
 //! A whole feed-forward network as one operation: what is inside is kept for the backward pass, not recorded in the graph.
 
-use super::activation::{apply_and_scale, forward as activate, gated_backward, gated_forward};
+use super::activation::{apply_and_scale, forward as activate, gated_backward};
 use super::data::{Values, tensor};
 use super::linear::{backward_input, backward_weight, column_sums};
 use super::matmul::{View, matmul_add};
@@ -38,16 +38,19 @@ pub fn mlp(
         let first: Vec<&Linear> = [up].into_iter().chain(gate).collect();
         let mut first = Linear::project_all(&first, &x)?.into_iter();
         let (up_values, gate_values) = (first.next().unwrap_or_default(), first.next());
-        let inside = match &gate_values {
-            Some(gate) => gated_forward(gate, &up_values, kind),
-            None => activate(&up_values, kind),
-        };
+        if !tracked(&args) {
+            let (mut inside, up) = match gate_values {
+                Some(gate) => (gate, Some(up_values)),
+                None => (up_values, None),
+            };
+            activate(&mut inside, up.as_deref(), kind);
+            return tensor(down.project(&inside)?, shape);
+        }
+        let mut inside = gate_values.as_ref().unwrap_or(&up_values).clone();
+        activate(&mut inside, gate_values.is_some().then_some(&up_values[..]), kind);
         let values = down.project(&inside)?;
         (up_values, gate_values, values)
     };
-    if !tracked(&args) {
-        return tensor(values, shape);
-    }
 
     let backward = move |args: &[&Tensor], _: &Tensor, grad: &Tensor| -> Result<Vec<Option<Tensor>>> {
         let grad = Values::of(grad)?;

@@ -83,6 +83,15 @@ pub fn best() -> Level {
     levels()[levels().len() - 1]
 }
 
+/// What is made of some activations `x`: `x · weightᵀ + bias` in `out`, `[rows of x, rows of weight]`.
+pub struct Product<'a> {
+    pub x: &'a Activations,
+    pub weight: &'a Packed,
+    /// One number for each row of the weight, if any.
+    pub bias: Option<&'a [f32]>,
+    pub out: Shared<MaybeUninit<f32>>,
+}
+
 /// `x · weightᵀ` for several weights of equal width, in one parallel sweep: for each, `[rows of x, rows of weight]`.
 pub fn products(x: &Activations, weights: &[&Packed]) -> Vec<Vec<f32>> {
     products_at(x, weights, best())
@@ -90,11 +99,27 @@ pub fn products(x: &Activations, weights: &[&Packed]) -> Vec<Vec<f32>> {
 
 /// As [`products`] with a given instruction set, one of [`levels`], for which the activations were prepared.
 pub fn products_at(x: &Activations, weights: &[&Packed], level: Level) -> Vec<Vec<f32>> {
+    let biased: Vec<_> = weights.iter().map(|weight| (*weight, None)).collect();
+    biased_at(x, &biased, level)
+}
+
+/// As [`products`], and to each row of what a weight gives its bias is added, if it has one.
+pub fn biased(x: &Activations, weights: &[(&Packed, Option<&[f32]>)]) -> Vec<Vec<f32>> {
+    biased_at(x, weights, best())
+}
+
+fn biased_at(x: &Activations, weights: &[(&Packed, Option<&[f32]>)], level: Level) -> Vec<Vec<f32>> {
     assert!(levels().contains(&level), "the processor lacks {level:?}");
-    assert!(weights.iter().all(|w| w.columns() == x.columns), "packed product: widths differ");
+    for (weight, bias) in weights {
+        assert!(weight.columns() == x.columns, "packed product: widths differ");
+        assert!(
+            bias.is_none_or(|bias| bias.len() == weight.rows()),
+            "packed product: a bias of another length"
+        );
+    }
     let tiles = &x.tiles;
     let cost_of = |w: &Packed| if w.layout().float { x.columns / 8 } else { x.columns / BLOCK };
-    let blocks = weights.iter().map(|w| cost_of(w)).max().unwrap_or(1).max(1);
+    let blocks = weights.iter().map(|(w, _)| cost_of(w)).max().unwrap_or(1).max(1);
     // Tiles that stay in the second-level cache, of which processors with AVX-512 have more, while the weights stream past.
     let cached = match level {
         #[cfg(target_arch = "x86_64")]
@@ -113,54 +138,45 @@ pub fn products_at(x: &Activations, weights: &[&Packed], level: Level) -> Vec<Ve
     let groups = (12_000 / cost.max(1)).clamp(1, 64).next_multiple_of(2);
     let mut tasks = Vec::new();
     for batch in 0..batches {
-        for (which, weight) in weights.iter().enumerate() {
+        for (which, (weight, _)) in weights.iter().enumerate() {
             tasks.extend((0..weight.groups()).step_by(groups).map(|group| (which, batch, group)));
         }
     }
-    let write = |outs: &[Shared<MaybeUninit<f32>>]| {
+    let mut outs: Vec<Vec<f32>> =
+        weights.iter().map(|(w, _)| Vec::with_capacity(x.rows * w.rows())).collect();
+    {
+        let mut products = Vec::with_capacity(weights.len());
+        for (out, &(weight, bias)) in outs.iter_mut().zip(weights) {
+            let out = Shared::new(&mut out.spare_capacity_mut()[..x.rows * weight.rows()]);
+            products.push(Product { x, weight, bias, out });
+        }
         let run = |task: usize| {
             let (which, at, group) = tasks[task];
-            let weight = weights[which];
+            let product = &products[which];
             let tiles = &tiles[at * batch..tiles.len().min((at + 1) * batch)];
-            let groups = group..(group + groups).min(weight.groups());
-            sweep(level, weight, groups, x, tiles, &outs[which]);
+            sweep(level, product, group..(group + groups).min(product.weight.groups()), tiles);
         };
         // A few microseconds of work are done before another thread has woken up.
-        let total: usize = weights.iter().map(|w| w.groups() * cost_of(w)).sum::<usize>() * x.rows.max(2);
+        let total: usize =
+            weights.iter().map(|(w, _)| w.groups() * cost_of(w)).sum::<usize>() * x.rows.max(2);
         if total < 2_000 { (0..tasks.len()).for_each(run) } else { threads::for_each(tasks.len(), run) }
-    };
-    let mut outs: Vec<Vec<f32>> = weights.iter().map(|w| Vec::with_capacity(x.rows * w.rows())).collect();
-    {
-        let lend = |(out, w): (&mut Vec<f32>, &&Packed)| {
-            let len = x.rows * w.rows();
-            Shared::new(&mut out.spare_capacity_mut()[..len])
-        };
-        let shared: Vec<_> = outs.iter_mut().zip(weights).map(lend).collect();
-        write(&shared);
     }
-    for (out, w) in outs.iter_mut().zip(weights) {
+    for (out, (weight, _)) in outs.iter_mut().zip(weights) {
         // SAFETY: every group wrote its rows' values for every tile, which together are all of them.
-        unsafe { out.set_len(x.rows * w.rows()) };
+        unsafe { out.set_len(x.rows * weight.rows()) };
     }
     outs
 }
 
 /// Some groups of rows against some tiles of activations.
-fn sweep(
-    level: Level,
-    weight: &Packed,
-    groups: Range<usize>,
-    x: &Activations,
-    tiles: &[Tile],
-    out: &Shared<MaybeUninit<f32>>,
-) {
+fn sweep(level: Level, product: &Product, groups: Range<usize>, tiles: &[Tile]) {
     macro_rules! formats {
         ($($format:ident),*) => {
-            match weight.format() {
-                Format::Bf16 if !x.pairs.is_empty() => sweep_at::<PAIRS>(level, weight, groups, x, tiles, out),
-                _ if weight.is_narrow() => sweep_at::<SEVEN>(level, weight, groups, x, tiles, out),
+            match product.weight.format() {
+                Format::Bf16 if !product.x.pairs.is_empty() => sweep_at::<PAIRS>(level, product, groups, tiles),
+                _ if product.weight.is_narrow() => sweep_at::<SEVEN>(level, product, groups, tiles),
                 $(Format::$format => {
-                    sweep_at::<{ Format::$format as u32 }>(level, weight, groups, x, tiles, out);
+                    sweep_at::<{ Format::$format as u32 }>(level, product, groups, tiles);
                 })*
             }
         };
@@ -169,28 +185,21 @@ fn sweep(
 }
 
 /// [`sweep`] with weights in `FORMAT`.
-fn sweep_at<const FORMAT: u32>(
-    level: Level,
-    weight: &Packed,
-    groups: Range<usize>,
-    x: &Activations,
-    tiles: &[Tile],
-    out: &Shared<MaybeUninit<f32>>,
-) {
+fn sweep_at<const FORMAT: u32>(level: Level, product: &Product, groups: Range<usize>, tiles: &[Tile]) {
     match level {
         // SAFETY: plain arrays run everywhere.
-        Level::Portable => unsafe { sweep_with::<Portable, FORMAT>(weight, groups, x, tiles, out) },
+        Level::Portable => unsafe { sweep_with::<Portable, FORMAT>(product, groups, tiles) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `levels` saw the features, and `products_at` asks it.
-        Level::Avx2 => unsafe { sweep_avx2::<FORMAT>(weight, groups, x, tiles, out) },
+        Level::Avx2 => unsafe { sweep_avx2::<FORMAT>(product, groups, tiles) },
         #[cfg(target_arch = "x86_64")]
         Level::Vnni => {
             if const { FORMAT == PAIRS } {
                 // SAFETY: as above; and there are pairs only where `has_pairs` saw the features.
-                unsafe { sweep_pairs(weight, groups, x, tiles, out) }
+                unsafe { sweep_pairs(product, groups, tiles) }
             } else {
                 // SAFETY: as above.
-                unsafe { sweep_vnni::<FORMAT>(weight, groups, x, tiles, out) }
+                unsafe { sweep_vnni::<FORMAT>(product, groups, tiles) }
             }
         }
     }
@@ -198,70 +207,46 @@ fn sweep_at<const FORMAT: u32>(
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn sweep_avx2<const FORMAT: u32>(
-    weight: &Packed,
-    groups: Range<usize>,
-    x: &Activations,
-    tiles: &[Tile],
-    out: &Shared<MaybeUninit<f32>>,
-) {
+fn sweep_avx2<const FORMAT: u32>(product: &Product, groups: Range<usize>, tiles: &[Tile]) {
     // SAFETY: this function has the features.
-    unsafe { sweep_with::<super::quant_x86::Avx2, FORMAT>(weight, groups, x, tiles, out) }
+    unsafe { sweep_with::<super::quant_x86::Avx2, FORMAT>(product, groups, tiles) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma,f16c")]
-fn sweep_vnni<const FORMAT: u32>(
-    weight: &Packed,
-    groups: Range<usize>,
-    x: &Activations,
-    tiles: &[Tile],
-    out: &Shared<MaybeUninit<f32>>,
-) {
+fn sweep_vnni<const FORMAT: u32>(product: &Product, groups: Range<usize>, tiles: &[Tile]) {
     // SAFETY: this function has the features.
-    unsafe { sweep_with::<super::quant_x86::Vnni, FORMAT>(weight, groups, x, tiles, out) }
+    unsafe { sweep_with::<super::quant_x86::Vnni, FORMAT>(product, groups, tiles) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx512bf16,avx2,fma,f16c")]
-fn sweep_pairs(
-    weight: &Packed,
-    groups: Range<usize>,
-    x: &Activations,
-    tiles: &[Tile],
-    out: &Shared<MaybeUninit<f32>>,
-) {
+fn sweep_pairs(product: &Product, groups: Range<usize>, tiles: &[Tile]) {
     // SAFETY: this function has the features.
-    unsafe { sweep_with::<super::quant_x86::Vnni, PAIRS>(weight, groups, x, tiles, out) }
+    unsafe { sweep_with::<super::quant_x86::Vnni, PAIRS>(product, groups, tiles) }
 }
 
 /// # Safety
 /// The processor has the instruction set; `FORMAT` is the weight's.
 #[inline(always)]
-unsafe fn sweep_with<S: Simd, const FORMAT: u32>(
-    weight: &Packed,
-    groups: Range<usize>,
-    x: &Activations,
-    tiles: &[Tile],
-    out: &Shared<MaybeUninit<f32>>,
-) {
+unsafe fn sweep_with<S: Simd, const FORMAT: u32>(product: &Product, groups: Range<usize>, tiles: &[Tile]) {
     macro_rules! heights {
-        ($to:expr, $i:expr, $some:expr, $($height:literal),*) => {{
-            let ahead = Ahead::of::<FORMAT>(weight, $some.end..$some.end + S::GROUPS, $i, tiles.len());
+        ($to:expr, $some:expr, $ahead:expr, $($height:literal),*) => {
             match $to.count {
                 // SAFETY: the caller's promise.
                 $($height if const { has_tile(FORMAT, $height) } => unsafe {
-                    tiles_of::<S, FORMAT, $height>(weight, $some, x, $to, ahead, out);
+                    tiles_of::<S, FORMAT, $height>(product, $some, $to, $ahead);
                 },)*
                 // SAFETY: as above.
-                _ => unsafe { tiles_of::<S, FORMAT, 1>(weight, $some, x, $to, ahead, out) },
+                _ => unsafe { tiles_of::<S, FORMAT, 1>(product, $some, $to, $ahead) },
             }
-        }};
+        };
     }
     for first in groups.clone().step_by(S::GROUPS) {
         let some = first..groups.end.min(first + S::GROUPS);
         for (i, to) in tiles.iter().enumerate() {
-            heights!(to, i, some.clone(), 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2);
+            let ahead = Ahead::of::<FORMAT>(product.weight, some.end..some.end + S::GROUPS, i, tiles.len());
+            heights!(to, some.clone(), ahead, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2);
         }
     }
 }
@@ -290,20 +275,18 @@ const fn pairs_up(format: u32, rows: usize) -> bool {
 /// As [`tile`].
 #[inline(always)]
 unsafe fn tiles_of<S: Simd, const FORMAT: u32, const T: usize>(
-    weight: &Packed,
+    product: &Product,
     groups: Range<usize>,
-    x: &Activations,
     to: &Tile,
     ahead: Ahead,
-    out: &Shared<MaybeUninit<f32>>,
 ) {
     // SAFETY: the caller's promise.
     unsafe {
         if const { S::GROUPS == 2 && pairs_up(FORMAT, T) } && groups.len() == 2 {
-            return tile::<S, FORMAT, T, 2>(weight, groups.start, x, to, ahead, out);
+            return tile::<S, FORMAT, T, 2>(product, groups.start, to, ahead);
         }
         for group in groups {
-            tile::<S, FORMAT, T, 1>(weight, group, x, to, ahead, out);
+            tile::<S, FORMAT, T, 1>(product, group, to, ahead);
         }
     }
 }

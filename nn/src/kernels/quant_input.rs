@@ -133,31 +133,60 @@ impl Activations {
 
 /// `count` rows of equal length, one after the other, to their columns.
 fn interleave(rows: &[f32], count: usize, to: &mut [MaybeUninit<f32>]) {
-    match count {
-        TILE => interleave_rows::<TILE>(rows, to),
-        FLOAT_TILE => interleave_rows::<FLOAT_TILE>(rows, to),
-        1 => {
-            to.write_copy_of_slice(rows);
-        }
-        _ => {
-            let columns = rows.len() / count;
-            for (row, values) in rows.chunks_exact(columns).enumerate() {
-                for (to, v) in to[row..].iter_mut().step_by(count).zip(values) {
-                    to.write(*v);
-                }
+    /// Columns of all rows after which the next are begun: they stay in the first-level cache.
+    const SPAN: usize = 64;
+    let columns = rows.len() / count;
+    for start in (0..columns).step_by(SPAN) {
+        let len = SPAN.min(columns - start);
+        let to = &mut to[start * count..(start + len) * count];
+        let part = |row: usize| &rows[row * columns + start..][..len];
+        for row in (0..count).step_by(4) {
+            let to = &mut to[row..];
+            match count - row {
+                1 => interleave_some([part(row)], count, to),
+                2 => interleave_some([part(row), part(row + 1)], count, to),
+                3 => interleave_some([part(row), part(row + 1), part(row + 2)], count, to),
+                _ => interleave_four([part(row), part(row + 1), part(row + 2), part(row + 3)], count, to),
             }
         }
     }
 }
 
-/// The same of so many rows, column by column, so that what is written lies together.
-fn interleave_rows<const ROWS: usize>(rows: &[f32], to: &mut [MaybeUninit<f32>]) {
-    let columns = rows.len() / ROWS;
-    let rows: [&[f32]; ROWS] = std::array::from_fn(|row| &rows[row * columns..(row + 1) * columns]);
-    for (column, to) in to.as_chunks_mut::<ROWS>().0.iter_mut().enumerate() {
-        for (row, to) in rows.iter().zip(to) {
-            to.write(row[column]);
+/// The same of rows that are some of `count`.
+#[inline(always)]
+fn interleave_some<const N: usize>(rows: [&[f32]; N], count: usize, to: &mut [MaybeUninit<f32>]) {
+    for column in 0..rows[0].len() {
+        let to = &mut to[column * count..][..N];
+        for i in 0..N {
+            to[i].write(rows[i][column]);
         }
+    }
+}
+
+/// The same of four, as many columns at a time.
+#[inline(always)]
+fn interleave_four(rows: [&[f32]; 4], count: usize, to: &mut [MaybeUninit<f32>]) {
+    let mut done = 0;
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_TRANSPOSE4_PS, _mm_loadu_ps, _mm_storeu_ps};
+        let len = rows[0].len() / 4 * 4;
+        assert!(rows.iter().all(|row| row.len() >= len) && (len == 0 || to.len() >= (len - 1) * count + 4));
+        while done < len {
+            // SAFETY: every x86-64 processor has SSE; the columns from `done` are there to be read and written.
+            unsafe {
+                let mut four = rows.map(|row| _mm_loadu_ps(row.as_ptr().add(done)));
+                let [a, b, c, d] = &mut four;
+                _MM_TRANSPOSE4_PS(a, b, c, d);
+                for column in four {
+                    _mm_storeu_ps(to.as_mut_ptr().add(done * count).cast(), column);
+                    done += 1;
+                }
+            }
+        }
+    }
+    if done < rows[0].len() {
+        interleave_some(rows.map(|row| &row[done..]), count, &mut to[done * count..]);
     }
 }
 

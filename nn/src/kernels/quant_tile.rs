@@ -5,15 +5,13 @@
     reason = "loops that the compiler unrolls into registers, which iterators over arrays prevent"
 )]
 
-use super::data::Shared;
-use super::quant::{BLOCK, ROWS};
+use super::quant::{BLOCK, Product, ROWS};
 use super::quant_float;
 use super::quant_input::{Activations, Cell, Outlier, Tile};
 use super::quant_pack::{Layout, Packed};
 use super::quant_simd::Simd;
 use crate::quant::Format;
 use std::array::from_fn;
-use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// Memory that the next groups of weights lie in, asked for while a tile is at work: the first tile to read it would wait.
@@ -61,12 +59,10 @@ impl Ahead {
 /// The processor has the instruction set; `FORMAT` is the weight's.
 #[inline(always)]
 pub unsafe fn tile<S: Simd, const FORMAT: u32, const T: usize, const G: usize>(
-    weight: &Packed,
+    Product { x, weight, bias, out }: &Product,
     group: usize,
-    x: &Activations,
     Tile { start, outliers, .. }: &Tile,
     ahead: Ahead,
-    out: &Shared<MaybeUninit<f32>>,
 ) {
     let (rows, x_rows) = (weight.rows(), x.rows.max(1));
     // SAFETY: the caller's promise.
@@ -92,19 +88,37 @@ pub unsafe fn tile<S: Simd, const FORMAT: u32, const T: usize, const G: usize>(
             sums
         }
     };
-    for (t, sums) in sums.into_iter().enumerate() {
-        for (g, sum) in sums.into_iter().enumerate() {
-            let first = (group + g) * ROWS;
-            let at = (*start + t) * rows + first;
-            let mut last = [0.0; ROWS];
-            // SAFETY: this task alone writes these rows' values; the set is the caller's promise.
-            unsafe {
-                if first + ROWS <= rows {
-                    S::store(out.range(at, ROWS).as_mut_ptr().cast(), sum);
-                } else {
-                    S::store(last.as_mut_ptr(), sum);
-                    out.range(at, rows - first).write_copy_of_slice(&last[..rows - first]);
+    let (first, end) = (group * ROWS, rows.min((group + G) * ROWS));
+    // As far as the result goes at most.
+    out.pointer((start + T) * rows);
+    let to = out.pointer(start * rows + first).cast::<f32>();
+    // SAFETY: this task alone writes these rows' values; of a group that is not whole no more than there are; the set is the
+    // caller's promise.
+    unsafe {
+        if end == (group + G) * ROWS {
+            let mut added = [S::splat(0.0); G];
+            if let Some(bias) = bias {
+                let bias = bias[first..end].as_ptr();
+                for g in 0..G {
+                    added[g] = S::load(bias.add(g * ROWS).cast());
                 }
+            }
+            for t in 0..T {
+                for g in 0..G {
+                    S::store(to.add(t * rows + g * ROWS), S::add(sums[t][g], added[g]));
+                }
+            }
+            return;
+        }
+        let mut some = [[[0.0f32; ROWS]; G]; T];
+        for t in 0..T {
+            for g in 0..G {
+                S::store(some[t][g].as_mut_ptr(), sums[t][g]);
+            }
+        }
+        for (t, sums) in some.iter().enumerate() {
+            for (i, sum) in sums.as_flattened()[..end - first].iter().enumerate() {
+                to.add(t * rows + i).write(sum + bias.map_or(0.0, |bias| bias[first + i]));
             }
         }
     }
