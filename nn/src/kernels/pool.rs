@@ -14,12 +14,52 @@ const SPIN: Duration = Duration::from_micros(25);
 /// microseconds, and waking up takes as long.
 const LOOK: Duration = Duration::from_micros(150);
 
-/// Waiting for a worker longer than this and two of the caller's own tasks (the worker may just have begun its last, and be
-/// slower at it) means that the system has given its core to somebody else.
-const STALL: Duration = Duration::from_micros(200);
+/// What a caller may lose to workers that keep it waiting, besides a [`SHARE`] of the time of its jobs, before it works alone for
+/// a while: the system has given a core to somebody else. Waiting for two of the caller's own tasks is no loss, since the
+/// worker may just have begun its last, and be slower at it.
+const LOSS: Duration = Duration::from_micros(200);
+const SHARE: u32 = 20;
 
-/// After a stall the caller works alone for so many times its length: a shared core costs at most a thirtieth.
-const ALONE: u32 = 30;
+/// The time of jobs after which the half of it, and of what was lost, is forgotten.
+const MEMORY: Duration = Duration::from_millis(20);
+
+/// How long callers work alone: so many times what was lost, or so many times as long as before where less good time lay
+/// between; and at most so long.
+const ALONE: u32 = 32;
+const AGAIN: u32 = 4;
+const LONGEST: Duration = Duration::from_secs(2);
+
+/// What working together has cost of late.
+struct Pace {
+    /// Time of jobs, and of it what callers waited.
+    busy: Duration,
+    lost: Duration,
+    /// Time of jobs since callers last worked alone, and how long they did.
+    together: Duration,
+    alone: Duration,
+}
+
+impl Pace {
+    const NEW: Self =
+        Self { busy: Duration::ZERO, lost: Duration::ZERO, together: Duration::ZERO, alone: Duration::ZERO };
+
+    /// A job took so long, and of that its caller waited so long. Gives for how long to work alone, if it is to be.
+    fn after(&mut self, took: Duration, waited: Duration) -> Option<Duration> {
+        self.busy += took;
+        self.lost += waited;
+        self.together += took;
+        if self.lost > LOSS + self.busy / SHARE {
+            let again = if self.together < self.alone { AGAIN * self.alone } else { Duration::ZERO };
+            *self = Self { alone: again.max(ALONE * self.lost).min(LONGEST), ..Self::NEW };
+            return Some(self.alone);
+        }
+        if self.busy > MEMORY {
+            self.busy /= 2;
+            self.lost /= 2;
+        }
+        None
+    }
+}
 
 /// One parallel loop; it lives on its caller's stack.
 struct Job<'a> {
@@ -68,7 +108,7 @@ struct Pool {
     wake: Condvar,
     done: Condvar,
     /// Held by the one caller whose job is posted.
-    turn: Mutex<()>,
+    turn: Mutex<Pace>,
     start: Instant,
     /// Nanoseconds after `start` until which callers work alone.
     alone_until: AtomicU64,
@@ -89,7 +129,7 @@ fn pool() -> &'static Pool {
         sleeping: AtomicUsize::new(0),
         wake: Condvar::new(),
         done: Condvar::new(),
-        turn: Mutex::new(()),
+        turn: Mutex::new(Pace::NEW),
         start: Instant::now(),
         alone_until: AtomicU64::new(0),
     })
@@ -113,7 +153,7 @@ pub fn run(threads: usize, count: usize, task: &(dyn Fn(usize) + Sync)) {
     let helpers = threads.min(count).saturating_sub(1);
     let alone = helpers == 0 || is_alone();
     let turn = if alone { None } else { pool.turn.try_lock().ok() };
-    let Some(_turn) = turn else {
+    let Some(pace) = turn else {
         job.work();
         return;
     };
@@ -136,16 +176,18 @@ pub fn run(threads: usize, count: usize, task: &(dyn Fn(usize) + Sync)) {
     /// Withdraws the job and waits for those inside, also when a task of this thread panics.
     struct End<'a> {
         pool: &'a Pool,
-        /// How long a wait is no stall.
+        pace: MutexGuard<'a, Pace>,
+        start: Instant,
+        /// How long a wait is no loss.
         patience: Duration,
     }
     impl Drop for End<'_> {
         fn drop(&mut self) {
-            let Self { pool, patience } = self;
+            let Self { pool, pace, start, patience } = self;
             lock(&pool.posted).job = None;
-            let start = Instant::now();
+            let ready = Instant::now();
             while pool.inside.load(Ordering::Acquire) > 0 {
-                if start.elapsed() < SPIN {
+                if ready.elapsed() < SPIN {
                     std::hint::spin_loop();
                     continue;
                 }
@@ -154,15 +196,14 @@ pub fn run(threads: usize, count: usize, task: &(dyn Fn(usize) + Sync)) {
                     posted = pool.done.wait(posted).unwrap_or_else(PoisonError::into_inner);
                 }
             }
-            let stalled = start.elapsed().saturating_sub(*patience);
-            if !stalled.is_zero() {
-                let until = pool.now() + (stalled * ALONE).as_nanos() as u64;
-                pool.alone_until.store(until, Ordering::Relaxed);
+            let waited = ready.elapsed().saturating_sub(*patience);
+            if let Some(alone) = pace.after(start.elapsed(), waited) {
+                pool.alone_until.store(pool.now() + alone.as_nanos() as u64, Ordering::Relaxed);
             }
         }
     }
-    let mut end = End { pool, patience: STALL };
     let start = Instant::now();
+    let mut end = End { pool, pace, start, patience: SPIN };
     let done = job.work();
     end.patience += 2 * start.elapsed() / done.max(1);
 }
