@@ -134,10 +134,11 @@ unsafe fn quantised_tile<S: Simd, const FORMAT: u32, const T: usize, const G: us
     start: usize,
     ahead: Ahead,
 ) -> [[S::Floats; G]; T] {
-    /// Blocks ahead of the one in work whose memory is asked for, when each is used only once.
-    const AHEAD: usize = 14;
+    /// How far ahead of the block in work, in bytes of numbers, memory is asked for when each is used only once.
+    const AHEAD: usize = 7 << 10;
     let (blocks, once) = (x.columns / BLOCK, x.tiles.len() == 1);
     let layout = weight.layout();
+    let ahead_blocks = AHEAD / layout.quant_bytes;
     let groups: [_; G] = from_fn(|g| {
         let (quants, scales) = weight.group(group + g);
         assert!(quants.len() == blocks * layout.quant_bytes);
@@ -157,10 +158,10 @@ unsafe fn quantised_tile<S: Simd, const FORMAT: u32, const T: usize, const G: us
                 for g in 0..G {
                     let (from, scales) = (from[g], groups[g].1);
                     for line in 0..layout.quant_bytes / 64 {
-                        S::prefetch(from.wrapping_add(AHEAD * layout.quant_bytes + 64 * line));
+                        S::prefetch(from.wrapping_add(ahead_blocks * layout.quant_bytes + 64 * line));
                     }
                     S::prefetch(scales.wrapping_add(
-                        (block + AHEAD) * BLOCK / weight.format().block_len() * layout.scale_bytes,
+                        (block + ahead_blocks) * BLOCK / weight.format().block_len() * layout.scale_bytes,
                     ));
                 }
             } else {
