@@ -1,7 +1,7 @@
 //! The affine map.
 
 use crate::kernels::data::{Values, tensor};
-use crate::kernels::quant::{Activations, biased};
+use crate::kernels::quant::{Activations, products};
 use crate::kernels::quant_pack::Packed;
 use crate::quant::{Blocks, Precision};
 use crate::weights::Matrix;
@@ -227,7 +227,7 @@ impl Linear {
             let x = if columns > input { &padded } else { x };
             let with_bias: Vec<_> =
                 alike.iter().map(|(i, packed)| (*packed, biases[*i].as_deref())).collect();
-            for ((i, _), out) in alike.iter().zip(biased(&Activations::of(x, &weights), &with_bias)) {
+            for ((i, _), out) in alike.iter().zip(products(&Activations::of(x, &weights), &with_bias)) {
                 fast[*i] = Some(out);
             }
         }
@@ -267,7 +267,7 @@ impl Linear {
             return Ok(kernels::linear::forward(x, &values, bias.as_deref(), (m, output, input)));
         }
         let packed = packed.get_or_init(|| Packed::dense(&values, output, input));
-        let out = biased(&Activations::of(x, &[packed]), &[(packed, bias.as_deref())]);
+        let out = products(&Activations::of(x, &[packed]), &[(packed, bias.as_deref())]);
         Ok(out.into_iter().next().unwrap_or_default())
     }
 

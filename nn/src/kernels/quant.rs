@@ -92,23 +92,14 @@ pub struct Product<'a> {
     pub out: Shared<MaybeUninit<f32>>,
 }
 
-/// `x · weightᵀ` for several weights of equal width, in one parallel sweep: for each, `[rows of x, rows of weight]`.
-pub fn products(x: &Activations, weights: &[&Packed]) -> Vec<Vec<f32>> {
+/// `x · weightᵀ`, and its bias if it has one, for several weights of equal width in one parallel sweep: for each,
+/// `[rows of x, rows of weight]`.
+pub fn products(x: &Activations, weights: &[(&Packed, Option<&[f32]>)]) -> Vec<Vec<f32>> {
     products_at(x, weights, best())
 }
 
 /// As [`products`] with a given instruction set, one of [`levels`], for which the activations were prepared.
-pub fn products_at(x: &Activations, weights: &[&Packed], level: Level) -> Vec<Vec<f32>> {
-    let biased: Vec<_> = weights.iter().map(|weight| (*weight, None)).collect();
-    biased_at(x, &biased, level)
-}
-
-/// As [`products`], and to each row of what a weight gives its bias is added, if it has one.
-pub fn biased(x: &Activations, weights: &[(&Packed, Option<&[f32]>)]) -> Vec<Vec<f32>> {
-    biased_at(x, weights, best())
-}
-
-fn biased_at(x: &Activations, weights: &[(&Packed, Option<&[f32]>)], level: Level) -> Vec<Vec<f32>> {
+pub fn products_at(x: &Activations, weights: &[(&Packed, Option<&[f32]>)], level: Level) -> Vec<Vec<f32>> {
     assert!(levels().contains(&level), "the processor lacks {level:?}");
     for (weight, bias) in weights {
         assert!(weight.columns() == x.columns, "packed product: widths differ");
@@ -263,8 +254,7 @@ const fn has_tile(format: u32, rows: usize) -> bool {
     is_float(format)
 }
 
-/// Whether a tile of so many rows takes two groups of weights at once. A row alone is bound by memory, which is read best in
-/// one stream.
+/// Whether a tile of so many rows takes two groups of weights at once.
 const fn pairs_up(format: u32, rows: usize) -> bool {
     rows > 1 && (is_float(format) || rows <= PAIRED_TILE)
 }
@@ -280,9 +270,11 @@ unsafe fn tiles_of<S: Simd, const FORMAT: u32, const T: usize>(
     to: &Tile,
     ahead: Ahead,
 ) {
+    // Quantised weights that pass but once are bound by memory, which is read best in one stream.
+    let once = !is_float(FORMAT) && product.x.tiles.len() == 1;
     // SAFETY: the caller's promise.
     unsafe {
-        if const { S::GROUPS == 2 && pairs_up(FORMAT, T) } && groups.len() == 2 {
+        if const { S::GROUPS == 2 && pairs_up(FORMAT, T) } && groups.len() == 2 && !once {
             return tile::<S, FORMAT, T, 2>(product, groups.start, to, ahead);
         }
         for group in groups {

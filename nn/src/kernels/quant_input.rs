@@ -324,3 +324,23 @@ fn quantise_block(values: &[f32; BLOCK], (largest, sum): (f32, f32), most: f32, 
     let scale = if finite { scale } else { f32::NAN };
     cell.facts = [scale, scale * (first + second), first + second, first, second];
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_laid_out_column_by_column() {
+        for count in 1..=TILE {
+            for columns in [1, 3, 4, 5, 63, 64, 66, 131] {
+                let rows: Vec<f32> = (0..count * columns).map(|i| i as f32).collect();
+                // SAFETY: `interleave` writes as many as there are.
+                let got = unsafe { written(rows.len(), |to| interleave(&rows, count, to)) };
+                let want: Vec<f32> = (0..columns)
+                    .flat_map(|column| (0..count).map(move |row| (row * columns + column) as f32))
+                    .collect();
+                assert_eq!(got, want, "{count} rows of {columns}");
+            }
+        }
+    }
+}

@@ -84,7 +84,7 @@ fn every_format_and_instruction_set_gives_the_product() {
             let x = activations(m, columns);
             let want = product(&rounded(&x), &weight);
             for level in levels() {
-                let got = products_at(&Activations::at(*level, &x, &[&packed]), &[&packed], *level);
+                let got = products_at(&Activations::at(*level, &x, &[&packed]), &[(&packed, None)], *level);
                 let error = difference(&got[0], &want);
                 assert!(error < 2e-5, "{} {level:?} {m} x {rows} x {columns}: {error:e}", format.name());
             }
@@ -101,7 +101,8 @@ fn the_largest_numbers_overflow_nowhere() {
             for x in [vec![1.0; 5 * 256], vec![-1.0; 5 * 256]] {
                 let want = product(&x, &weight);
                 for level in levels() {
-                    let got = products_at(&Activations::at(*level, &x, &[&packed]), &[&packed], *level);
+                    let got =
+                        products_at(&Activations::at(*level, &x, &[&packed]), &[(&packed, None)], *level);
                     let error = difference(&got[0], &want);
                     // All weights zero: nothing to relate the error to.
                     assert!(
@@ -142,7 +143,7 @@ fn numbers_of_seven_bits_give_the_product() {
         for x in [activations(6, 256), vec![1.0; 6 * 256], vec![-1.0; 6 * 256]] {
             for level in levels() {
                 let want = product(&rounded_to(most(*level, &[&packed]), &x), &weight);
-                let got = products_at(&Activations::at(*level, &x, &[&packed]), &[&packed], *level);
+                let got = products_at(&Activations::at(*level, &x, &[&packed]), &[(&packed, None)], *level);
                 let error = difference(&got[0], &want);
                 assert!(error < 2e-5, "{level:?}: {error:e}");
             }
@@ -171,10 +172,13 @@ fn floating_point_weights_give_the_product_alike_for_any_number_of_rows() {
                     Format::Bf16 if has_pairs(*level) => x.iter().map(half).collect(),
                     _ => x.clone(),
                 };
-                let got = products_at(&Activations::at(*level, &x, &[&packed]), &[&packed], *level);
+                let got = products_at(&Activations::at(*level, &x, &[&packed]), &[(&packed, None)], *level);
                 assert!(difference(&got[0], &product(&seen, &weight)) < 2e-5, "{level:?} {rows} x {columns}");
-                let one =
-                    products_at(&Activations::at(*level, &x[..columns], &[&packed]), &[&packed], *level);
+                let one = products_at(
+                    &Activations::at(*level, &x[..columns], &[&packed]),
+                    &[(&packed, None)],
+                    *level,
+                );
                 assert_eq!(one[0], got[0][..rows]);
             }
         }
@@ -187,7 +191,7 @@ fn rounding_the_activations_costs_little() {
         let weight = blocks(format, 64, 512);
         let x = activations(4, 512);
         let packed = Packed::new(&weight);
-        let got = products(&Activations::of(&x, &[&packed]), &[&packed]);
+        let got = products(&Activations::of(&x, &[&packed]), &[(&packed, None)]);
         let error = difference(&got[0], &product(&x, &weight));
         assert!(error < 0.03, "{}: {error}", format.name());
     }
@@ -206,7 +210,7 @@ fn what_stands_out_is_set_apart_and_alike_in_any_batch() {
         let rough: Vec<f32> = product(&rounded(&x), &weight).into_iter().map(|v| v as f32).collect();
         let rough = difference(&rough, &want);
         for level in levels() {
-            let got = products_at(&Activations::at(*level, &x, &[&packed]), &[&packed], *level);
+            let got = products_at(&Activations::at(*level, &x, &[&packed]), &[(&packed, None)], *level);
             let error = difference(&got[0], &want);
             assert!(
                 error < rough / 8.0,
@@ -214,8 +218,27 @@ fn what_stands_out_is_set_apart_and_alike_in_any_batch() {
                 format.name()
             );
             for (row, x) in x.chunks_exact(512).enumerate() {
-                let one = products_at(&Activations::at(*level, x, &[&packed]), &[&packed], *level);
+                let one = products_at(&Activations::at(*level, x, &[&packed]), &[(&packed, None)], *level);
                 assert_eq!(one[0], got[0][row * 37..(row + 1) * 37], "{} {level:?}", format.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_bias_is_added_to_every_row() {
+    // The last group is whole or not, the groups are even or odd in number.
+    for (m, rows) in [(1, 16), (1, 37), (5, 48), (13, 7), (26, 37)] {
+        let quantised = [Format::Q4_1, Format::Q8_0, Format::Q6K].map(|f| Packed::new(&blocks(f, rows, 256)));
+        let dense = Packed::dense(&activations(rows, 256), rows, 256);
+        let (x, bias) = (activations(m, 256), activations(1, rows));
+        for packed in quantised.iter().chain([&dense]) {
+            for level in levels() {
+                let x = Activations::at(*level, &x, &[packed]);
+                let mut want = products_at(&x, &[(packed, None)], *level).remove(0);
+                want.iter_mut().zip(bias.iter().cycle()).for_each(|(y, b)| *y += b);
+                let got = products_at(&x, &[(packed, Some(&bias))], *level).remove(0);
+                assert_eq!(got, want, "{} {level:?} {m} x {rows}", packed.format().name());
             }
         }
     }
@@ -229,7 +252,8 @@ fn several_weights_and_threads_give_the_same_bytes() {
     for m in [1, 70] {
         let x = activations(m, 768);
         let run = |threads: usize, weights: &[&Packed]| {
-            threads::with_threads(threads, || products(&Activations::of(&x, weights), weights))
+            let plain: Vec<_> = weights.iter().map(|weight| (*weight, None)).collect();
+            threads::with_threads(threads, || products(&Activations::of(&x, weights), &plain))
         };
         let together = run(2, &weights);
         assert_eq!(together, run(1, &weights));
@@ -248,13 +272,13 @@ fn what_is_not_a_number_comes_out_as_such() {
         let mut x = activations(2, 256);
         x[100] = bad;
         for packed in [&packed, &half] {
-            let got = products(&Activations::of(&x, &[packed]), &[packed]);
+            let got = products(&Activations::of(&x, &[packed]), &[(packed, None)]);
             assert!(
                 got[0][..16].iter().all(|v| !v.is_finite()) && got[0][16..].iter().all(|v| v.is_finite())
             );
         }
     }
-    let zeros = products(&Activations::of(&[0.0; 256], &[&packed]), &[&packed]);
+    let zeros = products(&Activations::of(&[0.0; 256], &[&packed]), &[(&packed, None)]);
     assert!(zeros[0].iter().all(|v| *v == 0.0));
 }
 

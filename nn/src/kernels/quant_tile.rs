@@ -155,15 +155,13 @@ unsafe fn quantised_tile<S: Simd, const FORMAT: u32, const T: usize, const G: us
                 from[g] = groups[g].0.add(block * layout.quant_bytes);
             }
             if T == 1 || once {
-                for g in 0..G {
-                    let (from, scales) = (from[g], groups[g].1);
-                    for line in 0..layout.quant_bytes / 64 {
-                        S::prefetch(from.wrapping_add(ahead_blocks * layout.quant_bytes + 64 * line));
-                    }
-                    S::prefetch(scales.wrapping_add(
-                        (block + ahead_blocks) * BLOCK / weight.format().block_len() * layout.scale_bytes,
-                    ));
+                let ((quants, scales), next) = (groups[0], block + ahead_blocks);
+                for line in 0..layout.quant_bytes / 64 {
+                    S::prefetch(quants.wrapping_add(next * layout.quant_bytes + 64 * line));
                 }
+                S::prefetch(
+                    scales.wrapping_add(next * BLOCK / weight.format().block_len() * layout.scale_bytes),
+                );
             } else {
                 ahead.ask::<S>(block);
             }
