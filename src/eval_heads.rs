@@ -111,8 +111,15 @@ pub fn run(args: &Args) -> Result<()> {
         projectors::train(args, &projectors)?;
     }
     let bar = bar((heads.len() + projectors.len()) * args.episodes, "episodes")?;
-    let judged =
-        |names: &[String]| names.iter().map(|name| judge(args, name, &bar)).collect::<Result<Vec<_>>>();
+    let judged = |names: &[String]| {
+        let one = |name: &String| {
+            let row = judge(args, name, &bar)?;
+            // Where no bar is drawn, and for whoever stops the run before its end.
+            bar.suspend(|| eprintln!("{name}: {} of {}", row.played.successes(), row.played.episodes()));
+            Ok(row)
+        };
+        names.iter().map(one).collect::<Result<Vec<_>>>()
+    };
     let (rows, under) = (judged(&heads)?, judged(&projectors)?);
     bar.finish_and_clear();
     let ways = if wanted(Part::TwoWays) { both_ways(args)? } else { Vec::new() };

@@ -136,7 +136,10 @@ impl Moments for RecordedMoments {
 
     fn numbers(&self, at: usize, horizon: usize) -> Result<Numbers> {
         let (episode, frame) = self.place(at)?;
-        let joints = episode.states.get(frame).cloned().unwrap_or_default();
+        let joints = episode.states.get(frame).cloned().ok_or_else(|| Error::Parse {
+            what: format!("episode {}, frame {frame}", episode.index),
+            why: format!("there are {} states", episode.states.len()),
+        })?;
         Ok(Numbers { joints, actions: episode.actions.iter().skip(frame).take(horizon).cloned().collect() })
     }
 }
