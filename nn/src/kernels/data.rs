@@ -89,6 +89,11 @@ impl<T> Shared<T> {
         Self(slice.as_mut_ptr(), slice.len())
     }
 
+    /// Its elements.
+    pub fn len(&self) -> usize {
+        self.1
+    }
+
     /// Part of the slice.
     ///
     /// # Safety

@@ -250,3 +250,43 @@ impl Drop for Abort {
         std::process::abort();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const JOB: Duration = Duration::from_micros(500);
+    const TICK: Duration = Duration::from_millis(4);
+
+    fn millis(count: u64) -> Option<Duration> {
+        Some(Duration::from_millis(count))
+    }
+
+    #[test]
+    fn a_shared_core_is_left_alone_for_longer_each_time() {
+        let mut pace = Pace::NEW;
+        let long = |wait: Duration| Some(ALONE * wait);
+        assert_eq!(pace.after(JOB + TICK, TICK), long(TICK));
+        for _ in 0..10 {
+            assert_eq!(pace.after(JOB, Duration::ZERO), None);
+        }
+        assert_eq!(pace.after(JOB + TICK, TICK), millis(4 * 128));
+        assert_eq!(pace.after(JOB + TICK, TICK), millis(2000));
+        assert_eq!(pace.after(JOB + TICK, TICK), millis(2000));
+        // After more good time than it was left alone it begins anew.
+        for _ in 0..4000 {
+            assert_eq!(pace.after(JOB, Duration::ZERO), None);
+        }
+        assert_eq!(pace.after(JOB + TICK, TICK), long(TICK));
+    }
+
+    #[test]
+    fn small_waits_are_no_reason_to_work_alone() {
+        let mut pace = Pace::NEW;
+        for _ in 0..100_000 {
+            assert_eq!(pace.after(JOB, JOB / (SHARE + 1)), None);
+        }
+        // But they are when they add up to more than that.
+        assert!((0..1000).any(|_| pace.after(JOB, JOB / 5).is_some()));
+    }
+}

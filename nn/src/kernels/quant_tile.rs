@@ -89,8 +89,7 @@ pub unsafe fn tile<S: Simd, const FORMAT: u32, const T: usize, const G: usize>(
         }
     };
     let (first, end) = (group * ROWS, rows.min((group + G) * ROWS));
-    // As far as the result goes at most.
-    out.pointer((start + T) * rows);
+    assert!((start + T) * rows <= out.len());
     let to = out.pointer(start * rows + first).cast::<f32>();
     // SAFETY: this task alone writes these rows' values; of a group that is not whole no more than there are; the set is the
     // caller's promise.
