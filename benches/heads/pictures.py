@@ -36,10 +36,10 @@ if ways:
     figure.tight_layout()
     figure.savefig(docs / "two-ways.png", dpi=110)
 
-heads = report["heads"]
+heads = report["heads"] + report.get("projectors", [])
 if heads:
-    names = [f"{row['head']}, {'chunk' if row['chunked'] else 'step'}" for row in heads]
-    figure, axes = pyplot.subplots(1, 3, figsize=(11, 3.6), sharey=True)
+    names = [f"{row['head']}, {row.get('projector', 'chunk' if row['chunked'] else 'step').replace('_', ' ')}" for row in heads]
+    figure, axes = pyplot.subplots(1, 3, figsize=(11, 0.6 + 0.3 * len(heads)), sharey=True)
     at = range(len(heads))
     colours = ["tab:blue" if row["chunked"] else "tab:orange" for row in heads]
     spans = [[100 * abs(row["rate"] - edge) for edge in row["ci95"]] for row in heads]
