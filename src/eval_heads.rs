@@ -40,7 +40,7 @@ pub struct Args {
     #[arg(long, default_value_t = 1000)]
     steps: usize,
     /// Training steps of each projector and its flow head.
-    #[arg(long, default_value_t = 400)]
+    #[arg(long, default_value_t = 1000)]
     projector_steps: usize,
     /// Training steps of each head on the two ways.
     #[arg(long, default_value_t = 700)]
