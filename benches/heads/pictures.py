@@ -38,7 +38,7 @@ if ways:
 
 heads = report["heads"] + report.get("projectors", [])
 if heads:
-    names = [f"{row['head']}, {row.get('projector', 'chunk' if row['chunked'] else 'step').replace('_', ' ')}" for row in heads]
+    names = [f"{row['head']}, {row.get('projector', 'chunk' if row['chunked'] else 'step')}" for row in heads]
     figure, axes = pyplot.subplots(1, 3, figsize=(11, 0.6 + 0.3 * len(heads)), sharey=True)
     at = range(len(heads))
     colours = ["tab:blue" if row["chunked"] else "tab:orange" for row in heads]
