@@ -1,12 +1,12 @@
 //! The affine map, forward and backward; on constant weights in blocks too.
 
-use super::data::{Values, tensor, written};
+use super::data::{Shared, Values, tensor, written};
 use super::matmul::{View, matmul, matmul_add};
 use super::node::node;
 use super::quant::exact;
-use super::simd::dispatch;
-use crate::Result;
+use super::simd::{dispatch, dot};
 use crate::quant::Blocks;
+use crate::{Result, threads};
 use candle_core::Tensor;
 use std::mem::MaybeUninit;
 
@@ -98,6 +98,34 @@ fn backward_on_blocks(grad: &[f32], weight: &Blocks, m: usize) -> Vec<f32> {
 /// `x [m, k] · weightᵀ + bias`.
 pub fn forward(x: &[f32], weight: &[f32], bias: Option<&[f32]>, size: (usize, usize, usize)) -> Vec<f32> {
     product(View::rows(x, size.2), View::rows(weight, size.2).t(), bias, size)
+}
+
+/// The same of one row: a weight that passes but once is read from end to end, which `gemm` does not.
+pub fn forward_row(x: &[f32], weight: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
+    /// Rows of the weight for each task.
+    const STRIP: usize = 64;
+    let (k, n) = (x.len(), weight.len() / x.len().max(1));
+    let mut out = bias.map_or_else(|| vec![0.0; n], <[f32]>::to_vec);
+    let to = Shared::new(&mut out);
+    threads::for_each(n.div_ceil(STRIP), |strip| {
+        let start = strip * STRIP;
+        let count = STRIP.min(n - start);
+        // SAFETY: strips of different tasks do not overlap, and `out` outlives the loop.
+        let to = unsafe { to.range(start, count) };
+        add_dots(x, &weight[start * k..(start + count) * k], to);
+    });
+    out
+}
+
+dispatch!(
+    /// Adds the product of `x` with each row to a value of its own.
+    fn add_dots(x: &[f32], rows: &[f32], out: &mut [f32]) = add_dots_body
+);
+#[inline(always)]
+fn add_dots_body<const FMA: bool>(x: &[f32], rows: &[f32], out: &mut [f32]) {
+    for (row, out) in rows.chunks_exact(x.len().max(1)).zip(out) {
+        *out += dot::<FMA>(x, row);
+    }
 }
 
 fn product(a: View<'_>, b: View<'_>, bias: Option<&[f32]>, (m, n, k): (usize, usize, usize)) -> Vec<f32> {

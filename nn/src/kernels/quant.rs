@@ -270,8 +270,10 @@ unsafe fn tiles_of<S: Simd, const FORMAT: u32, const T: usize>(
     to: &Tile,
     ahead: Ahead,
 ) {
-    // Quantised weights that pass but once are bound by memory, which is read best in one stream.
-    let once = !is_float(FORMAT) && product.x.tiles.len() == 1;
+    // Weights that pass but once are bound by memory, which is read best in one stream. In floating point more rows are bound
+    // by arithmetic.
+    let once = (!is_float(FORMAT) || T <= 3) && product.x.tiles.len() == 1;
+    let ahead = if once { Ahead::NONE } else { ahead };
     // SAFETY: the caller's promise.
     unsafe {
         if const { S::GROUPS == 2 && pairs_up(FORMAT, T) } && groups.len() == 2 && !once {

@@ -29,12 +29,6 @@ pub unsafe fn tile<S: Simd, const FORMAT: u32, const T: usize, const G: usize>(
     // SAFETY: the caller's promise.
     unsafe {
         let mut total = [[S::splat(0.0); G]; T];
-        if T == 1 {
-            for g in 0..G {
-                total[0][g] = one_row::<S, FORMAT>(from[g], x, steps);
-            }
-            return total;
-        }
         for start in (0..steps).step_by(SPAN) {
             let mut sums = [[S::splat(0.0); G]; T];
             for c in start..steps.min(start + SPAN) {
@@ -59,57 +53,6 @@ pub unsafe fn tile<S: Simd, const FORMAT: u32, const T: usize, const G: usize>(
             }
         }
         total
-    }
-}
-
-/// As [`tile`] of one row: its spans are summed side by side, since one alone would wait for each multiply-add before the
-/// next.
-///
-/// # Safety
-/// As [`tile`].
-#[inline(always)]
-unsafe fn one_row<S: Simd, const FORMAT: u32>(from: *const u8, x: *const f32, steps: usize) -> S::Floats {
-    // SAFETY: the caller's promise; no span reaches beyond the steps.
-    unsafe {
-        let (mut total, mut start) = (S::splat(0.0), 0);
-        while start + 4 * SPAN <= steps {
-            abreast::<S, FORMAT, 4>(&mut total, from, x, start, SPAN);
-            start += 4 * SPAN;
-        }
-        while start + 2 * SPAN <= steps {
-            abreast::<S, FORMAT, 2>(&mut total, from, x, start, SPAN);
-            start += 2 * SPAN;
-        }
-        while start < steps {
-            abreast::<S, FORMAT, 1>(&mut total, from, x, start, SPAN.min(steps - start));
-            start += SPAN;
-        }
-        total
-    }
-}
-
-/// Adds the sums of `N` spans of `count` steps.
-///
-/// # Safety
-/// As [`tile`]; they lie within the steps.
-#[inline(always)]
-unsafe fn abreast<S: Simd, const FORMAT: u32, const N: usize>(
-    total: &mut S::Floats,
-    from: *const u8,
-    x: *const f32,
-    start: usize,
-    count: usize,
-) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let mut sums = [S::splat(0.0); N];
-        for c in start..start + count {
-            for (i, sum) in sums.iter_mut().enumerate() {
-                let c = c + i * SPAN;
-                *sum = add::<S, FORMAT>(*sum, step::<S, FORMAT>(from, c), S::splat(*x.add(c)));
-            }
-        }
-        sums.into_iter().for_each(|sum| *total = S::add(*total, sum));
     }
 }
 
