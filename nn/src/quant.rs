@@ -109,12 +109,12 @@ impl Format {
     }
 
     /// Values in a block; the length of a row is a multiple of it.
-    pub fn block_len(self) -> usize {
+    pub const fn block_len(self) -> usize {
         self.facts().2
     }
 
     /// Bytes of a block.
-    pub fn block_bytes(self) -> usize {
+    pub const fn block_bytes(self) -> usize {
         self.facts().3
     }
 

@@ -35,9 +35,11 @@ pub fn mlp(
 
     let (up_values, gate_values, values) = {
         let x = Values::of(x)?;
-        let first: Vec<&Linear> = [up].into_iter().chain(gate).collect();
-        let mut first = Linear::project_all(&first, &x)?.into_iter();
-        let (up_values, gate_values) = (first.next().unwrap_or_default(), first.next());
+        // In the order in which they were loaded, so that the one is read behind the other.
+        let first: Vec<&Linear> = gate.into_iter().chain([up]).collect();
+        let mut first = Linear::project_all(&first, &x)?;
+        let up_values = first.pop().unwrap_or_default();
+        let gate_values = first.pop();
         if !tracked(&args) {
             let (mut inside, up) = match gate_values {
                 Some(gate) => (gate, Some(up_values)),

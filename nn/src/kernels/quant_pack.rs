@@ -3,8 +3,9 @@
 //! Of a block the numbers come first: low nibbles in 256 bytes, where byte `64 j + 4 row + i` holds columns `4 j + i` (low)
 //! and `16 + 4 j + i` (high); then, of five bits, 64 bytes in which bit `64 step + 4 row + i` belongs to column
 //! `4 step + i`; of six, two bits each at `64 (step / 4) + 4 row + i`, shifted by `2 (step % 4)`. Numbers of eight bits take
-//! 512 bytes, raised by 128, or by 64 if all of the weight's lie within 63 of zero ([`Packed::is_narrow`]). Scales lie apart,
-//! sixteen of a kind together. Weights in floating point lie column by column; in bfloat16 two by two, the two of a row
+//! 512 bytes, raised by 128, or by 64 if all of the weight's lie within 63 of zero ([`Packed::is_narrow`]). Behind the numbers
+//! of one or two of the file's blocks, a [`Layout::chunk`], lie their scales, sixteen of a kind together: a weight is read from
+//! end to end, and the next one behind it. Weights in floating point lie column by column; in bfloat16 two by two, the two of a row
 //! beside each other, the last beside zeros if their number is odd.
 
 use super::data::Shared;
@@ -26,7 +27,7 @@ pub struct Layout {
 
 impl Layout {
     /// The layout of a format.
-    pub fn of(format: Format) -> Self {
+    pub const fn of(format: Format) -> Self {
         let (quant_bytes, scale_bytes) = match format {
             Format::Q4_0 => (256, 32),
             Format::Q4_1 => (256, 64),
@@ -40,6 +41,20 @@ impl Layout {
             Format::F16 => (32, 0),
         };
         Self { quant_bytes, scale_bytes, float: scale_bytes == 0 }
+    }
+
+    /// The file's blocks whose numbers, and then their scales, lie together, so that numbers begin at a line of the cache.
+    pub const fn together(self, format: Format) -> usize {
+        let bytes = format.block_len() / BLOCK * self.quant_bytes + self.scale_bytes;
+        if bytes.is_multiple_of(64) { 1 } else { 2 }
+    }
+
+    /// Blocks of 32 columns of so many of the file's blocks, bytes of their numbers, and of numbers and scales.
+    pub const fn chunk(self, format: Format) -> (usize, usize, usize) {
+        let together = self.together(format);
+        let blocks = together * (format.block_len() / BLOCK);
+        let numbers = blocks * self.quant_bytes;
+        (blocks, numbers, numbers + together * self.scale_bytes)
     }
 
     /// Columns whose numbers lie together.
@@ -59,10 +74,9 @@ pub struct Packed {
     rows: usize,
     columns: usize,
     narrow: bool,
-    quants: Pages<u8>,
-    scales: Pages<u8>,
-    /// Bytes of one group in each.
-    stride: (usize, usize),
+    bytes: Pages<u8>,
+    /// Bytes of one group.
+    stride: usize,
 }
 
 impl Packed {
@@ -89,31 +103,31 @@ impl Packed {
     ) -> Self {
         let layout = Layout::of(format);
         let groups = rows.div_ceil(ROWS);
-        let quant_stride = columns.div_ceil(Layout::step(format)) * layout.quant_bytes;
-        let scale_stride = columns / format.block_len() * layout.scale_bytes;
+        let stride = match layout.float {
+            true => columns.div_ceil(Layout::step(format)) * layout.quant_bytes,
+            false => {
+                let (blocks, _, bytes) = layout.chunk(format);
+                (columns / BLOCK).div_ceil(blocks) * bytes
+            }
+        };
         let narrow = format == Format::Q8_0 && (0..rows).all(|row| is_narrow(row_bytes(row)));
-        let mut quants = zeros(groups * quant_stride);
-        let mut scales = zeros(groups * scale_stride);
+        let mut bytes = zeros(groups * stride);
         {
-            let quants = Shared::new(&mut quants[..]);
-            let scales = Shared::new(&mut scales[..]);
+            let bytes = Shared::new(&mut bytes[..]);
             threads::for_each(groups, |group| {
                 // SAFETY: groups lie one behind the other, and each is packed by one task.
-                let (quants, scales) = unsafe {
-                    (
-                        quants.range(group * quant_stride, quant_stride),
-                        scales.range(group * scale_stride, scale_stride),
-                    )
-                };
+                let to = unsafe { bytes.range(group * stride, stride) };
                 for row in 0..ROWS.min(rows - group * ROWS) {
-                    pack_row((format, layout), row_bytes(group * ROWS + row), row, quants, scales);
+                    pack_row((format, layout), row_bytes(group * ROWS + row), row, to);
                 }
                 if narrow {
-                    quants.iter_mut().for_each(|q| *q = q.wrapping_sub(64));
+                    let (_, numbers, chunk) = layout.chunk(format);
+                    let numbers = to.chunks_exact_mut(chunk).flat_map(|chunk| &mut chunk[..numbers]);
+                    numbers.for_each(|q| *q = q.wrapping_sub(64));
                 }
             });
         }
-        Self { format, layout, rows, columns, narrow, quants, scales, stride: (quant_stride, scale_stride) }
+        Self { format, layout, rows, columns, narrow, bytes, stride }
     }
 
     /// Whether all its numbers of eight bits lie within 63 of zero: two products with eight bits then fit into sixteen.
@@ -147,9 +161,8 @@ impl Packed {
     }
 
     /// Numbers and scales of a group.
-    pub fn group(&self, group: usize) -> (&[u8], &[u8]) {
-        let (q, s) = self.stride;
-        (&self.quants[group * q..(group + 1) * q], &self.scales[group * s..(group + 1) * s])
+    pub fn group(&self, group: usize) -> &[u8] {
+        &self.bytes[group * self.stride..(group + 1) * self.stride]
     }
 }
 
@@ -168,30 +181,30 @@ fn is_narrow(bytes: &[u8]) -> bool {
     bytes.chunks_exact(Format::Q8_0.block_bytes()).all(|block| block[2..].iter().all(small))
 }
 
-fn pack_row(
-    (format, layout): (Format, Layout),
-    bytes: &[u8],
-    row: usize,
-    quants: &mut [u8],
-    scales: &mut [u8],
-) {
+fn pack_row((format, layout): (Format, Layout), bytes: &[u8], row: usize, to: &mut [u8]) {
     if layout.float {
         return match format {
-            Format::F32 => pack_floats::<4, 1>(bytes, row, quants),
-            Format::Bf16 => pack_floats::<2, 2>(bytes, row, quants),
-            _ => pack_floats::<2, 1>(bytes, row, quants),
+            Format::F32 => pack_floats::<4, 1>(bytes, row, to),
+            Format::Bf16 => pack_floats::<2, 2>(bytes, row, to),
+            _ => pack_floats::<2, 1>(bytes, row, to),
         };
     }
-    let parts = format.block_len() / BLOCK;
-    let stored = bytes.chunks_exact(format.block_bytes()).zip(scales.chunks_exact_mut(layout.scale_bytes));
-    for ((b, scales), quants) in stored.zip(quants.chunks_exact_mut(parts * layout.quant_bytes)) {
-        pack_scales(format, b, row, scales);
-        if let Some(nibbles) = nibbles(format, b) {
-            pack_nibbles(nibbles, row, quants);
-            continue;
-        }
-        for (part, quants) in quants.chunks_exact_mut(layout.quant_bytes).enumerate() {
-            pack_numbers(format, &numbers(format, b, part), row, quants);
+    let (together, parts) = (layout.together(format), format.block_len() / BLOCK);
+    let (_, numbers_end, chunk) = layout.chunk(format);
+    let stored = bytes.chunks(together * format.block_bytes());
+    for (stored, to) in stored.zip(to.chunks_exact_mut(chunk)) {
+        let (quants, scales) = to.split_at_mut(numbers_end);
+        let places =
+            quants.chunks_exact_mut(parts * layout.quant_bytes).zip(scales.chunks_exact_mut(layout.scale_bytes));
+        for (b, (quants, scales)) in stored.chunks_exact(format.block_bytes()).zip(places) {
+            pack_scales(format, b, row, scales);
+            if let Some(nibbles) = nibbles(format, b) {
+                pack_nibbles(nibbles, row, quants);
+                continue;
+            }
+            for (part, quants) in quants.chunks_exact_mut(layout.quant_bytes).enumerate() {
+                pack_numbers(format, &numbers(format, b, part), row, quants);
+            }
         }
     }
 }

@@ -31,7 +31,7 @@ impl Ahead {
     pub fn of<const FORMAT: u32>(weight: &Packed, groups: Range<usize>, i: usize, tiles: usize) -> Self {
         let groups = groups.start..groups.end.min(weight.groups());
         let Some(group) = groups.clone().next() else { return Self::NONE };
-        let (numbers, _) = weight.group(group);
+        let numbers = weight.group(group);
         let parts = match is_float(FORMAT) {
             true => numbers.len().div_ceil(weight.layout().quant_bytes * quant_float::PART),
             false => weight.columns() / BLOCK,
@@ -69,7 +69,7 @@ pub unsafe fn tile<S: Simd, const FORMAT: u32, const T: usize, const G: usize>(
     let sums = unsafe {
         if const { is_float(FORMAT) } {
             let values = from_fn(|g| {
-                let (values, _) = weight.group(group + g);
+                let values = weight.group(group + g);
                 assert!(
                     values.len()
                         == x.columns.div_ceil(Layout::step(weight.format())) * weight.layout().quant_bytes
@@ -136,12 +136,11 @@ unsafe fn quantised_tile<S: Simd, const FORMAT: u32, const T: usize, const G: us
     /// How far ahead of the block in work, in bytes of numbers, memory is asked for when each is used only once.
     const AHEAD: usize = 7 << 10;
     let (blocks, once) = (x.columns / BLOCK, x.tiles.len() == 1);
-    let layout = weight.layout();
-    let ahead_blocks = AHEAD / layout.quant_bytes;
+    let place = const { Place::of(FORMAT) };
     let groups: [_; G] = from_fn(|g| {
-        let (quants, scales) = weight.group(group + g);
-        assert!(quants.len() == blocks * layout.quant_bytes);
-        (quants.as_ptr(), scales.as_ptr())
+        let bytes = weight.group(group + g);
+        assert!(bytes.len() == blocks.div_ceil(place.blocks) * place.chunk);
+        bytes.as_ptr()
     });
     let cells = x.cells[start * blocks..(start + T) * blocks].as_ptr();
     // SAFETY: each group holds `blocks` blocks of this format's layout, and `cells` that many for each of `T` rows; the set
@@ -151,23 +150,22 @@ unsafe fn quantised_tile<S: Simd, const FORMAT: u32, const T: usize, const G: us
         for block in 0..blocks {
             let mut from = [std::ptr::null(); G];
             for g in 0..G {
-                from[g] = groups[g].0.add(block * layout.quant_bytes);
+                from[g] = groups[g].add(place.numbers(block));
             }
             if T == 1 || once {
-                let ((quants, scales), next) = (groups[0], block + ahead_blocks);
-                for line in 0..layout.quant_bytes / 64 {
-                    S::prefetch(quants.wrapping_add(next * layout.quant_bytes + 64 * line));
+                // The lines of a chunk, shared out among its blocks.
+                let lines = place.chunk / 64;
+                let next = groups[0].wrapping_add(AHEAD + block * lines / place.blocks * 64);
+                for line in 0..lines.div_ceil(place.blocks) {
+                    S::prefetch(next.wrapping_add(64 * line));
                 }
-                S::prefetch(
-                    scales.wrapping_add(next * BLOCK / weight.format().block_len() * layout.scale_bytes),
-                );
             } else {
                 ahead.ask::<S>(block);
             }
             let cells = cells.add(block * T);
             let dots = dots::<S, FORMAT, T, G>(from, cells);
             for g in 0..G {
-                let factors = factors::<S, FORMAT>(groups[g].1, block, layout.scale_bytes);
+                let factors = factors::<S, FORMAT>(groups[g].add(place.scales(block)), block);
                 for t in 0..T {
                     sums[t][g] = add::<S, FORMAT>(sums[t][g], dots[t][g], &factors, cells.add(t));
                 }
@@ -189,15 +187,13 @@ unsafe fn add_outliers<S: Simd, const FORMAT: u32, const T: usize, const G: usiz
     sums: &mut [[S::Floats; G]; T],
     g: usize,
 ) {
-    let (quants, scales) = weight.group(group);
-    let layout = weight.layout();
+    let (bytes, place) = (weight.group(group), const { Place::of(FORMAT) });
     for same in outliers.chunk_by(|a, b| a.column == b.column) {
         let (block, column) = (same[0].column / BLOCK, same[0].column % BLOCK);
         // SAFETY: an activation's column is one of the weight's; the set is the caller's promise.
         unsafe {
-            let numbers =
-                numbers::<S, FORMAT>(quants[block * layout.quant_bytes..].as_ptr(), column % 16 / 4);
-            let factors = factors::<S, FORMAT>(scales.as_ptr(), block, layout.scale_bytes);
+            let numbers = numbers::<S, FORMAT>(bytes[place.numbers(block)..].as_ptr(), column % 16 / 4);
+            let factors = factors::<S, FORMAT>(bytes[place.scales(block)..].as_ptr(), block);
             let q = S::column(numbers[column / 16], column % 4);
             let scale = if is(FORMAT, &SIX) { factors[column / 16] } else { factors[0] };
             let mut w = S::mul(scale, S::add(q, S::splat(-const { zero::<FORMAT>() } as f32)));
@@ -209,6 +205,44 @@ unsafe fn add_outliers<S: Simd, const FORMAT: u32, const T: usize, const G: usiz
                 *sum = S::fma(w, S::splat(outlier.value), *sum);
             }
         }
+    }
+}
+
+/// Where the numbers and scales of a group lie ([`Layout::chunk`]).
+#[derive(Clone, Copy)]
+struct Place {
+    layout: Layout,
+    /// Blocks of 32 columns in one of the file's.
+    parts: usize,
+    /// In a chunk: blocks, bytes of their numbers, bytes of all.
+    blocks: usize,
+    numbers: usize,
+    chunk: usize,
+}
+
+impl Place {
+    const fn of(format: u32) -> Self {
+        let format = match format {
+            SEVEN => Format::Q8_0,
+            PAIRS => Format::Bf16,
+            format => Format::ALL[format as usize],
+        };
+        let layout = Layout::of(format);
+        let (blocks, numbers, chunk) = layout.chunk(format);
+        Self { layout, parts: format.block_len() / BLOCK, blocks, numbers, chunk }
+    }
+
+    /// The first byte of a block's numbers.
+    #[inline(always)]
+    fn numbers(self, block: usize) -> usize {
+        block / self.blocks * self.chunk + block % self.blocks * self.layout.quant_bytes
+    }
+
+    /// The first byte of the scales of the file's block that it is in.
+    #[inline(always)]
+    fn scales(self, block: usize) -> usize {
+        let within = block % self.blocks / self.parts * self.layout.scale_bytes;
+        block / self.blocks * self.chunk + self.numbers + within
     }
 }
 
@@ -382,28 +416,21 @@ unsafe fn dots<S: Simd, const FORMAT: u32, const T: usize, const G: usize>(
 /// The two numbers by which a block's products and sums are multiplied: scale and minimum; of Q6_K, the scales of its halves.
 ///
 /// # Safety
-/// The group's scales lie at `scales`, and the processor has the instruction set.
+/// The scales of the file's block that it is in lie at `from`, and the processor has the instruction set.
 #[inline(always)]
-unsafe fn factors<S: Simd, const FORMAT: u32>(
-    scales: *const u8,
-    block: usize,
-    bytes: usize,
-) -> [S::Floats; 2] {
-    // SAFETY: the caller's promise: the group's scales are there.
+unsafe fn factors<S: Simd, const FORMAT: u32>(from: *const u8, block: usize) -> [S::Floats; 2] {
+    // SAFETY: the caller's promise: the scales are there.
     unsafe {
+        let d = S::halves(from);
         if is(FORMAT, &[Format::Q4K, Format::Q5K, Format::Q6K]) {
-            let big = scales.add(block / 8 * bytes);
-            let d = S::halves(big);
             if is(FORMAT, &SIX) {
-                let small = big.add(32 + block % 8 * 32);
+                let small = from.add(32 + block % 8 * 32);
                 return [S::mul(d, S::signed(small)), S::mul(d, S::signed(small.add(16)))];
             }
-            let small = big.add(64 + block % 8 * 32);
-            let least = S::mul(S::halves(big.add(32)), S::splat(-1.0));
+            let small = from.add(64 + block % 8 * 32);
+            let least = S::mul(S::halves(from.add(32)), S::splat(-1.0));
             return [S::mul(d, S::unsigned(small)), S::mul(least, S::unsigned(small.add(16)))];
         }
-        let from = scales.add(block * bytes);
-        let d = S::halves(from);
         if is(FORMAT, &WITH_MINIMUM) { [d, S::halves(from.add(32))] } else { [d, d] }
     }
 }
