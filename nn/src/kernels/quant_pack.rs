@@ -194,8 +194,9 @@ fn pack_row((format, layout): (Format, Layout), bytes: &[u8], row: usize, to: &m
     let stored = bytes.chunks(together * format.block_bytes());
     for (stored, to) in stored.zip(to.chunks_exact_mut(chunk)) {
         let (quants, scales) = to.split_at_mut(numbers_end);
-        let places =
-            quants.chunks_exact_mut(parts * layout.quant_bytes).zip(scales.chunks_exact_mut(layout.scale_bytes));
+        let places = quants
+            .chunks_exact_mut(parts * layout.quant_bytes)
+            .zip(scales.chunks_exact_mut(layout.scale_bytes));
         for (b, (quants, scales)) in stored.chunks_exact(format.block_bytes()).zip(places) {
             pack_scales(format, b, row, scales);
             if let Some(nibbles) = nibbles(format, b) {
