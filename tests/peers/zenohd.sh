@@ -47,11 +47,13 @@ of_router=$!
   failed "the arm did not play its episode through the router"
 echo "through zenohd: $(cat "$work/first.json")"
 
+"$vela" doctor --zenoh "$work/operator.json5" --secs 1 > "$work/doctor.txt" 2>&1 || true
+grep -q 'vela/arm' "$work/doctor.txt" || failed "an operator does not see the policy"
+
 "$vela" sim --task stack --hold-secs 30 --zenoh "$work/arm.json5" --json > "$work/second.json" 2> "$work/second.txt" &
 arm=$!
 for _ in $(seq 100); do grep -q '^running' "$work/second.txt" && break; sleep 0.2; done
 grep -q '^running' "$work/second.txt" || failed "the arm never moved"
-"$vela" doctor --zenoh "$work/operator.json5" --secs 2 > "$work/doctor.txt" 2>&1 || true
 sleep 1
 kill -9 "$of_router"
 wait "$of_router" 2> /dev/null || true
