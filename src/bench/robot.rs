@@ -53,12 +53,15 @@ struct Spread {
     p50_ms: f64,
     p99_ms: f64,
     worst_ms: f64,
+    /// 1 %, 2 % and so on took no longer; the last is the worst.
+    percentiles_ms: Vec<f64>,
 }
 
 impl Spread {
     fn of(secs: &[f64]) -> Self {
         let ms = |q| quantile(secs, q) * 1e3;
-        Self { times: secs.len(), p50_ms: ms(0.5), p99_ms: ms(0.99), worst_ms: ms(1.0) }
+        let percentiles_ms = (1..=100).map(|percent| ms(f64::from(percent) / 100.0)).collect();
+        Self { times: secs.len(), p50_ms: ms(0.5), p99_ms: ms(0.99), worst_ms: ms(1.0), percentiles_ms }
     }
 }
 

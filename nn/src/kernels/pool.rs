@@ -15,8 +15,8 @@ const SPIN: Duration = Duration::from_micros(25);
 const LOOK: Duration = Duration::from_micros(150);
 
 /// What a caller may lose to workers that keep it waiting, besides a [`SHARE`] of the time of its jobs, before it works alone for
-/// a while: the system has given a core to somebody else. Waiting for two of the caller's own tasks is no loss, since the
-/// worker may just have begun its last, and be slower at it.
+/// a while: the system has given a core to somebody else. A wait as long as the workers' tasks would have taken the caller is no
+/// loss, nor is one for two tasks, since the worker may just have begun its last, and be slower at it.
 const LOSS: Duration = Duration::from_micros(200);
 const SHARE: u32 = 20;
 
@@ -27,7 +27,7 @@ const MEMORY: Duration = Duration::from_millis(20);
 /// between; and at most so long.
 const ALONE: u32 = 32;
 const AGAIN: u32 = 4;
-const LONGEST: Duration = Duration::from_secs(2);
+const LONGEST: Duration = Duration::from_secs(1);
 
 /// What working together has cost of late.
 struct Pace {
@@ -205,7 +205,8 @@ pub fn run(threads: usize, count: usize, task: &(dyn Fn(usize) + Sync)) {
     let start = Instant::now();
     let mut end = End { pool, pace, start, patience: SPIN };
     let done = job.work();
-    end.patience += 2 * start.elapsed() / done.max(1);
+    let of_others = u32::try_from(count).unwrap_or(u32::MAX).saturating_sub(done);
+    end.patience += of_others.max(2) * (start.elapsed() / done.max(1));
 }
 
 /// A worker's life.
@@ -271,10 +272,10 @@ mod tests {
             assert_eq!(pace.after(JOB, Duration::ZERO), None);
         }
         assert_eq!(pace.after(JOB + TICK, TICK), millis(4 * 128));
-        assert_eq!(pace.after(JOB + TICK, TICK), millis(2000));
-        assert_eq!(pace.after(JOB + TICK, TICK), millis(2000));
+        assert_eq!(pace.after(JOB + TICK, TICK), millis(1000));
+        assert_eq!(pace.after(JOB + TICK, TICK), millis(1000));
         // After more good time than it was left alone it begins anew.
-        for _ in 0..4000 {
+        for _ in 0..2500 {
             assert_eq!(pace.after(JOB, Duration::ZERO), None);
         }
         assert_eq!(pace.after(JOB + TICK, TICK), long(TICK));
