@@ -1,4 +1,5 @@
-"""vela beside PyTorch, ONNX Runtime and OpenVINO on vision encoders, and beside transformers on a VLM's first token: in turns, medians.
+"""vela beside PyTorch, ONNX Runtime and OpenVINO on vision encoders, and beside transformers and OpenVINO on a VLM's first
+token: in turns, medians.
 
 Usage: python benches/vision/run.py SHAPES --python PYTHON [--vela target/release/vela] [--rounds 3] [--threads 1] [--json]
 SHAPES: what shapes.py wrote. PYTHON: of an environment with torch, transformers, onnxruntime and openvino.
@@ -58,12 +59,15 @@ for size in (224, 512):
         "int8_ratio": ms["vela"] / ms["vela_int8"], "int8_cosine": found["vela_int8"][0]["cosine"]})
 
 folder = args.shapes / "smolvlm-256m"
-ours, theirs = [], []
+ours, theirs = [], {"torch": [], "openvino": []}
 for _ in range(args.rounds):
     ours.append(run(args.vela, "bench", "vlm", "--model", folder, "--side", 512, "--pictures", 3, "--decode-tokens", 2,
                     "--threads", args.threads, "--json"))
-    theirs.append(peer("torch", folder)())
-first, other = statistics.median(o["ttft_ms"] for o in ours), statistics.median(t for o in theirs for t in o["ttft_ms"])
+    for engine, found in theirs.items():
+        found.append(peer(engine, folder)())
+first = statistics.median(o["ttft_ms"] for o in ours)
+other, graph = (statistics.median(t for o in found for t in o["ttft_ms"]) for found in theirs.values())
 second = statistics.median(o["second_question_ttft_ms"] for o in ours)
-said("SmolVLM-256M, first token", {"vela_ms": first, "transformers_ms": other, "ratio": other / first, "second_question_ms": second,
+said("SmolVLM-256M, first token", {"vela_ms": first, "transformers_ms": other, "ratio": other / first, "openvino_ms": graph,
+                                   "ratio_to_openvino": graph / first, "second_question_ms": second,
                                    "image_tokens": ours[0]["image_tokens"]})

@@ -188,3 +188,28 @@ fn add_rows_body<const FMA: bool>(values: &[f32], sums: &mut [f32]) {
         sums.iter_mut().zip(row).for_each(|(s, v)| *s += v);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_row_gives_what_many_do() {
+        let (n, k) = (130, 37);
+        let number = |i: usize| (i * 7 % 19) as f32 * 0.1 - 0.9;
+        let x: Vec<f32> = (0..k).map(number).collect();
+        let weight: Vec<f32> = (0..n * k).map(number).collect();
+        let bias: Vec<f32> = (0..n).map(number).collect();
+        for bias in [None, Some(&bias[..])] {
+            let want = forward(&x, &weight, bias, (1, n, k));
+            for count in [1, 3] {
+                let got = threads::with_threads(count, || forward_row(&x, &weight, bias));
+                assert_eq!(got.len(), n);
+                assert!(
+                    got.iter().zip(&want).all(|(got, want)| (got - want).abs() < 1e-5),
+                    "{count} threads"
+                );
+            }
+        }
+    }
+}
