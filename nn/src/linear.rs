@@ -264,10 +264,7 @@ impl Linear {
         // The copy of a whole vocabulary would be large.
         if values.len() > 1 << 22 || weight.track_op() {
             let m = x.len() / input.max(1);
-            return Ok(match m {
-                1 => kernels::linear::forward_row(x, &values, bias.as_deref()),
-                _ => kernels::linear::forward(x, &values, bias.as_deref(), (m, output, input)),
-            });
+            return Ok(kernels::linear::forward(x, &values, bias.as_deref(), (m, output, input)));
         }
         let packed = packed.get_or_init(|| Packed::dense(&values, output, input));
         let out = products(&Activations::of(x, &[packed]), &[(packed, bias.as_deref())]);

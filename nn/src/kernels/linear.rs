@@ -97,14 +97,19 @@ fn backward_on_blocks(grad: &[f32], weight: &Blocks, m: usize) -> Vec<f32> {
 
 /// `x [m, k] · weightᵀ + bias`.
 pub fn forward(x: &[f32], weight: &[f32], bias: Option<&[f32]>, size: (usize, usize, usize)) -> Vec<f32> {
+    let (m, n, k) = size;
+    // A weight larger than the caches is bound by memory, which `gemm` does not read from end to end.
+    if m == 1 && n * k > 1 << 22 {
+        return one_row(x, weight, bias, n);
+    }
     product(View::rows(x, size.2), View::rows(weight, size.2).t(), bias, size)
 }
 
-/// The same of one row: a weight that passes but once is read from end to end, which `gemm` does not.
-pub fn forward_row(x: &[f32], weight: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
+/// As [`forward`] of one row, a weight's row after the other.
+fn one_row(x: &[f32], weight: &[f32], bias: Option<&[f32]>, n: usize) -> Vec<f32> {
     /// Rows of the weight for each task.
     const STRIP: usize = 64;
-    let (k, n) = (x.len(), weight.len() / x.len().max(1));
+    let k = x.len();
     let mut out = bias.map_or_else(|| vec![0.0; n], <[f32]>::to_vec);
     let to = Shared::new(&mut out);
     threads::for_each(n.div_ceil(STRIP), |strip| {
@@ -203,7 +208,7 @@ mod tests {
         for bias in [None, Some(&bias[..])] {
             let want = forward(&x, &weight, bias, (1, n, k));
             for count in [1, 3] {
-                let got = threads::with_threads(count, || forward_row(&x, &weight, bias));
+                let got = threads::with_threads(count, || one_row(&x, &weight, bias, n));
                 assert_eq!(got.len(), n);
                 assert!(
                     got.iter().zip(&want).all(|(got, want)| (got - want).abs() < 1e-5),

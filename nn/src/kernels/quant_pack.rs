@@ -44,7 +44,7 @@ impl Layout {
     }
 
     /// The file's blocks whose numbers, and then their scales, lie together, so that numbers begin at a line of the cache.
-    pub const fn together(self, format: Format) -> usize {
+    const fn together(self, format: Format) -> usize {
         let bytes = format.block_len() / BLOCK * self.quant_bytes + self.scale_bytes;
         if bytes.is_multiple_of(64) { 1 } else { 2 }
     }

@@ -133,7 +133,7 @@ unsafe fn quantised_tile<S: Simd, const FORMAT: u32, const T: usize, const G: us
     start: usize,
     ahead: Ahead,
 ) -> [[S::Floats; G]; T] {
-    /// How far ahead of the block in work, in bytes of numbers, memory is asked for when each is used only once.
+    /// How far ahead of the block in work, in bytes, memory is asked for when each is used only once.
     const AHEAD: usize = 7 << 10;
     let (blocks, once) = (x.columns / BLOCK, x.tiles.len() == 1);
     let place = const { Place::of(FORMAT) };
@@ -221,6 +221,7 @@ struct Place {
 }
 
 impl Place {
+    /// Of weights in floating point, whose tiles are compiled too and never run, it means nothing.
     const fn of(format: u32) -> Self {
         let format = match format {
             SEVEN => Format::Q8_0,
