@@ -104,7 +104,8 @@ pub fn run(job: &Job) -> Result<()> {
     let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::new());
     let ros2 = file.ros2.clone().unwrap_or_default();
     let witness = Witness::listen(&session, &robot, &ros2, &clock)?;
-    let cameras = TopicCameras::listen(&session, &robot, file.domain(), &file.cameras, &clock, false)?;
+    let (domain, distribution) = (file.domain(), file.distribution());
+    let cameras = TopicCameras::listen(&session, &robot, domain, distribution, &file.cameras, &clock, false)?;
     let over = Arc::new(AtomicBool::new(false));
     let pictures = watch(cameras, &over)?;
     let ears = Ears { robot, witness, pictures, task: job.task.to_owned() };

@@ -96,8 +96,9 @@ pub fn run(args: &Args) -> Result<()> {
         return look(args, &mut arm);
     }
     let (clock, real_time) = (arm.clock(), file.control.real_time);
+    let (domain, distribution) = (file.domain(), file.distribution());
     let cameras =
-        TopicCameras::listen(&session, &embodiment, file.domain(), &file.cameras, &clock, real_time)?;
+        TopicCameras::listen(&session, &embodiment, domain, distribution, &file.cameras, &clock, real_time)?;
     let guided = leader.is_some().then(|| HandGuided::new(&embodiment));
     let policy: Box<dyn Policy> = match &guided {
         Some(guided) => Box::new(guided.clone()),

@@ -4,6 +4,7 @@ use crate::feetech::{Calibration, ServoArm, ServoConfig};
 use crate::ros2::cameras::CameraTopic;
 use crate::ros2::driver::{RosArm, RosConfig};
 use crate::ros2::gripper::GripperReport;
+use crate::ros2::keys::Distribution;
 use crate::units::{InUnits, PolicyUnits};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -124,6 +125,11 @@ impl ArmFile {
     /// The ROS domain of the arm and its cameras.
     pub fn domain(&self) -> u32 {
         self.ros2.as_ref().map_or(crate::ros2::DOMAIN, |ros2| ros2.domain)
+    }
+
+    /// Their distribution.
+    pub fn distribution(&self) -> Distribution {
+        self.ros2.as_ref().map_or_else(Distribution::default, |ros2| ros2.distribution)
     }
 }
 

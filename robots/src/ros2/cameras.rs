@@ -1,6 +1,7 @@
 //! Cameras that speak ROS 2 over zenoh: compressed or raw images in, frames out.
 
-use super::keys;
+use super::keys::{self, Distribution, EndpointKind, Topic};
+use super::node::Declaring;
 use super::picture::Pictures;
 use crate::control::Latest;
 use crate::link::failed;
@@ -12,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use vela_embodiment::{Camera, Clock, Embodiment, Error, Frame, FrameSource, Result, Stamp};
 use zenoh::bytes::ZBytes;
+use zenoh::liveliness::LivelinessToken;
 use zenoh::pubsub::Subscriber;
 use zenoh::sample::Sample;
 use zenoh::{Session, Wait};
@@ -114,6 +116,7 @@ fn unpack(camera: &Camera, kind: ImageKind, heard: &Heard, unpacked: &Unpacked, 
 /// Cameras on topics.
 pub struct TopicCameras {
     eyes: Vec<Eye>,
+    _tokens: Vec<LivelinessToken>,
 }
 
 impl TopicCameras {
@@ -127,6 +130,7 @@ impl TopicCameras {
         session: &Session,
         embodiment: &Embodiment,
         domain: u32,
+        distribution: Distribution,
         topics: &BTreeMap<String, CameraTopic>,
         clock: &Arc<dyn Clock>,
         real_time: bool,
@@ -137,15 +141,24 @@ impl TopicCameras {
             return Err(Error::Unknown { kind: "camera", name: name.clone(), known: join(known) });
         }
         let mut eyes = Vec::with_capacity(embodiment.cameras.len());
+        let name = format!("vela_cameras_{}", embodiment.name);
+        let mut declaring = Declaring::node(session, domain, distribution, &name)?;
         for camera in &embodiment.cameras {
             let topic = topics.get(&camera.name).ok_or_else(|| Error::Unknown {
                 kind: "topic of camera",
                 name: camera.name.clone(),
                 known: join(topics.keys().map(String::as_str).collect()),
             })?;
+            let message = match topic.kind {
+                ImageKind::Compressed => &keys::COMPRESSED_IMAGE,
+                ImageKind::Raw => &keys::IMAGE,
+            };
+            // Some cameras compress or send nothing as long as the graph shows nobody who listens.
+            declaring
+                .endpoint(EndpointKind::Subscription, &Topic::new(&topic.topic, message).best_effort())?;
             eyes.push(Eye::open(session, camera, domain, topic, clock, real_time)?);
         }
-        Ok(Self { eyes })
+        Ok(Self { eyes, _tokens: declaring.done() })
     }
 }
 

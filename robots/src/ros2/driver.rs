@@ -205,6 +205,9 @@ impl RosArm {
         let mut declaring = Declaring::node(session, config.domain, config.distribution, &name)?;
         let states = Topic::new(&config.joint_states, &keys::JOINT_STATE);
         declaring.endpoint(EndpointKind::Subscription, &states)?;
+        // Whoever drives the arm listens to it: [`super::listen_for_stop`].
+        let stop = Topic::new(&config.emergency_stop, &keys::BOOL);
+        declaring.endpoint(EndpointKind::Subscription, &stop)?;
         let mut ways = Vec::new();
         for (command, places) in controllers {
             ways.push(Way {

@@ -6,6 +6,7 @@ use super::messages::{CompressedImage, Header, Image, JointState, Text, TfMessag
 use super::{BY_COMMAND, BY_NOBODY, BY_POLICY, DOMAIN, JOINT_COMMANDS, Outlet};
 use crate::control::{ControlEvent, ControlHandle};
 use crate::link::failed;
+use std::sync::atomic::{AtomicU32, Ordering};
 use vela_embodiment::{Embodiment, Error, Frame, Kinematics, Result, Stamp};
 use zenoh::liveliness::LivelinessToken;
 use zenoh::{Session, Wait};
@@ -13,6 +14,8 @@ use zenoh::{Session, Wait};
 /// The description is said again this often, s: late listeners need no history then.
 const DESCRIBE_EVERY_SECS: f64 = 2.0;
 const JPEG_QUALITY: u8 = 90;
+/// How many endpoints this process has declared.
+static ENDPOINTS: AtomicU32 = AtomicU32::new(0);
 
 /// The arm's ROS 2 node. It is there until it is dropped.
 ///
@@ -46,7 +49,6 @@ pub(super) struct Declaring<'a> {
     domain: u32,
     distribution: Distribution,
     node: Entity,
-    number: u32,
     tokens: Vec<LivelinessToken>,
 }
 
@@ -59,7 +61,7 @@ impl<'a> Declaring<'a> {
         name: &str,
     ) -> Result<Self> {
         let node = Entity::node(domain, &session.zid().to_string(), name);
-        let mut declaring = Self { session, domain, distribution, node, number: 0, tokens: Vec::new() };
+        let mut declaring = Self { session, domain, distribution, node, tokens: Vec::new() };
         declaring.token(declaring.node.token())?;
         Ok(declaring)
     }
@@ -71,10 +73,11 @@ impl<'a> Declaring<'a> {
     }
 
     pub(super) fn endpoint(&mut self, kind: EndpointKind, topic: &Topic) -> Result<u32> {
-        self.number += 1;
+        // A session has several nodes, and no two endpoints of it the same number.
+        let number = ENDPOINTS.fetch_add(1, Ordering::Relaxed) + 1;
         let topic = topic.clone().in_distribution(self.distribution);
-        self.token(self.node.endpoint_token(self.number, kind, &topic))?;
-        Ok(self.number)
+        self.token(self.node.endpoint_token(number, kind, &topic))?;
+        Ok(number)
     }
 
     pub(super) fn outlet(&mut self, topic: &Topic) -> Result<Outlet> {

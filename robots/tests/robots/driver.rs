@@ -67,7 +67,11 @@ fn drives(config: &RosConfig, kind: ImageKind) -> Result<()> {
         (camera.to_owned(), CameraTopic { topic: format!("/{camera}/image_raw{ending}"), kind })
     };
     let topics: BTreeMap<_, _> = [topic("front"), topic("wrist")].into();
-    let eyes = TopicCameras::listen(&near, &robot, 0, &topics, &driver.clock(), false)?;
+    let (jazzy, clock) = (Distribution::Jazzy, driver.clock());
+    let eyes = TopicCameras::listen(&near, &robot, 0, jazzy, &topics, &clock, false)?;
+    // Cameras that send nothing unless the graph shows who listens find both.
+    let tokens = || far.liveliness().get("@ros2_lv/0/*/*/*/MS/%/%/vela_cameras_so101/**").wait();
+    assert!(eventually(|| tokens().is_ok_and(|found| found.into_iter().count() == 2)));
     let mut policy = FakePolicy::new()?;
     policy.step = 0.002;
     let (controller, _events) = Controller::start(driver, eyes, policy, "go on", &patient())?;

@@ -15,7 +15,7 @@ use vela_embodiment::{
 use vela_robots::priority::{self, Urgency};
 use vela_robots::ros2::cameras::{CameraTopic, ImageKind, TopicCameras};
 use vela_robots::ros2::driver::{RosArm, RosConfig};
-use vela_robots::ros2::keys::{self, Topic};
+use vela_robots::ros2::keys::{self, Distribution, Topic};
 use vela_robots::ros2::messages::{self, CompressedImage, Image, JointState};
 use vela_robots::ros2::{DOMAIN, TRAJECTORY};
 use vela_robots::{ChunkQueue, Resolver};
@@ -177,7 +177,8 @@ fn robot_side(
     let _ = priority::ask(Urgency::Control);
     let mut arm = RosArm::connect(session, robot, &RosConfig::default(), 10.0)?;
     let own = arm.clock();
-    let mut cameras = TopicCameras::listen(session, robot, DOMAIN, &topics, &own, true)?;
+    let mut cameras =
+        TopicCameras::listen(session, robot, DOMAIN, Distribution::default(), &topics, &own, true)?;
     let resolver = Resolver::new(robot)?;
     let mut policy = Still::new(robot);
     let mut queue = ChunkQueue::new(robot.period_secs(), policy.spec().execute);
