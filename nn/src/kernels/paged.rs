@@ -16,6 +16,8 @@ use std::ops::Range;
 
 /// Fewer queries than this in a span read the blocks in place.
 const FEW: usize = 8;
+/// Where a few queries read blocks in place, the memory of a tile is asked for so many tiles before.
+const AHEAD: usize = 2;
 /// Query rows per block of scores, when there are many.
 const ROWS: usize = 64;
 
@@ -74,6 +76,16 @@ impl Plane {
                 one(values, from, to, rows, width, order);
                 one(scales, from, to, rows, 1, Order::ByPosition);
             }
+        }
+    }
+
+    /// The memory of a tile of `size` values.
+    fn bytes(&self, tile: usize, size: usize) -> &[u8] {
+        let range = tile * size..(tile + 1) * size;
+        match self {
+            Self::F32(values) => bytemuck::cast_slice(&values[range]),
+            Self::F16(bits) => bytemuck::cast_slice(&bits[range]),
+            Self::Int8(values, _) => bytemuck::cast_slice(&values[range]),
         }
     }
 
@@ -172,18 +184,23 @@ impl Paged<'_> {
         let blocks = self.seen(span, span.start).start / BLOCK..(span.start + span.rows).div_ceil(BLOCK);
         let (s, skipped) = (blocks.len() * BLOCK, blocks.start * BLOCK);
         // Tiles in the order in which they lie, with the block's and the head's number.
-        let tiles = || {
-            span.blocks[blocks.clone()].iter().enumerate().flat_map(|(k, block)| {
-                let tile = *block as usize * heads.key;
-                key_heads.clone().enumerate().map(move |(h, head)| (k, h, tile + head))
-            })
+        let tiles = span.blocks[blocks].iter().enumerate().flat_map(|(k, block)| {
+            let tile = *block as usize * heads.key;
+            key_heads.clone().enumerate().map(move |(h, head)| (k, h, tile + head))
+        });
+        let tiles: Vec<(usize, usize, usize)> = tiles.collect();
+        // All keys are read, then all values.
+        let ahead = |i: usize| match (tiles.get(i), i.checked_sub(tiles.len()).and_then(|i| tiles.get(i))) {
+            (Some((_, _, tile)), _) => self.keys.bytes(*tile, d * BLOCK),
+            (_, Some((_, _, tile))) => self.values.bytes(*tile, dv * BLOCK),
+            _ => &[],
         };
         let mut scores = vec![0.0; key_heads.len() * n * s];
         let mut scratch = Vec::new();
-        for (k, h, tile) in tiles() {
+        for (i, &(k, h, tile)) in tiles.iter().enumerate() {
             let scores = &mut scores[h * n * s + k * BLOCK..(h + 1) * n * s];
             let keys = self.keys.tile(tile, d * BLOCK, &mut scratch);
-            score_tile(&queries[h * n * d..(h + 1) * n * d], d, keys, scores, s);
+            score_tile(&queries[h * n * d..(h + 1) * n * d], d, keys, scores, s, ahead(i + AHEAD));
             if let Some(scales) = self.keys.scales(tile) {
                 scale_columns(scores, s, scales);
             }
@@ -195,7 +212,7 @@ impl Paged<'_> {
             inverses.push(weigh(scores, low, high, self.soft_cap.unwrap_or(0.0)));
         }
         let mut sums = vec![0.0; key_heads.len() * n * dv];
-        for (k, h, tile) in tiles() {
+        for (i, &(k, h, tile)) in tiles.iter().enumerate() {
             let scores = &mut scores[h * n * s + k * BLOCK..(h + 1) * n * s];
             if let Some(scales) = self.values.scales(tile) {
                 scale_columns(scores, s, scales);
@@ -203,7 +220,8 @@ impl Paged<'_> {
             // What lies behind the sequence's end is another's leavings: not even zero times that.
             let there = BLOCK.min(span.start + span.rows - skipped - k * BLOCK);
             let values = self.values.tile(tile, dv * BLOCK, &mut scratch);
-            gather_tile(scores, s, &values[..there * dv], dv, &mut sums[h * n * dv..(h + 1) * n * dv]);
+            let sums = &mut sums[h * n * dv..(h + 1) * n * dv];
+            gather_tile(scores, s, &values[..there * dv], dv, sums, ahead(tiles.len() + i + AHEAD));
         }
         for (h, key_head) in key_heads.enumerate() {
             for row in 0..span.rows {
