@@ -44,6 +44,30 @@ pub(crate) fn answered(reply: &zenoh::query::Reply) -> std::result::Result<Vec<u
     }
 }
 
+/// What failed and why. zenoh's errors name the line of its source too (` at FILE.rs:LINE.`), which helps nobody here.
 pub(crate) fn failed(what: &str, error: impl std::fmt::Display) -> Error {
-    Error::Link(format!("{what}: {error}"))
+    let error = error.to_string();
+    let words = error.split(" at /").enumerate().map(|(i, part)| {
+        let rest =
+            part.split_once(".rs:").map(|(_, rest)| rest.trim_start_matches(|c: char| c.is_ascii_digit()));
+        match rest {
+            Some(rest) if i > 0 => rest.strip_prefix('.').unwrap_or(rest).to_owned(),
+            _ if i > 0 => format!(" at /{part}"),
+            _ => part.to_owned(),
+        }
+    });
+    Error::Link(format!("{what}: {}", words.collect::<String>()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_does_not_name_zenoh_s_source() {
+        let said = |error: &str| failed("x", error).to_string();
+        let taken = "Can not listen [port: in use at /a/tcp.rs:61.] at /b/unicast.rs:338.";
+        assert!(said(taken).ends_with("x: Can not listen [port: in use]"), "{}", said(taken));
+        assert!(said("no file at /etc/vela.pem").ends_with("x: no file at /etc/vela.pem"));
+    }
 }

@@ -53,8 +53,7 @@ TRAJECTORY, FORWARD = "/arm_controller/joint_trajectory", "/forward_position_con
 GRIPPER = "/gripper_controller/commands"
 WAYS = ["SDK", "Jazzy", "big-endian"]
 folder = tempfile.TemporaryDirectory()
-client = pathlib.Path(folder.name) / "client.json5"
-client.write_text("{mode: 'client', connect: {endpoints: ['tcp/127.0.0.1:7447']}}")
+client = root / "configs/zenoh/client.json5"
 router = zenoh.open(zenoh.Config.from_json5(
     "{mode: 'router', listen: {endpoints: ['tcp/127.0.0.1:7447']}, scouting: {multicast: {enabled: false}}}"))
 sdk = ZenohSession.get_instance()

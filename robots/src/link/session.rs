@@ -111,12 +111,29 @@ fn parse(name: &str, json5: &str) -> Result<Config> {
 }
 
 fn open(name: &str, config: Config) -> Result<Session> {
-    zenoh::open(config).wait().map_err(|e| failed(&format!("zenoh session of {name}"), e))
+    zenoh::open(config).wait().map_err(|e| {
+        let mut why = e.to_string();
+        if why.contains("in use") {
+            why += " A router that runs there, as ROS 2's rmw_zenohd, is joined by --zenoh configs/zenoh/client.json5";
+        }
+        failed(&format!("zenoh session of {name}"), why)
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_finds_the_port_taken_hears_how_to_join_a_router() -> Result<()> {
+        let taken = std::net::TcpListener::bind(("127.0.0.1", 0)).map_err(|e| failed("no port", e))?;
+        let place = taken.local_addr().map_err(|e| failed("no port", e))?;
+        let config = parse("x", &format!("{{mode: 'peer', listen: {{endpoints: ['tcp/{place}']}}}}"))?;
+        let said = open("x.json5", config).err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(said.contains("x.json5") && said.contains("--zenoh configs/zenoh/client.json5"), "{said}");
+        assert!(!said.contains(".rs:"), "zenoh's source lines are nobody's business: {said}");
+        Ok(())
+    }
 
     #[test]
     fn a_config_that_listens_on_all_interfaces_or_is_torn_is_refused() -> Result<()> {
@@ -125,7 +142,7 @@ mod tests {
         assert!(said("{mode: 'peer', listen: {endpoints: ['tcp/0.0.0.0:1']}}").contains("all interfaces"));
         assert!(said("{mode: ").starts_with("x.json5"));
         parse("client", "{mode: 'client', connect: {endpoints: ['tcp/127.0.0.1:1']}}")?;
-        for file in ["robot", "policy"] {
+        for file in ["robot", "policy", "client"] {
             let path = format!("{}/../configs/zenoh/{file}.json5", env!("CARGO_MANIFEST_DIR"));
             let text = std::fs::read_to_string(&path).map_err(|source| Error::Io { path, source })?;
             parse(file, &text)?;
