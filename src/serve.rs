@@ -11,6 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use vela_embodiment::{Clock, MonotonicClock};
 use vela_fusion::ChatModel;
 use vela_llm::Lora;
+use vela_llm::engine::{BLOCK, PagedKind};
 use vela_serve::{Keys, LinkHost, Links, ServerConfig, Service, ServiceConfig};
 
 /// Bytes of encoded pictures that are remembered.
@@ -32,15 +33,28 @@ pub struct Loading {
     /// Positions of a prompt and its answer; 0: as many as the model was made for, at most 8192.
     #[arg(long, default_value_t = 0)]
     context: usize,
+    /// How keys and values are kept: f32, f16 (half the memory) or int8 (a quarter); docs/performance.md has the cost.
+    #[arg(long, value_name = "KIND", default_value = "f32", value_parser = kept)]
+    kv: PagedKind,
     /// Threads; 0: as many as the machine has.
     #[arg(long, default_value_t = 0)]
     threads: usize,
 }
 
+/// The kind of cache of this name.
+pub fn kept(name: &str) -> Result<PagedKind, String> {
+    match name {
+        "f32" => Ok(PagedKind::F32),
+        "f16" => Ok(PagedKind::F16),
+        "int8" => Ok(PagedKind::Int8),
+        _ => Err(format!("expected f32, f16 or int8, got '{name}'")),
+    }
+}
+
 impl Loading {
     /// The VLM inside the binary, on so many threads.
     pub fn builtin(threads: usize) -> Self {
-        Self { model: None, lora: None, context: 0, threads }
+        Self { model: None, lora: None, context: 0, kv: PagedKind::F32, threads }
     }
 }
 
@@ -229,8 +243,8 @@ fn settings(loading: &Loading, model: &ChatModel, at_once: usize) -> ServiceConf
     let mut config = ServiceConfig::default();
     let engine = &mut config.engine;
     engine.context = if loading.context == 0 { engine.context } else { loading.context }.min(model.context());
-    let of = model.decoder().config();
-    let position = of.layers * of.kv_heads * of.head_dim * 2 * size_of::<f32>();
+    engine.kind = loading.kv;
+    let position = model.decoder().config().cache_shape(loading.kv).block_bytes().div_ceil(BLOCK);
     engine.max_running = at_once.max(1);
     let wanted = position.saturating_mul(engine.context).saturating_mul(engine.max_running + 1);
     engine.cache_bytes = wanted.clamp(1 << 20, CACHE_BYTES.max(position.saturating_mul(engine.context)));

@@ -8,8 +8,8 @@ use std::path::Path;
 use vela_llm::Decoder;
 use vela_llm::engine::{BLOCK, PagedKind};
 use vela_llm::paged::PagedBatch;
-use vela_nn::paged::{PagedShape, PagedStore, Span};
-use vela_nn::{Device, Heads, Mask, Tensor};
+use vela_nn::paged::{PagedStore, Span};
+use vela_nn::{Device, Mask, Tensor};
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
@@ -18,11 +18,8 @@ const CHUNK: usize = 64;
 
 /// Log-probabilities `[tokens][vocab]`, the prompt read in chunks: later chunks see what was kept of earlier ones.
 fn read(decoder: &Decoder, ids: &[u32], kind: PagedKind) -> Outcome<Vec<Vec<f32>>> {
-    let of = decoder.config();
-    let heads = Heads { query: of.heads, key: of.kv_heads };
     let blocks: Vec<u32> = (0..ids.len().div_ceil(BLOCK) as u32).collect();
-    let shape = PagedShape { layers: of.layers, heads, head_dim: of.head_dim, kind };
-    let mut store = PagedStore::new(shape, blocks.len())?;
+    let mut store = PagedStore::new(decoder.config().cache_shape(kind), blocks.len())?;
     let mut all = Vec::new();
     for (k, ids) in ids.chunks(CHUNK).enumerate() {
         let start = k * CHUNK;

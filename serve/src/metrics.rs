@@ -127,6 +127,11 @@ pub fn page(service: &Service) -> String {
             engine.evictable_blocks as f64,
         ),
         ("cache_block_bytes", "Bytes of a block.", engine.block_bytes as f64),
+        (
+            "cache_positions_wasted",
+            "Positions of blocks in use that hold nothing.",
+            engine.wasted_tokens as f64,
+        ),
         ("picture_cache_entries", "Encoded pictures that are remembered.", pictures.kept as f64),
         ("picture_cache_bytes", "Bytes of those.", pictures.kept_bytes as f64),
         ("tokens_per_second", "Tokens generated per second of work.", engine.tokens_per_second()),

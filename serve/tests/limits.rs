@@ -37,7 +37,7 @@ async fn who_leaves_is_not_answered_any_more() -> Outcome {
     let held = metric(served.at, "cache_blocks").await?
         - metric(served.at, "cache_blocks_free").await?
         - metric(served.at, "cache_blocks_evictable").await?;
-    assert_eq!(held, 0.0);
+    assert_eq!((held, metric(served.at, "cache_positions_wasted").await?), (0.0, 0.0));
     still_serves(&served).await
 }
 

@@ -6,7 +6,7 @@ use serde::Serialize;
 use std::path::PathBuf;
 use std::sync::Arc;
 use vela_embodiment::{Clock, MonotonicClock, Stamp};
-use vela_llm::engine::{Answer, BLOCK, Engine, EngineConfig, Event, Request};
+use vela_llm::engine::{Answer, BLOCK, Engine, EngineConfig, Event, PagedKind, Request};
 use vela_llm::generate::Session;
 use vela_llm::sampling::best;
 use vela_llm::{Decoder, model};
@@ -25,6 +25,9 @@ pub struct Args {
     /// Sequences at once, each with a prompt of its own; more than one go through the engine that serves.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
     batch: u32,
+    /// How keys and values are kept: f32, f16 or int8; the last two go through the engine as well.
+    #[arg(long, value_name = "KIND", default_value = "f32", value_parser = crate::serve::kept)]
+    kv: PagedKind,
     /// Threads of the kernels; 0: as many as the machine has.
     #[arg(long, default_value_t = 0)]
     threads: usize,
@@ -67,7 +70,10 @@ pub fn run(args: &Args) -> Result<()> {
     // Whatever is made at a first use is made before the clock runs.
     let prompt = prompt(args, &decoder, 0);
     Session::new(decoder.clone(), 8)?.read(&prompt[..prompt.len().min(4)], 1)?;
-    let ([read, wrote], rss) = if args.batch == 1 { one(args, decoder)? } else { several(args, decoder)? };
+    let ([read, wrote], rss) = match (args.batch, args.kv) {
+        (1, PagedKind::F32) => one(args, decoder)?,
+        _ => several(args, decoder)?,
+    };
     let measured = Measured {
         prefill_tok_s: read.tokens as f64 / read.ms * 1e3,
         decode_tok_s: (wrote.tokens > 0).then(|| wrote.tokens as f64 / wrote.ms * 1e3),
@@ -124,11 +130,11 @@ fn one(args: &Args, decoder: Arc<Decoder>) -> Result<([Part; 2], Option<f64>)> {
 /// Several at once, through the engine: read until the last has its first token; what is written from then on counts.
 fn several(args: &Args, decoder: Arc<Decoder>) -> Result<([Part; 2], Option<f64>)> {
     let (batch, count) = (args.batch as usize, args.decode_tokens as usize);
-    let of = decoder.config();
     let positions = args.prompt_tokens as usize + count + 1;
-    let block_bytes = of.layers * of.kv_heads * of.head_dim * BLOCK * 2 * size_of::<f32>();
+    let block_bytes = decoder.config().cache_shape(args.kv).block_bytes();
     let config = EngineConfig {
         cache_bytes: (positions.div_ceil(BLOCK) + 1) * batch * block_bytes,
+        kind: args.kv,
         max_running: batch,
         context: positions,
         prefix_cache: false,

@@ -9,7 +9,8 @@ mod names;
 mod tests;
 
 use serde::{Deserialize, Serialize};
-use vela_nn::{Activation, Error, NormConfig, Result, RopeConfig};
+use vela_nn::paged::{PagedKind, PagedShape};
+use vela_nn::{Activation, Error, Heads, NormConfig, Result, RopeConfig};
 
 pub use families::known;
 pub(crate) use fields::Fields;
@@ -229,6 +230,12 @@ impl DecoderConfig {
     /// Factor on `q · k`.
     pub fn scale(&self) -> f32 {
         self.attention_scale.unwrap_or(1.0 / (self.head_dim as f32).sqrt())
+    }
+
+    /// What a cache of its keys and values holds.
+    pub fn cache_shape(&self, kind: PagedKind) -> PagedShape {
+        let heads = Heads { query: self.heads, key: self.kv_heads };
+        PagedShape { layers: self.layers, heads, head_dim: self.head_dim, kind }
     }
 
     /// Positions that a layer sees, if not all.

@@ -28,8 +28,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use vela_nn::paged::{PagedShape, PagedStore};
-use vela_nn::{Error, Heads, Result, RopeScaling, threads};
+use vela_nn::paged::PagedStore;
+use vela_nn::{Error, Result, RopeScaling, threads};
 
 /// Nanoseconds on a clock that never goes back.
 pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
@@ -126,8 +126,7 @@ impl Engine {
     pub fn start(decoder: Arc<Decoder>, config: EngineConfig, clock: Clock) -> Result<Self> {
         let of = decoder.config();
         of.reads_alone()?;
-        let heads = Heads { query: of.heads, key: of.kv_heads };
-        let shape = PagedShape { layers: of.layers, heads, head_dim: of.head_dim, kind: config.kind };
+        let shape = of.cache_shape(config.kind);
         let model = of.clone();
         let context = context(of, config.context)?;
         let blocks = config.cache_bytes / shape.block_bytes().max(1);

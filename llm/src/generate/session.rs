@@ -4,8 +4,8 @@ use crate::paged::PagedBatch;
 use crate::{Cache, Decoder, EncoderDecoder, KeyValues};
 use candle_core::{Device, Tensor};
 use std::sync::Arc;
-use vela_nn::paged::{BLOCK, PagedKind, PagedShape, PagedStore, Span};
-use vela_nn::{Error, Heads, Mask, Result};
+use vela_nn::paged::{BLOCK, PagedKind, PagedStore, Span};
+use vela_nn::{Error, Mask, Result};
 
 /// Positions read at once: bounds the memory of a long prompt.
 const CHUNK: usize = 256;
@@ -37,14 +37,8 @@ impl Session {
         }
         let config = decoder.config();
         config.reads_alone()?;
-        let shape = PagedShape {
-            layers: config.layers,
-            heads: Heads { query: config.heads, key: config.kv_heads },
-            head_dim: config.head_dim,
-            kind: PagedKind::F32,
-        };
         let blocks = context.div_ceil(BLOCK);
-        let store = PagedStore::new(shape, blocks)?;
+        let store = PagedStore::new(config.cache_shape(PagedKind::F32), blocks)?;
         let kept = Kept::Pages { store, blocks: (0..blocks as u32).collect() };
         Ok(Self { kept, ids: Vec::new(), context, decoder })
     }
