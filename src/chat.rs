@@ -77,8 +77,10 @@ pub struct Args {
     /// Tokens that --draft guesses at a time.
     #[arg(long, default_value_t = 4)]
     draft_tokens: usize,
-    /// Search with so many beams (no sampling, no streaming).
-    #[arg(long, requires = "prompt", conflicts_with_all = ["draft", "lookup", "json_schema", "regex", "best_of"])]
+    /// Search with so many beams (no sampling, no stop strings, no streaming).
+    #[arg(long, requires = "prompt", conflicts_with_all = ["draft", "lookup", "json_schema", "regex", "best_of", "stop",
+        "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty", "seed",
+        "logprobs"])]
     beams: Option<usize>,
     /// With --beams: above 0 favours longer answers.
     #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]

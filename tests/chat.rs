@@ -169,6 +169,14 @@ fn bad_input_is_one_sentence_each() -> Outcome {
     assert!(chat(&["--json-schema", &schema.display().to_string()])?.contains("JSON schema: "));
     assert!(chat(&["--draft", "/nowhere"])?.contains("/nowhere: expected a GGUF file or a model folder"));
     assert!(complaint(&["inspect", "/nowhere"])?.contains("expected a GGUF file or a model folder"));
+    // A search has no draws to steer: what would be ignored is refused.
+    let penalties = "repetition-penalty frequency-penalty presence-penalty";
+    for other in "stop temperature top-k top-p min-p seed logprobs".split(' ').chain(penalties.split(' ')) {
+        let other = format!("--{other}");
+        let output = vela(&["chat", "--model", &path, "--prompt", "x", "--beams", "2", &other, "1"], "")?;
+        let words = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(2) && words.contains("cannot be used with"), "{other}: {words}");
+    }
     for (template, said) in [
         ("{% if %}", "chat template: syntax error"),
         ("{{ raise_exception('only robots') }}", "chat template: only robots"),

@@ -4,6 +4,7 @@
 //! the converter (llama.cpp's `convert_hf_to_gguf.py`) changes is undone here: it permutes the rows of Llama's queries and
 //! keys, so that neighbours turn together; and it adds the one to Gemma's norms.
 
+use crate::config::Window;
 use crate::{Decoder, DecoderConfig, trace};
 use candle_core::{DType, Tensor};
 use serde_json::{Map, Value as Json, json};
@@ -85,7 +86,14 @@ pub fn config(file: &Gguf) -> Result<DecoderConfig> {
             "GGUF architecture '{architecture}' is not known; known: {known}"
         )));
     };
-    let mut config = DecoderConfig::from_hf(&Json::Object(Reader { file, architecture }.words(family)?))?;
+    let reader = Reader { file, architecture };
+    if let Some(count) = reader.count("expert_count")?.filter(|count| *count > 0) {
+        return Err(Error::invalid(format!(
+            "GGUF: {architecture}.expert_count: expected none (mixtures of experts are read from safetensors only), got {count}"
+        )));
+    }
+    let mut config = DecoderConfig::from_hf(&Json::Object(reader.words(family)?))?;
+    reader.attention(&mut config)?;
     if architecture == "llama" {
         config.rope.style = RopeStyle::Interleaved;
     }
@@ -233,6 +241,38 @@ impl Reader<'_> {
             put("rope_local_base_freq", json!(self.number("rope.freq_base_swa")?.unwrap_or(10_000.0)));
         }
         Ok(words)
+    }
+
+    /// What the file says of attention, whether the family's `config.json` has words for it or not: Mistral's window comes
+    /// under the name of Llama. A window of 0 is none.
+    fn attention(&self, config: &mut DecoderConfig) -> Result<()> {
+        if let Some(size) = self.count("attention.sliding_window")?.filter(|size| *size > 0) {
+            let everywhere = Window { size: size as usize, full_layers: Vec::new(), rope: None };
+            let window = config.window.get_or_insert(everywhere);
+            if let Some(full_layers) = self.full_layers(config.layers)? {
+                window.full_layers = full_layers;
+            }
+        }
+        if let Some(scale) = self.number("attention.scale")?.filter(|scale| *scale != 0.0) {
+            config.attention_scale = Some(scale as f32);
+        }
+        Ok(())
+    }
+
+    /// The layers without a window, if the file says which: each last of so many (0: none), or those that a list calls false.
+    fn full_layers(&self, layers: usize) -> Result<Option<Vec<usize>>> {
+        let key = "attention.sliding_window_pattern";
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let full = match (value.as_count(), value.as_numbers()) {
+            (Some(period), _) => {
+                (0..layers).filter(|layer| period > 0 && (*layer as u64 + 1).is_multiple_of(period)).collect()
+            }
+            (_, Some(windowed)) if windowed.len() == layers => {
+                (0..layers).filter(|layer| windowed[*layer] == 0.0).collect()
+            }
+            _ => return Err(self.wrong(key, &format!("a count or {layers} truth values"), value)),
+        };
+        Ok(Some(full))
     }
 
     fn scaling(&self) -> Result<Option<Json>> {

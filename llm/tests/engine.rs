@@ -19,7 +19,7 @@ fn config(decoder: &vela_llm::Decoder, blocks: usize) -> EngineConfig {
 }
 
 /// Decoder-only families with a reference run of their own.
-const FAMILIES: [&str; 15] = [
+const FAMILIES: [&str; 16] = [
     "gemma",
     "gemma2",
     "gemma3_text",
@@ -32,6 +32,7 @@ const FAMILIES: [&str; 15] = [
     "opt",
     "phi",
     "phi3",
+    "qwen2",
     "qwen2_moe",
     "qwen3",
     "qwen3_moe",

@@ -2,10 +2,12 @@
 
 use candle_core::{DType, Device, Tensor};
 use std::path::PathBuf;
-use vela_llm::{Cache, gguf};
+use vela_llm::config::Window;
+use vela_llm::{Cache, DecoderConfig, gguf};
+use vela_nn::gguf::{Value, write};
 use vela_nn::parity::{compare, judge};
 use vela_nn::quant::Precision;
-use vela_nn::{Gguf, Mask, Result};
+use vela_nn::{Error, Gguf, Mask, Result};
 
 fn folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/gguf_llama")
@@ -45,4 +47,68 @@ fn a_quantised_decoder_holds_no_other_types() -> Result<()> {
     let ids = Tensor::new(&[[1u32, 2]], &Device::Cpu)?;
     assert_eq!(decoder.embed(&ids)?.dtype(), DType::F32);
     Ok(())
+}
+
+/// What a copy of the file with other metadata says.
+fn config_with(changes: &[(&str, Value)]) -> Result<DecoderConfig> {
+    let file = Gguf::open(&folder().join("model.gguf"))?;
+    let mut metadata = file.metadata().clone();
+    metadata.extend(changes.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
+    let failed = |e| Error::Io { path: std::env::temp_dir(), source: e };
+    let dir = tempfile::tempdir().map_err(failed)?;
+    let path = dir.path().join("model.gguf");
+    write(&path, &metadata, file.tensors())?;
+    gguf::config(&Gguf::open(&path)?)
+}
+
+#[test]
+fn a_window_is_read_whatever_the_architecture() -> Result<()> {
+    // Mistral comes under the name of Llama.
+    let (size, pattern) = ("llama.attention.sliding_window", "llama.attention.sliding_window_pattern");
+    let of = |changes: &[(&str, Value)]| Ok::<_, Error>(config_with(changes)?.window);
+    let window =
+        |full_layers: &[usize]| Some(Window { size: 4096, full_layers: full_layers.to_vec(), rope: None });
+    let wide = || (size, Value::Unsigned(4096));
+    assert_eq!(of(&[])?, None);
+    assert_eq!(of(&[(size, Value::Unsigned(0))])?, None);
+    assert_eq!(of(&[wide()])?, window(&[]));
+    assert_eq!(of(&[wide(), (pattern, Value::Unsigned(2))])?, window(&[1]));
+    assert_eq!(of(&[wide(), (pattern, Value::Unsigned(0))])?, window(&[]));
+    assert_eq!(of(&[wide(), (pattern, Value::BoolList(vec![false, true]))])?, window(&[0]));
+    assert_eq!(config_with(&[("llama.attention.scale", Value::Float(0.25))])?.scale(), 0.25);
+    Ok(())
+}
+
+#[test]
+fn what_metadata_ask_for_in_vain_is_said() {
+    let text = |text: &str| Value::Text(text.into());
+    let (size, pattern) = ("llama.attention.sliding_window", "llama.attention.sliding_window_pattern");
+    let cases: [(&[(&str, Value)], &[&str]); 7] = [
+        (
+            &[("general.architecture", text("teapot"))],
+            &["architecture 'teapot' is not known", "qwen3", "gemma3"],
+        ),
+        (&[("general.architecture", Value::Unsigned(1))], &["general.architecture is no text"]),
+        (
+            &[("llama.rope.scaling.type", text("spiral"))],
+            &["rope scaling 'spiral' is not known", "none, linear, yarn"],
+        ),
+        (
+            &[("llama.rope.scaling.type", Value::Bool(true))],
+            &["rope.scaling.type: expected a name, got Bool"],
+        ),
+        (
+            &[("llama.expert_count", Value::Unsigned(8))],
+            &["expert_count: expected none", "from safetensors only", "got 8"],
+        ),
+        (&[(size, text("wide"))], &["sliding_window: expected one count for all layers, got Text"]),
+        (
+            &[(size, Value::Unsigned(8)), (pattern, Value::BoolList(vec![true]))],
+            &["sliding_window_pattern: expected a count or 2 truth values, got BoolList"],
+        ),
+    ];
+    for (changes, said) in cases {
+        let words = config_with(changes).err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(said.iter().all(|part| words.contains(part)), "{changes:?}: {words}");
+    }
 }
