@@ -3,15 +3,17 @@
 mod compared;
 mod condition;
 mod on_sim;
+mod shown;
 
 use crate::chooser;
 use crate::stats::quantile;
 use anyhow::{Context, Result, bail};
-use compared::{Compared, Plans};
+use compared::Compared;
 use condition::Condition;
 use indicatif::{ProgressBar, ProgressStyle};
 use on_sim::{Followed, play};
 use serde_json::{Value, json};
+use shown::Shown;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use vela_embodiment::{Embodiment, PolicySpec};
@@ -19,7 +21,6 @@ use vela_episodes::{Dataset, EncodedEpisode};
 use vela_robots::require_policy_fits;
 use vela_sim::tabletop::Tabletop;
 use vela_sim::tasks::Split;
-use vela_viz::{Backlog, Destination, Show, Tick};
 
 /// Moments of worst disagreement that are told.
 const WORST: usize = 5;
@@ -27,7 +28,7 @@ const WORST: usize = 5;
 /// Show recorded episodes, play them on the simulated arm, and compare a policy with them observation by observation.
 #[derive(clap::Args)]
 pub struct Args {
-    /// A LeRobot dataset that vela recorded (or converted from one).
+    /// A LeRobot dataset, v3.0 or v2.1.
     dataset: PathBuf,
     /// One episode only.
     #[arg(long)]
@@ -35,6 +36,10 @@ pub struct Args {
     /// Compare with this policy: builtin, or a policy folder.
     #[arg(long)]
     policy: Option<String>,
+    /// What the dataset's robot is: a file as in configs/robots (the built-in SO-101 where the dataset says that it is
+    /// one). Needed for --policy and --sim; the dataset's numbers are then rad and m.
+    #[arg(long, value_name = "FILE")]
+    robot: Option<PathBuf>,
     /// Infer at every this many frames.
     #[arg(long, default_value_t = 1)]
     every: usize,
@@ -65,45 +70,40 @@ pub fn run(args: &Args) -> Result<()> {
         bail!("--fail-if needs a --policy to compare with");
     }
     let dataset = Dataset::open(&args.dataset)?;
-    let embodiment = match dataset.embodiment() {
-        // Descriptions in datasets carry no URDF; the arm is drawn with the built-in one when it is the same.
-        Some(own) if own.name == "so101" => Embodiment::so101()?,
-        Some(own) => bail!("the dataset's robot '{}' has no URDF here; known: so101", own.name),
-        None => bail!(
-            "the dataset does not describe its robot (no meta/embodiment.json), so that nobody knows its units: \
-             expected one that vela recorded"
-        ),
-    };
-    dataset.require_same(&embodiment)?;
+    let robot = robot(args, &dataset)?;
     let chosen: Vec<usize> = match args.episode {
         Some(k) if k < dataset.len() => vec![k],
         Some(k) => bail!("episode {k} is not there: the dataset holds {}", dataset.len()),
         None => (0..dataset.len()).collect(),
     };
-    let mut policy = args.policy.as_deref().map(|name| chooser::policy(name, &embodiment)).transpose()?;
-    if let Some(policy) = &policy {
-        require_policy_fits(&embodiment, policy.spec())?;
+    let (mut asked, mut table) = (None, None);
+    if let Some(robot) = &robot {
+        if let Some(name) = &args.policy {
+            let policy = chooser::policy(name, robot)?;
+            require_policy_fits(robot, policy.spec())?;
+            asked = Some((policy, Compared::new(robot, args.seed, args.every)?));
+        }
+        if args.sim {
+            table = Some((Tabletop::blind(robot, Split::Train)?, robot));
+        }
     }
-    let show = match &args.rrd {
-        Some(path) => Some(Show::open(&Destination::File(path.clone()), &embodiment, Backlog::Wait)?),
-        None => None,
-    };
-    let mut table = if args.sim { Some(Tabletop::blind(&embodiment, Split::Train)?) } else { None };
-    let mut compared = Compared::new(&embodiment, args.seed, args.every)?;
+    let open = |path: &PathBuf| Shown::open(path, robot.as_ref(), &dataset);
+    let show = args.rrd.as_ref().map(open).transpose()?;
     let (mut followed, mut shown) = (Vec::new(), Vec::new());
     let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} episodes, {eta} left")?;
     let bar = ProgressBar::new(chosen.len() as u64).with_style(style);
     for k in chosen {
         let recorded = dataset.encoded(k).with_context(|| format!("episode {k}"))?;
-        let plans = match &mut policy {
-            Some(policy) => compared.episode(&recorded, policy.as_mut())?,
+        let plans = match &mut asked {
+            Some((policy, compared)) => compared.episode(&recorded, policy.as_mut())?,
             None => Vec::new(),
         };
-        if let Some(table) = &mut table {
-            followed.push(play(table, &embodiment, &recorded)?);
+        if let Some((table, robot)) = &mut table {
+            followed.push(play(table, robot, &recorded)?);
         }
         if let Some(show) = &show {
-            draw(show, &recorded, &plans, &compared)?;
+            let worst = asked.as_ref().and_then(|(_, compared)| compared.worst_of(k));
+            show.episode(&recorded, &plans, worst)?;
         }
         shown.push(described(&recorded));
         bar.inc(1);
@@ -112,25 +112,54 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(show) = show {
         show.finish()?;
     }
-    let figures = figures(&compared);
+    let asked = asked.as_ref().map(|(policy, compared)| (policy.spec(), compared));
     let mut held = Vec::new();
-    for condition in &args.fail_if {
-        if let Some(value) = condition.holds(&figures)? {
-            held.push((condition, value));
+    if let Some((_, compared)) = asked {
+        let figures = figures(compared);
+        for condition in &args.fail_if {
+            if let Some(value) = condition.holds(&figures)? {
+                held.push((condition, value));
+            }
         }
     }
-    let spec = policy.as_ref().map(|policy| policy.spec());
     let failed: Vec<&str> = held.iter().map(|(condition, _)| condition.text()).collect();
     if args.json {
-        println!("{}", report(args, &shown, spec, &compared, &followed, &failed));
+        println!("{}", report(args, &shown, asked, &followed, &failed));
     } else {
-        print(&shown, spec, &compared, &followed);
+        print(&shown, asked.map(|(_, compared)| compared), &followed);
     }
     let words: Vec<String> = held
         .iter()
         .map(|(condition, value)| format!("--fail-if {} holds: it is {value:.5}", condition.text()))
         .collect();
     if words.is_empty() { Ok(()) } else { bail!("{}", words.join("; ")) }
+}
+
+/// The robot that the dataset was recorded with: the file's that was named, or the built-in one. `None` where it is not
+/// known and nobody needs it.
+fn robot(args: &Args, dataset: &Dataset) -> Result<Option<Embodiment>> {
+    let place = args.dataset.display();
+    if let Some(file) = &args.robot {
+        let robot = Embodiment::load(file)?;
+        let differs = || format!("{place} was not recorded with the robot of {}", file.display());
+        dataset.require_same(&robot).with_context(differs)?;
+        return Ok(Some(robot));
+    }
+    // Descriptions in datasets carry no URDF; the built-in one serves where the robot is the same.
+    let builtin = Embodiment::so101()?;
+    let described = dataset.embodiment().is_some();
+    let same = dataset.require_same(&builtin);
+    match same {
+        Ok(()) if described => Ok(Some(builtin)),
+        _ if args.policy.is_none() && !args.sim => Ok(None),
+        Err(error) if described => Err(error).with_context(|| {
+            format!("{place} was not recorded with the built-in so101; expected its robot as --robot FILE")
+        }),
+        _ => bail!(
+            "{place} does not describe its robot (no meta/embodiment.json), so that nobody knows its units: expected \
+             its robot as --robot FILE"
+        ),
+    }
 }
 
 /// What there is to say of an episode without any policy.
@@ -166,49 +195,16 @@ fn figures(compared: &Compared) -> BTreeMap<String, f64> {
     figures
 }
 
-fn draw(show: &Show, recorded: &EncodedEpisode, plans: &Plans, compared: &Compared) -> Result<()> {
-    if recorded.is_empty() {
-        return Ok(());
-    }
-    let worst = compared.moments.iter().filter(|moment| moment.episode == recorded.index);
-    let worst = worst.max_by(|a, b| a.mae.total_cmp(&b.mae));
-    let mut stamp = recorded.frame(0)?.observation.stamp;
-    show.begin_episode(recorded.index, recorded.tasks.first().map_or("", |task| task), stamp);
-    for k in 0..recorded.len() {
-        let frame = recorded.frame(k)?;
-        stamp = frame.observation.stamp;
-        if let Some((_, plan)) = plans.iter().find(|(at, _)| *at == k) {
-            show.plan(plan, stamp);
-            plan.first().iter().for_each(|targets| show.asked(targets, stamp));
-        }
-        if let Some(moment) = worst.filter(|moment| moment.frame == k) {
-            let text = format!("worst disagreement: {:.4} rad, most at {}", moment.mae, moment.joint);
-            show.note(&text, stamp);
-        }
-        show.tick(Tick {
-            observation: frame.observation,
-            joint_targets: frame.action,
-            held: false,
-            trips: Vec::new(),
-            base_from_solids: Vec::new(),
-        });
-    }
-    let success = recorded.extra.get("success").and_then(Value::as_bool).unwrap_or(false);
-    show.end_episode(success, "end of the recording", stamp);
-    Ok(())
-}
-
 fn report(
     args: &Args,
     shown: &[Value],
-    spec: Option<&PolicySpec>,
-    compared: &Compared,
+    asked: Option<(&PolicySpec, &Compared)>,
     followed: &[Followed],
     failed: &[&str],
 ) -> Value {
     let frames: u64 = shown.iter().filter_map(|episode| episode["frames"].as_u64()).sum();
     let mut report = json!({"episodes": shown.len(), "frames": frames, "recorded": shown});
-    if let Some(spec) = spec {
+    if let Some((spec, compared)) = asked {
         let error = &compared.error;
         let ms = |q| quantile(&compared.infer_secs, q) * 1e3;
         let figure = figures(compared);
@@ -254,13 +250,15 @@ fn merge(report: &mut Value, more: Value) {
     }
 }
 
-fn print(shown: &[Value], spec: Option<&PolicySpec>, compared: &Compared, followed: &[Followed]) {
+fn print(shown: &[Value], compared: Option<&Compared>, followed: &[Followed]) {
     let frames: u64 = shown.iter().filter_map(|episode| episode["frames"].as_u64()).sum();
     println!("{} episodes, {frames} frames", shown.len());
-    if spec.is_none() && followed.is_empty() {
+    if compared.is_none() && followed.is_empty() {
         for episode in shown {
             let (index, task) = (&episode["episode"], episode["task"].as_str().unwrap_or_default());
-            println!("  {index}: {} frames, '{task}', {}", episode["frames"], episode["extra"]);
+            let noted =
+                if episode["extra"].is_null() { String::new() } else { format!(", {}", episode["extra"]) };
+            println!("  {index}: {} frames, '{task}'{noted}", episode["frames"]);
         }
     }
     for f in followed {
@@ -276,6 +274,7 @@ fn print(shown: &[Value], spec: Option<&PolicySpec>, compared: &Compared, follow
             f.episode
         );
     }
+    let Some(compared) = compared else { return };
     let Some(mean) = compared.error.mean() else { return };
     println!("{} inferences; mean absolute action error {mean:.4} rad", compared.moments.len());
     let ms = |q| quantile(&compared.infer_secs, q) * 1e3;

@@ -4,7 +4,8 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
-use vela_episodes::{Dataset, check};
+use vela_embodiment::{Action, Embodiment, Frame, Observation, Stamp};
+use vela_episodes::{Dataset, DatasetWriter, check};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
@@ -314,6 +315,92 @@ fn a_replay_is_a_gate_that_repeats_to_the_byte() -> Outcome {
     let output = vela(&["replay", &data, "--policy", "builtin", "--fail-if", "mea>1"])?;
     assert!(String::from_utf8_lossy(&output.stderr).contains("known: latency_p50_ms, latency_p99_ms, mae"));
     assert_eq!(vela(&["replay", &data, "--fail-if", "mae"])?.status.code(), Some(2));
+    Ok(())
+}
+
+/// A recording of Meta-World as `vela record --env` makes it: the hand goes up, its fingers close.
+fn meta_world(out: &Path) -> Result<PathBuf, Box<dyn std::error::Error>> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/robots/metaworld.toml");
+    let robot = Embodiment::load(&file)?;
+    let mut writer = DatasetWriter::create(out, &robot, robot.control_hz as u32)?;
+    for k in 0..12 {
+        let joints = |k: i32| vec![0.0, 0.6, 0.2 + 0.002 * f64::from(k), 0.08 * f64::from(k)];
+        let frames = robot.cameras.iter().map(|camera| Frame {
+            camera: camera.name.clone(),
+            width: camera.width,
+            height: camera.height,
+            rgb: vec![20 * k as u8; (camera.width * camera.height * 3) as usize].into(),
+            stamp: Stamp(0),
+        });
+        let seen = Observation {
+            frames: frames.collect(),
+            joint_positions: joints(k),
+            instruction: "reach the red point".into(),
+            stamp: Stamp(0),
+        };
+        writer.add_frame(&seen, &Action { joint_targets: joints(k + 1) })?;
+    }
+    writer.end_episode("reach the red point", Value::Null)?;
+    Ok(file)
+}
+
+#[test]
+fn any_dataset_is_shown_and_a_policy_needs_its_robot() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let rrd = text(&dir.path().join("shown.rrd"));
+    let complaint = |args: &[&str]| -> Result<String, Box<dyn std::error::Error>> {
+        let output = vela(&[&["replay"][..], args].concat())?;
+        let words = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(1) && words.trim().lines().count() == 1, "{args:?}: {words}");
+        Ok(words)
+    };
+    // LeRobot's own, of a robot that nobody described: curves and pictures.
+    for name in ["lerobot_v21", "lerobot_v21_av1", "lerobot_v30", "lerobot_v30_av1", "lerobot_v30_h264"] {
+        let shown = json(&["replay", &golden(name), "--rrd", &rrd, "--json"])?;
+        assert_eq!((&shown["episodes"], &shown["frames"]), (&3.into(), &15.into()), "{name}");
+        assert!(std::fs::metadata(&rrd)?.len() > 10_000, "{name}");
+    }
+    let foreign = golden("lerobot_v30");
+    assert_eq!(
+        json(&["replay", &foreign, "--episode", "1", "--json"])?["recorded"][0]["task"],
+        "lift the ball"
+    );
+    for more in [["--sim", "--json"], ["--policy", "builtin"]] {
+        let words = complaint(&[&[foreign.as_str()][..], &more].concat())?;
+        assert!(words.contains("no meta/embodiment.json") && words.contains("--robot FILE"), "{words}");
+    }
+    // Another robot than the built-in one: its file is needed for a policy alone, and must be the dataset's.
+    let data = dir.path().join("hand");
+    let hand = text(&meta_world(&data)?);
+    let data = text(&data);
+    assert_eq!(json(&["replay", &data, "--rrd", &rrd, "--json"])?["frames"], 12);
+    assert_eq!(json(&["replay", &data, "--robot", &hand, "--rrd", &rrd, "--json"])?["frames"], 12);
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let policy = text(&root.join("models/metaworld"));
+    let words = complaint(&[&data, "--policy", &policy])?;
+    assert!(
+        words.contains("not recorded with the built-in so101") && words.contains("--robot FILE"),
+        "{words}"
+    );
+    assert!(words.contains("hand_x") && words.contains("shoulder_pan"), "{words}");
+    let compared = json(&["replay", &data, "--robot", &hand, "--policy", &policy, "--every", "4", "--json"])?;
+    assert_eq!(
+        (&compared["inferences"], &compared["joints"][3]),
+        (&3.into(), &"fingers".into()),
+        "{compared}"
+    );
+    assert!(compared["mae_rad"].as_f64().is_some_and(f64::is_finite), "{compared}");
+    let arm = text(&root.join("configs/robots/so101.toml"));
+    for dataset in [&data, &foreign] {
+        let words = complaint(&[dataset, "--robot", &arm])?;
+        assert!(
+            words.contains("not recorded with the robot of") && words.contains("shoulder_lift"),
+            "{words}"
+        );
+        assert!(words.contains("against"), "{words}");
+    }
+    assert!(complaint(&[&data, "--robot", &hand, "--policy", "builtin"])?.contains("shoulder_pan"));
+    complaint(&[&data, "--robot", &hand, "--sim"])?;
     Ok(())
 }
 

@@ -159,6 +159,12 @@ impl Compared {
         Ok(())
     }
 
+    /// The moment of worst disagreement in one episode.
+    pub fn worst_of(&self, episode: usize) -> Option<&Moment> {
+        let own = self.moments.iter().filter(|moment| moment.episode == episode);
+        own.max_by(|a, b| a.mae.total_cmp(&b.mae))
+    }
+
     /// The moments of worst disagreement, worst first.
     pub fn worst(&self, count: usize) -> Vec<&Moment> {
         let mut worst: Vec<&Moment> = self.moments.iter().collect();

@@ -4,10 +4,13 @@ use super::value::{Array, Dtype, Value, Writer, short};
 use crate::Fault;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use vela_embodiment::{ActionChunk, ActionSpace, Camera, Frame, Observation, PolicySpec, Stamp};
+use vela_embodiment::{ActionChunk, ActionSpace, Camera, Embodiment, Frame, Observation, PolicySpec, Stamp};
 
 /// A prompt is shorter than this many bytes.
 const LONGEST_PROMPT: usize = 1000;
+
+/// The parts in which openpi's DROID robots send the state, in the order in which they make it.
+const STATE_PARTS: [&str; 2] = ["joint_position", "gripper_position"];
 
 /// The server's first message: what the policy is and what it wants.
 pub fn metadata(spec: &PolicySpec) -> Vec<u8> {
@@ -40,8 +43,9 @@ pub fn metadata(spec: &PolicySpec) -> Vec<u8> {
 }
 
 /// An observation out of a client's message. Names may be flat (`observation/state`, `observation.images.front`) or in
-/// one another (`images: {front: ...}`); `state` is one number per joint, rad or m, `prompt` a sentence, and each camera
-/// a picture of its size, `[height, width, 3]` or `[3, height, width]`, uint8, or floats of 0 to 1.
+/// one another (`images: {front: ...}`); `state` is one number per joint, rad or m, whole or, as DROID robots send it, in
+/// the parts `joint_position` and `gripper_position`; `prompt` is a sentence, and each camera a picture of its size,
+/// `[height, width, 3]` or `[3, height, width]`, uint8, or floats of 0 to 1.
 ///
 /// # Errors
 /// Everything that is missing, too much, or of the wrong form, in one sentence each.
@@ -53,6 +57,8 @@ pub fn observation(message: &Value, spec: &PolicySpec, stamp: Stamp) -> Result<O
     };
     let mut given = BTreeMap::new();
     gather(message, "", &mut given, &mut differences);
+    let parts = STATE_PARTS.map(|name| given.remove(name));
+    let whole = given.remove("state");
     let mut take = |name: &str, differences: &mut Vec<String>| {
         let value = given.remove(name);
         if value.is_none() {
@@ -66,23 +72,9 @@ pub fn observation(message: &Value, spec: &PolicySpec, stamp: Stamp) -> Result<O
         instruction: String::new(),
         stamp,
     };
-    if let Some(value) = take("state", &mut differences) {
-        match numbers(value) {
-            Some(numbers) if numbers.len() == robot.joints.len() => match numbers
-                .iter()
-                .position(|x| !x.is_finite())
-            {
-                None => read.joint_positions = numbers,
-                Some(place) => differences
-                    .push(format!("'state': joint '{}' is not a finite number", robot.joints[place].name)),
-            },
-            _ => differences.push(format!(
-                "'state': expected {} numbers ({}), got {}",
-                robot.joints.len(),
-                robot.joint_names().join(", "),
-                value.kind()
-            )),
-        }
+    match state(whole, parts, robot) {
+        Ok(positions) => read.joint_positions = positions,
+        Err(why) => differences.push(why),
     }
     match take("prompt", &mut differences) {
         Some(Value::Text(text)) if !text.trim().is_empty() && text.len() <= LONGEST_PROMPT => {
@@ -153,6 +145,34 @@ fn gather<'a, 'b>(
     }
 }
 
+/// One number per joint, from the whole state or from [`STATE_PARTS`] joined.
+fn state(whole: Option<&Value>, parts: [Option<&Value>; 2], robot: &Embodiment) -> Result<Vec<f64>, String> {
+    let [joints, gripper] = STATE_PARTS;
+    let (what, positions, got) = match (whole, parts) {
+        (Some(whole), [None, None]) => ("'state'".to_owned(), numbers(whole), whole.kind()),
+        (None, [Some(first), Some(last)]) => {
+            let joined = numbers(first).zip(numbers(last)).map(|(first, last)| [first, last].concat());
+            let what = format!("'{joints}' with '{gripper}'");
+            (what, joined, format!("{} with {}", first.kind(), last.kind()))
+        }
+        (None, [None, None]) => return Err("'state' is missing".into()),
+        (None, [None, _]) => return Err(format!("'{joints}' is missing beside '{gripper}'")),
+        (None, [_, None]) => return Err(format!("'{gripper}' is missing beside '{joints}'")),
+        (Some(_), _) => {
+            return Err(format!("expected either 'state' or '{joints}' with '{gripper}', got both"));
+        }
+    };
+    let expected = robot.joints.len();
+    let Some(positions) = positions.filter(|positions| positions.len() == expected) else {
+        let names = robot.joint_names().join(", ");
+        return Err(format!("{what}: expected {expected} numbers ({names}), got {got}"));
+    };
+    match positions.iter().position(|x| !x.is_finite()) {
+        None => Ok(positions),
+        Some(place) => Err(format!("{what}: joint '{}' is not a finite number", robot.joints[place].name)),
+    }
+}
+
 /// The numbers of a row: an array of one axis, or a list.
 fn numbers(value: &Value) -> Option<Vec<f64>> {
     match value {
@@ -217,7 +237,6 @@ pub fn answer(chunk: &ActionChunk, infer_ms: f64, previous_ms: Option<f64>) -> V
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vela_embodiment::Embodiment;
 
     fn spec() -> PolicySpec {
         let mut embodiment = Embodiment::so101().unwrap_or_else(|e| unreachable!("{e}"));
@@ -272,6 +291,52 @@ mod tests {
         floats[3].1 = picture_of(Dtype::Float(4), &[2, 3, 3], bytes.leak());
         let seen = observation(&Value::Map(floats), &spec(), Stamp(3))?;
         assert_eq!((seen.frames[1].rgb[0], seen.frames[1].rgb[17], seen.frames[1].rgb[1]), (0, 255, 15));
+        Ok(())
+    }
+
+    #[test]
+    fn a_droid_robot_sends_its_state_in_parts() -> Result<(), Fault> {
+        let mut spec = spec();
+        for (camera, name) in
+            spec.embodiment.cameras.iter_mut().zip(["exterior_image_1_left", "wrist_image_left"])
+        {
+            name.clone_into(&mut camera.name);
+        }
+        let list = |values: &[f64]| Value::List(values.iter().copied().map(Value::Number).collect());
+        let image = || picture_of(Dtype::Unsigned(1), &[2, 3, 3], PIXELS);
+        // The keys of openpi's examples/droid/main.py.
+        let droid = |arm: &[f64], gripper: &[f64]| {
+            vec![
+                ("observation/exterior_image_1_left", image()),
+                ("observation/wrist_image_left", image()),
+                ("observation/joint_position", list(arm)),
+                ("observation/gripper_position", list(gripper)),
+                ("prompt", Value::Text("pick it up")),
+            ]
+        };
+        let arm = [0.1, 0.2, 0.3, 0.4, 0.5];
+        let seen = observation(&Value::Map(droid(&arm, &[0.9])), &spec, Stamp(3))?;
+        assert_eq!(seen.joint_positions, [0.1, 0.2, 0.3, 0.4, 0.5, 0.9]);
+        assert_eq!(seen.frames.len(), 2);
+        let said = |map| observation(&Value::Map(map), &spec, Stamp(3)).err().map(|why| why.to_string());
+        let without = |place: usize| {
+            let mut map = droid(&arm, &[0.9]);
+            map.remove(place);
+            map
+        };
+        let mut both = droid(&arm, &[0.9]);
+        both.push(("observation/state", list(&[0.0; 6])));
+        for (map, why) in [
+            (droid(&arm, &[0.9, 1.0]), "'gripper_position': expected 6 numbers (shoulder_pan, "),
+            (droid(&arm, &[0.9, 1.0]), "got a list of 5 with a list of 2"),
+            (droid(&arm, &[f64::NAN]), "joint 'gripper' is not a finite number"),
+            (without(2), "'joint_position' is missing beside 'gripper_position'"),
+            (without(3), "'gripper_position' is missing beside 'joint_position'"),
+            (both, "expected either 'state' or 'joint_position' with 'gripper_position', got both"),
+        ] {
+            let words = said(map).unwrap_or_default();
+            assert!(words.contains(why), "{words}");
+        }
         Ok(())
     }
 
