@@ -2,7 +2,9 @@
 
 use crate::chooser;
 use crate::demo::BASE_KEY;
+use crate::stats::quantile;
 use anyhow::Result;
+use serde_json::json;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,6 +35,9 @@ pub struct Args {
     /// End after this many seconds; 0 serves until interrupted.
     #[arg(long, default_value_t = 0.0)]
     for_secs: f64,
+    /// Print how it went as JSON at the end.
+    #[arg(long)]
+    json: bool,
 }
 
 /// Runs the verb.
@@ -70,6 +75,13 @@ pub fn run(args: &Args) -> Result<()> {
     let report = threads::with_threads(args.threads, || {
         serve_policy(&session, &args.key, policy.as_mut(), &shutdown, &mut tell)
     })?;
-    eprintln!("{} chunks sent, {} questions refused", report.answered, report.refused);
+    if args.json {
+        let ms = |q: f64| quantile(&report.infer_secs, q) * 1e3;
+        let answer = json!({"answered": report.answered, "refused": report.refused, "infer_p50_ms": ms(0.5),
+            "infer_p99_ms": ms(0.99)});
+        println!("{answer}");
+    } else {
+        eprintln!("{} chunks sent, {} questions refused", report.answered, report.refused);
+    }
     Ok(())
 }

@@ -8,16 +8,14 @@ use vela_embodiment::Embodiment;
 use vela_robots::survey::{SeenTopic, survey};
 use vela_robots::{Side, open_session};
 
-/// A clock that runs this much faster or slower than ours is off, s per s.
-const CLOCK_IS_OFF: f64 = 0.05;
-
-/// List robots, policies and cameras on the zenoh network with their rates, and what a policy misses there.
+/// List robots, policies and cameras on the zenoh network with their rates, what is amiss, and what a policy misses.
 #[derive(clap::Args)]
 pub struct Args {
     /// Name what is missing for this policy: builtin, or a policy folder. Exit status 1 if anything is.
     #[arg(long)]
     policy: Option<String>,
-    /// What the robot is: a file as in configs/robots (the built-in SO-101 by default).
+    /// The robot whose cameras must keep up with its control loop: a file as in configs/robots (the built-in SO-101 by
+    /// default).
     #[arg(long)]
     robot: Option<PathBuf>,
     /// The ROS domain to listen to.
@@ -36,27 +34,27 @@ pub struct Args {
 
 /// Runs the verb.
 pub fn run(args: &Args) -> Result<()> {
+    let robot = match &args.robot {
+        Some(file) => Embodiment::load(file)?,
+        None => Embodiment::so101()?,
+    };
     let spec = match &args.policy {
-        Some(policy) => {
-            let robot = match &args.robot {
-                Some(file) => Embodiment::load(file)?,
-                None => Embodiment::so101()?,
-            };
-            Some(chooser::policy(policy, &robot)?.spec().clone())
-        }
+        Some(policy) => Some(chooser::policy(policy, &robot)?.spec().clone()),
         None => None,
     };
     let session = open_session(Side::Policy, args.zenoh.as_deref())?;
     let seen = survey(&session, args.domain, args.secs)?;
+    let amiss = seen.amiss(&robot);
     let missing = spec.as_ref().map(|spec| seen.missing(spec));
     if args.json {
-        println!("{}", json!({"seen": seen, "missing": missing}));
+        println!("{}", json!({"seen": seen, "amiss": amiss, "missing": missing}));
     } else {
         list("policies", &seen.policies, "none: run `vela act`");
         list("ROS 2 nodes", &seen.nodes, "none: run `vela robot` or `vela sim`");
         list("ROS 2 actions", &seen.actions, "none");
-        println!("topics, listened to for {:.1} s:", seen.listened_secs);
+        println!("topics, listened to for {:.1} s:", seen.listened_ms / 1e3);
         seen.topics.iter().for_each(|topic| println!("  {}", line(topic)));
+        list("amiss", &amiss, "nothing");
         if let Some(missing) = &missing {
             list("missing for the policy", missing, "nothing");
         }
@@ -73,7 +71,7 @@ fn list(what: &str, items: &[String], none: &str) {
 }
 
 fn line(topic: &SeenTopic) -> String {
-    let mut text = format!("{:<40} {:6.1} Hz", topic.name, topic.hz);
+    let mut text = format!("{:<40} {:6.1} Hz", topic.name, topic.hz());
     if let Some((width, height)) = topic.size {
         text += &format!("  {width}x{height}");
     }
@@ -83,8 +81,27 @@ fn line(topic: &SeenTopic) -> String {
     if topic.torn > 0 {
         text += &format!("  {} torn", topic.torn);
     }
-    if let Some(drift) = topic.clock_drift.filter(|drift| drift.abs() > CLOCK_IS_OFF) {
-        text += &format!("  its clock runs {:+.0} % off", drift * 100.0);
+    if let Some(drift) = topic.clock_off_ms() {
+        text += &format!("  its clock runs {drift:+.0} ms per s off");
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_topic_s_line_says_its_rate_and_what_is_off() {
+        let (period_ms, size) = (100.0, Some((96, 72)));
+        let mut topic = SeenTopic { name: "/front".into(), period_ms, size, ..SeenTopic::default() };
+        topic.clock_drift_ms = Some(-3.0);
+        assert_eq!(line(&topic), format!("{:<40}   10.0 Hz  96x72", "/front"));
+        (topic.clock_drift_ms, topic.lost) = (Some(-120.0), 2);
+        assert!(
+            line(&topic).ends_with("10.0 Hz  96x72  2 lost  its clock runs -120 ms per s off"),
+            "{}",
+            line(&topic)
+        );
+    }
 }

@@ -166,7 +166,7 @@ pub fn run(args: &Args) -> Result<()> {
     if args.json {
         let answer = json!({"state": words(&report.state), "ticks": report.ticks, "ticks_late": report.late_ticks,
             "ticks_held": report.held_ticks, "real_time": report.real_time, "chunks": report.chunks, "trips": report.trips,
-            "gripper": gripper});
+            "events_dropped": report.events_dropped, "gripper": gripper});
         println!("{answer}");
     } else {
         println!("{} after {} ticks, {} chunks", words(&report.state), report.ticks, report.chunks);

@@ -3,9 +3,16 @@
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
 use vela_embodiment::{Embodiment, Frame, InferOptions, Observation, Policy, Stamp};
+use vela_robots::ros2::keys::{self, Topic};
+use vela_robots::ros2::messages::{JointState, encode};
 use vela_robots::survey::survey;
-use vela_robots::{RemotePolicy, Side, open_session};
+use vela_robots::{RemotePolicy, Side, open_session, press_stop, release_stop};
+use zenoh::{Session, Wait};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
@@ -63,7 +70,9 @@ fn the_doctor_sees_the_arm_and_says_what_a_policy_misses() -> Outcome {
         if found["missing"].as_array().is_some_and(Vec::is_empty) {
             assert!(output.status.success());
             let topics = found["seen"]["topics"].as_array().ok_or("no topics")?;
-            assert!(topics.iter().any(|t| t["name"] == "/joint_states" && t["hz"].as_f64() > Some(5.0)));
+            assert!(
+                topics.iter().any(|t| t["name"] == "/joint_states" && t["period_ms"].as_f64() < Some(200.0))
+            );
             assert_eq!(found["seen"]["nodes"][0], "vela_so101");
             // And from the same place anyone can stop it and let it go.
             assert!(vela(&["robot", "--stop", "vela/arm", "--zenoh", &other])?.status.success());
@@ -149,6 +158,130 @@ fn an_arm_that_cannot_be_reached_is_one_clear_sentence() -> Outcome {
     Ok(())
 }
 
+/// An arm that stands: its joint states come from this process until the other end has what it wants.
+struct Standing(Arc<AtomicBool>, Option<JoinHandle<()>>);
+
+impl Standing {
+    fn start(session: &Session, so101: &Embodiment) -> Result<Self, Box<dyn std::error::Error>> {
+        let name = so101.joint_names().into_iter().map(str::to_owned).collect();
+        let state = encode(&JointState { name, position: vec![0.2; 6], ..JointState::default() })?;
+        let (session, speaking) = (session.clone(), Arc::new(AtomicBool::new(true)));
+        let thread = std::thread::spawn({
+            let speaking = speaking.clone();
+            move || {
+                let key = Topic::new("/joint_states", &keys::JOINT_STATE).key(0);
+                while speaking.load(Ordering::SeqCst) {
+                    let _ = session.put(key.as_str(), state.clone()).wait();
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+            }
+        });
+        Ok(Self(speaking, Some(thread)))
+    }
+}
+
+impl Drop for Standing {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::SeqCst);
+        let _ = self.1.take().map(JoinHandle::join);
+    }
+}
+
+/// What holds an arm and why is in the log, line by line, and what became of it in the answer.
+#[test]
+fn an_arm_held_by_the_stop_has_every_verdict_with_its_reason_in_the_log() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (robot, other) = sessions(dir.path())?;
+    let session = open_session(Side::Robot, Some(&robot))?;
+    let _arm = Standing::start(&session, &Embodiment::so101()?)?;
+    let (file, log) = (dir.path().join("arm.toml"), dir.path().join("verdicts.jsonl"));
+    let so101 = text(&Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/robots/so101.toml"));
+    let camera = |name: &str| format!("[cameras.{name}]\ntopic = '/{name}'\n");
+    let (front, wrist) = (camera("front"), camera("wrist"));
+    std::fs::write(&file, format!("robot = '{so101}'\nkey = 'vela/held'\n[ros2]\n{front}{wrist}"))?;
+    let (file, verdicts) = (text(&file), text(&log));
+    let mut child = Command::new(env!("CARGO_BIN_EXE_vela"))
+        .args(["robot", "--config", &file, "--log", &verdicts, "--json", "--wait-secs", "10"])
+        .args(["--zenoh", &text(&other)])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let answer = child.stdout.take().ok_or("no stdout")?;
+    let _child = Running(child);
+    let pressed = || (0..60).any(|_| press_stop(&session, "vela/held", "a hand in the way").is_ok());
+    assert!(pressed(), "the arm never listened");
+    // Every whole line is one verdict.
+    let stopped = || {
+        std::fs::read_to_string(&log).unwrap_or_default().lines().any(|line| {
+            let verdict = serde_json::from_str::<Value>(line).unwrap_or_default();
+            let trip =
+                |trip: &Value| trip["reason"] == "emergency_stop" && trip["detail"] == "a hand in the way";
+            verdict["held"] == true && verdict["trips"].as_array().is_some_and(|trips| trips.iter().any(trip))
+        })
+    };
+    assert!((0..300).any(|_| {
+        std::thread::sleep(Duration::from_millis(100));
+        stopped()
+    }));
+    release_stop(&session, "vela/held")?;
+    // Nobody thinks for it, and it gives up; nothing that it told was missed.
+    let answer: Value = serde_json::from_reader(answer)?;
+    assert_eq!(answer["events_dropped"], 0, "{answer}");
+    let held = answer["ticks_held"].as_u64().ok_or("no ticks_held")?;
+    assert_eq!(std::fs::read_to_string(&log)?.lines().count() as u64, held, "{answer}");
+    assert!(answer["trips"]["emergency_stop"].as_u64() > Some(0), "{answer}");
+    Ok(())
+}
+
+/// SIGINT, as a terminal sends it.
+#[test]
+fn a_policy_server_says_in_json_how_it_went() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (robot, other) = sessions(dir.path())?;
+    let session = open_session(Side::Robot, Some(&robot))?;
+    let so101 = Embodiment::so101()?;
+    let child = Command::new(env!("CARGO_BIN_EXE_vela"))
+        .args(["act", "--json", "--key", "vela/told", "--for-secs", "300", "--zenoh", &text(&other)])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let mut act = Running(child);
+    let mut remote = RemotePolicy::new(&session, "vela/told", &so101, 60.0)?;
+    remote.wait_ready(60.0)?;
+    let whole = observation(&so101);
+    for _ in 0..3 {
+        remote.infer(std::slice::from_ref(&whole), &InferOptions::default())?;
+    }
+    let blind = Observation { frames: Vec::new(), ..whole };
+    assert!(remote.infer(&[blind], &InferOptions::default()).is_err());
+    assert!(Command::new("kill").args(["-INT", &act.0.id().to_string()]).status()?.success());
+    let said: Value = serde_json::from_reader(act.0.stdout.take().ok_or("no stdout")?)?;
+    assert_eq!((said["answered"].as_u64(), said["refused"].as_u64()), (Some(3), Some(1)), "{said}");
+    let ms = |key: &str| said[key].as_f64().unwrap_or_default();
+    assert!(ms("infer_p50_ms") > 0.0 && ms("infer_p99_ms") >= ms("infer_p50_ms"), "{said}");
+    assert!(act.0.wait()?.success());
+    Ok(())
+}
+
+/// Grey pictures of an arm at zero.
+fn observation(robot: &Embodiment) -> Observation {
+    let frame = |c: &vela_embodiment::Camera| Frame {
+        camera: c.name.clone(),
+        width: c.width,
+        height: c.height,
+        rgb: vec![100; (c.width * c.height * 3) as usize].into(),
+        stamp: Stamp(1),
+    };
+    Observation {
+        frames: robot.cameras.iter().map(frame).collect(),
+        joint_positions: vec![0.0; robot.joints.len()],
+        instruction: "pick up the red cube".into(),
+        stamp: Stamp(1),
+    }
+}
+
 fn act(config: &Path) -> Result<Running, Box<dyn std::error::Error>> {
     let act = Command::new(env!("CARGO_BIN_EXE_vela"))
         .args(["act", "--key", "vela/killed", "--for-secs", "120", "--zenoh", &text(config)])
@@ -165,19 +298,7 @@ fn a_policy_server_killed_in_mid_episode_costs_a_robot_at_most_one_chunk() -> Ou
     let (robot, other) = sessions(dir.path())?;
     let session = open_session(Side::Robot, Some(&robot))?;
     let so101 = Embodiment::so101()?;
-    let frame = |c: &vela_embodiment::Camera| Frame {
-        camera: c.name.clone(),
-        width: c.width,
-        height: c.height,
-        rgb: vec![100; (c.width * c.height * 3) as usize].into(),
-        stamp: Stamp(1),
-    };
-    let history = [Observation {
-        frames: so101.cameras.iter().map(frame).collect(),
-        joint_positions: vec![0.0; so101.joints.len()],
-        instruction: "pick up the red cube".into(),
-        stamp: Stamp(1),
-    }];
+    let history = [observation(&so101)];
     let mut remote = RemotePolicy::new(&session, "vela/killed", &so101, 5.0)?;
     let (mut lost, mut got) = (0, 0);
     let mut first = act(&other)?;
@@ -186,7 +307,7 @@ fn a_policy_server_killed_in_mid_episode_costs_a_robot_at_most_one_chunk() -> Ou
         // The next one is there before the first one goes.
         let second = act(&other)?;
         let both = (0..300).any(|_| {
-            std::thread::sleep(std::time::Duration::from_millis(100));
+            std::thread::sleep(Duration::from_millis(100));
             survey(&session, 0, 0.1).is_ok_and(|seen| seen.policies.len() == 2)
         });
         assert!(both, "the second policy never came");

@@ -17,7 +17,8 @@ pub use serve::{ServeEvent, ServeReport, serve_policy};
 pub use session::{Side, loopback_pair, loopback_pair_with, open_session};
 pub use stop::{StopListener, listen_for_stop, press_stop, release_stop};
 
-use vela_embodiment::Error;
+use vela_embodiment::{Error, Result};
+use zenoh::{Session, Wait};
 
 /// The keys of one policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +35,15 @@ impl Keys {
         let key = |name: &str| format!("{base}/policy/{id}/{name}");
         Self { hello: key("hello"), chunk: key("chunk"), load: key("load"), alive: key("alive") }
     }
+}
+
+/// The liveliness tokens that match a key expression now.
+pub(crate) fn alive(session: &Session, key: &str) -> Result<Vec<String>> {
+    let replies = session.liveliness().get(key).wait().map_err(|e| failed(key, e))?;
+    Ok(replies
+        .into_iter()
+        .filter_map(|reply| reply.result().ok().map(|sample| sample.key_expr().to_string()))
+        .collect())
 }
 
 /// The bytes of an answer, or what the other end says is wrong.

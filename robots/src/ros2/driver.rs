@@ -8,7 +8,8 @@ use super::keys::{self, Distribution, EndpointKind, MessageType, Topic};
 use super::messages::{
     self, Float64MultiArray, Header, JointState, JointTrajectory, Layout, Time, TrajectoryPoint,
 };
-use super::node::Declaring;
+use super::node::{DRIVER, Declaring};
+use super::rivals::require_alone;
 use super::{DOMAIN, EMERGENCY_STOP, Outlet, TRAJECTORY};
 use crate::link::failed;
 use serde::{Deserialize, Serialize};
@@ -192,7 +193,8 @@ impl RosArm {
     /// Listens to the arm and waits for its first joints and its gripper's controller, at most `wait_secs`.
     ///
     /// # Errors
-    /// No joints came, or not ours; nobody serves the gripper's action; a configured joint is unknown; the session is closed.
+    /// Another driver of vela's has the arm; no joints came, or not ours; nobody serves the gripper's action; a configured
+    /// joint is unknown; the session is closed.
     pub fn connect(
         session: &Session,
         embodiment: &Embodiment,
@@ -201,7 +203,7 @@ impl RosArm {
     ) -> Result<Self> {
         let names = config.names(embodiment)?;
         let controllers = config.controllers(embodiment)?;
-        let name = format!("vela_driver_{}", embodiment.name);
+        let name = format!("{DRIVER}{}", embodiment.name);
         let mut declaring = Declaring::node(session, config.domain, config.distribution, &name)?;
         let states = Topic::new(&config.joint_states, &keys::JOINT_STATE);
         declaring.endpoint(EndpointKind::Subscription, &states)?;
@@ -217,6 +219,12 @@ impl RosArm {
                 outlet: declaring.outlet(&Topic::new(&command.topic, command.kind.message()))?,
             });
         }
+        let topics: Vec<&str> = [Some(&config.command), config.gripper.as_ref()]
+            .into_iter()
+            .flatten()
+            .map(|c| c.topic.as_str())
+            .collect();
+        require_alone(session, config.domain, &topics)?;
         let clock = Arc::new(MonotonicClock::new());
         let gripper = match (&config.gripper_action, config.gripper_place(embodiment)?) {
             (Some(action), Some(place)) => {

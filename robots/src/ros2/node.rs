@@ -14,6 +14,8 @@ use zenoh::{Session, Wait};
 /// The description is said again this often, s: late listeners need no history then.
 const DESCRIBE_EVERY_SECS: f64 = 2.0;
 const JPEG_QUALITY: u8 = 90;
+/// How the names of the nodes begin that drive an arm.
+pub(super) const DRIVER: &str = "vela_driver_";
 /// How many endpoints this process has declared.
 static ENDPOINTS: AtomicU32 = AtomicU32::new(0);
 

@@ -3,6 +3,7 @@
 use super::driver::{CommandKind, RosConfig, reading_of};
 use super::keys::{self, Attachment};
 use super::messages::{self, Float64MultiArray, JointState, JointTrajectory};
+use super::node::DRIVER;
 use super::{BY_COMMAND, BY_POLICY, JOINT_COMMANDS, plan_of};
 use crate::link::failed;
 use crate::resolve::Plan;
@@ -237,9 +238,7 @@ fn watch_drivers(session: &Session, domain: u32, heard: &Arc<Mutex<Heard>>) -> R
             let (zid, name) = (parts.nth(2).unwrap_or_default(), parts.next_back().unwrap_or_default());
             let mark = zenoh::session::ZenohId::from_str(zid).ok();
             let mark = mark.and_then(|zid| zid.to_le_bytes().first_chunk().copied());
-            if let (Some(mark), SampleKind::Put, true) =
-                (mark, sample.kind(), name.starts_with("vela_driver_"))
-            {
+            if let (Some(mark), SampleKind::Put, true) = (mark, sample.kind(), name.starts_with(DRIVER)) {
                 lock(&heard).drivers.insert(mark);
             }
         }

@@ -1,6 +1,7 @@
 //! The real-time loop. Figures of time are counted, never asserted at the tails.
 
 use crate::arm::{FakeArm, FakeCameras, FakePolicy, Switches, eventually};
+use crate::faults::within_limits;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
 use vela_embodiment::{Error, Result, Stamp};
@@ -27,7 +28,12 @@ fn start(options: &ControlOptions) -> Result<Running> {
 }
 
 fn short() -> ControlOptions {
-    ControlOptions { stop_after_hold_secs: 0.5, max_frame_age_secs: 0.3, ..ControlOptions::default() }
+    ControlOptions {
+        stop_after_hold_secs: 0.5,
+        max_frame_age_secs: 0.3,
+        events: 1 << 14,
+        ..ControlOptions::default()
+    }
 }
 
 fn running(handle: &ControlHandle) -> bool {
@@ -106,6 +112,7 @@ fn a_dying_policy_means_hold_then_stop_and_a_returning_one_goes_on() -> Result<(
     assert!(eventually(|| run.handle.ended()));
     let done = run.controller.wait();
     assert!(done.report.failures > 0 && done.report.held_ticks > 0);
+    assert!(within_limits(&done.report, run.events.try_iter())? > 10);
     Ok(())
 }
 

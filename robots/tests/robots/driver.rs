@@ -2,13 +2,14 @@
 //! it takes trajectories as a ROS controller does.
 
 use crate::arm::{FakeArm, FakeCameras, FakePolicy, eventually};
+use crate::gripper::Still;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use vela_embodiment::{Action, Embodiment, Error, GateConfig, JointSide, Result, SafetyGate};
 use vela_robots::ros2::cameras::{CameraTopic, ImageKind, TopicCameras};
 use vela_robots::ros2::driver::{Command, CommandKind, RosArm, RosConfig};
-use vela_robots::ros2::keys::{self, Distribution, Topic};
+use vela_robots::ros2::keys::{self, Distribution, EndpointKind, Entity, Topic};
 use vela_robots::ros2::messages::{Float64MultiArray, JointState, JointTrajectory, decode, encode};
 use vela_robots::ros2::{FORWARD, GRIPPER, Node};
 use vela_robots::{ArmFile, ControlOptions, Controller, State, loopback_pair};
@@ -242,5 +243,55 @@ fn an_arm_of_humble_is_heard_and_spoken_to_without_hashes() -> Result<()> {
     let token = "@ros2_lv/0/*/*/*/MP/*/*/*/*/*/TypeHashNotSupported/*";
     let found = far.liveliness().get(token).wait().map_err(link)?.into_iter().count();
     assert_eq!(found, 1);
+    Ok(())
+}
+
+/// Two policies on one arm: whoever comes second is told who has it, and has it when that one is gone.
+#[test]
+fn a_second_driver_of_an_arm_is_refused_and_takes_over_when_the_first_goes() -> Result<()> {
+    let (far, near) = loopback_pair()?;
+    let (robot, config) = (Embodiment::so101()?, RosConfig::default());
+    let _still = Still::start(&far, &robot)?;
+    // A panel that could command the arm is no driver of ours.
+    let panel = Entity::node(0, &far.zid().to_string(), "panel");
+    let topic = Topic::new(&config.command.topic, &keys::JOINT_TRAJECTORY);
+    let panel = panel.endpoint_token(900, EndpointKind::Publisher, &topic);
+    let _panel =
+        far.liveliness().declare_token(panel).wait().map_err(|error| Error::Link(error.to_string()))?;
+    let connect = |session| RosArm::connect(session, &robot, &config, 20.0);
+    // Whichever session has the lower identity: who was there first stays.
+    for (one, other) in [(&near, &far), (&far, &near)] {
+        let mut first = connect(one)?;
+        let said = connect(other).err().map(|e| e.to_string()).unwrap_or_default();
+        let who = format!("{}: expected no other driver, got the node 'vela_driver_so101'", topic.name);
+        assert!(said.contains(&who) && said.contains(&one.zid().to_string()), "{said}");
+        assert!(first.joints().is_ok());
+        // The same process that connects once more, and one that drives another arm.
+        drop(connect(one)?);
+        let mut elsewhere = config.clone();
+        elsewhere.command.topic = "/other_arm/joint_trajectory".into();
+        drop(RosArm::connect(other, &robot, &elsewhere, 20.0)?);
+        drop(first);
+        assert!(eventually(|| connect(other).is_ok()));
+    }
+    Ok(())
+}
+
+#[test]
+fn of_two_drivers_that_come_at_once_one_has_the_arm() -> Result<()> {
+    let (robot, config) = (Embodiment::so101()?, RosConfig::default());
+    for round in 0..4 {
+        let (far, near) = loopback_pair()?;
+        let _still = Still::start(&far, &robot)?;
+        let connect = |session| RosArm::connect(session, &robot, &config, 20.0);
+        let came = std::thread::scope(|scope| {
+            let both = [&far, &near].map(|session| scope.spawn(|| connect(session)));
+            both.map(|one| one.join().unwrap_or_else(|_| Err(Error::Robot("it died".into()))))
+        });
+        let refused: Vec<String> =
+            came.iter().filter_map(|one| one.as_ref().err().map(ToString::to_string)).collect();
+        assert_eq!(refused.len(), 1, "round {round}: {refused:?}");
+        assert!(refused[0].contains("expected no other driver"), "{refused:?}");
+    }
     Ok(())
 }

@@ -13,8 +13,8 @@ use vela_robots::ros2::messages::{Float64MultiArray, JointTrajectory, Time, Traj
 use vela_robots::ros2::{DOMAIN, FORWARD, GRIPPER, Node, TRAJECTORY};
 use vela_robots::wire::{answer, ask, hello};
 use vela_robots::{
-    ControlEvent, ControlHandle, ControlOptions, Controller, RemotePolicy, State, listen_for_stop,
-    loopback_pair, press_stop, release_stop,
+    ControlEvent, ControlHandle, ControlOptions, ControlReport, Controller, RemotePolicy, State,
+    listen_for_stop, loopback_pair, press_stop, release_stop,
 };
 use zenoh::query::Query;
 use zenoh::{Session, Wait};
@@ -63,29 +63,35 @@ fn holding(handle: &ControlHandle, what: &str) -> bool {
 }
 
 impl<P: Policy + 'static> Bench<P> {
-    /// Ends the loop and looks at every tick: position, speed and acceleration of what was sent.
+    /// Ends the loop and looks at every tick.
     pub fn within_limits(self) -> Result<u64> {
-        let robot = Embodiment::so101()?;
-        let dt = robot.period_secs();
         let done = self.controller.finish();
-        assert_eq!(done.report.events_dropped, 0);
-        let (mut q, mut v) = (vec![0.0; 6], vec![0.0; 6]);
-        let mut ticks = 0;
-        for event in self.events.try_iter() {
-            let ControlEvent::Tick(tick) = event else { continue };
-            assert!(!tick.held || !tick.trips.is_empty(), "a hold without a reason");
-            for (k, joint) in robot.joints.iter().enumerate() {
-                let (l, next) = (&joint.limits, tick.targets[k]);
-                let speed = (next - q[k]) / dt;
-                assert!(next >= l.lower && next <= l.upper && speed.abs() <= l.velocity + 1e-6);
-                assert!((speed - v[k]).abs() <= l.acceleration * dt + 1e-6);
-                (q[k], v[k]) = (next, speed);
-            }
-            ticks += 1;
-        }
-        assert!(v.iter().all(|speed| speed.abs() < 1e-6), "it ends standing: {v:?}");
-        Ok(ticks)
+        within_limits(&done.report, self.events.try_iter())
     }
+}
+
+/// Looks at every tick of a loop that has ended: position, speed and acceleration of what was sent. Counts them.
+pub fn within_limits(report: &ControlReport, events: impl IntoIterator<Item = ControlEvent>) -> Result<u64> {
+    let robot = Embodiment::so101()?;
+    let dt = robot.period_secs();
+    assert_eq!(report.events_dropped, 0);
+    let (mut q, mut v) = (vec![0.0; 6], vec![0.0; 6]);
+    let mut ticks = 0;
+    for event in events {
+        let ControlEvent::Tick(tick) = event else { continue };
+        assert!(!tick.held || !tick.trips.is_empty(), "a hold without a reason");
+        for (k, joint) in robot.joints.iter().enumerate() {
+            let (l, next) = (&joint.limits, tick.targets[k]);
+            let speed = (next - q[k]) / dt;
+            assert!(next >= l.lower && next <= l.upper && speed.abs() <= l.velocity + 1e-6);
+            assert!((speed - v[k]).abs() <= l.acceleration * dt + 1e-6);
+            (q[k], v[k]) = (next, speed);
+        }
+        ticks += 1;
+    }
+    assert!(v.iter().all(|speed| speed.abs() < 1e-6), "it ends standing: {v:?}");
+    assert_eq!(ticks, report.ticks, "no tick is unseen");
+    Ok(ticks)
 }
 
 #[test]

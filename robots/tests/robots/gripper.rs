@@ -149,13 +149,13 @@ fn serve<Q: serde::de::DeserializeOwned>(
 }
 
 /// Says again and again that all joints are at 0.2.
-struct Still {
+pub struct Still {
     speaking: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Still {
-    fn start(session: &Session, robot: &Embodiment) -> Result<Self> {
+    pub fn start(session: &Session, robot: &Embodiment) -> Result<Self> {
         let name = robot.joint_names().iter().map(ToString::to_string).collect();
         let state = encode(&JointState { name, position: vec![0.2; 6], ..JointState::default() })?;
         let states = Topic::new("/joint_states", &keys::JOINT_STATE).key(0);

@@ -1,8 +1,10 @@
 //! Policy and robot as two zenoh sessions over TCP on loopback.
 
 use crate::arm::{FakeArm, FakeCameras, FakePolicy, Switches, eventually};
+use crate::faults::within_limits;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Receiver;
 use std::thread::JoinHandle;
 use vela_embodiment::{Embodiment, Error, InferOptions, Policy, Result, Robot};
 use vela_robots::{
@@ -101,14 +103,14 @@ fn nobody_there_a_slow_and_a_leaving_policy_are_errors_in_time() -> Result<()> {
     Ok(())
 }
 
-fn control(
-    robot: &Session,
-    options: &ControlOptions,
-) -> Result<Controller<FakeArm, FakeCameras, RemotePolicy>> {
+/// An arm behind the link, and all that its loop tells.
+type Linked = (Controller<FakeArm, FakeCameras, RemotePolicy>, Receiver<ControlEvent>);
+
+fn control(robot: &Session, options: ControlOptions) -> Result<Linked> {
     let arm = FakeArm::real_time()?;
     let cameras = FakeCameras::of(&arm);
     let remote = RemotePolicy::new(robot, KEY, &arm.embodiment, 1.0)?;
-    Ok(Controller::start(arm, cameras, remote, "go on", options)?.0)
+    Controller::start(arm, cameras, remote, "go on", &ControlOptions { events: 1 << 14, ..options })
 }
 
 fn slow_policy() -> Result<(FakePolicy, Switches)> {
@@ -123,7 +125,7 @@ fn the_arm_follows_a_far_policy_holds_when_it_dies_and_goes_on_with_the_next() -
     let (robot, far) = loopback_pair()?;
     let options =
         ControlOptions { stop_after_hold_secs: 30.0, start_within_secs: 30.0, ..ControlOptions::default() };
-    let controller = control(&robot, &options)?;
+    let (controller, events) = control(&robot, options)?;
     let handle = controller.handle();
     let state = |what: &str| {
         let (handle, what) = (handle.clone(), what.to_owned());
@@ -138,6 +140,7 @@ fn the_arm_follows_a_far_policy_holds_when_it_dies_and_goes_on_with_the_next() -
     assert!(eventually(|| handle.state() == State::Running), "{:?}", handle.state());
     let report = controller.finish().report;
     assert!(report.chunks > 0 && report.failures > 0);
+    within_limits(&report, events.try_iter())?;
     server.end()?;
     Ok(())
 }
@@ -172,7 +175,7 @@ fn a_far_policy_that_never_comes_back_stops_the_arm() -> Result<()> {
     let (robot, far) = loopback_pair()?;
     let options = ControlOptions { stop_after_hold_secs: 0.5, ..ControlOptions::default() };
     let server = serve(&far, slow_policy()?.0);
-    let controller = control(&robot, &options)?;
+    let (controller, events) = control(&robot, options)?;
     let handle = controller.handle();
     assert!(eventually(|| handle.state() == State::Running));
     server.end()?;
@@ -180,6 +183,7 @@ fn a_far_policy_that_never_comes_back_stops_the_arm() -> Result<()> {
     drop(far);
     let report = controller.wait().report;
     assert!(matches!(&report.state, State::Stopped { reason } if reason.contains("policy")), "{report:?}");
+    within_limits(&report, events.try_iter())?;
     Ok(())
 }
 
@@ -287,11 +291,13 @@ fn a_policy_killed_in_mid_question_costs_an_arm_at_most_one_chunk() -> Result<()
     far.close().wait().map_err(|e| Error::Link(e.to_string()))?;
     assert!(eventually(|| calls.calls.load(Ordering::SeqCst) > 3), "{:?}", handle.state());
     let report = controller.finish().report;
+    let events: Vec<ControlEvent> = events.try_iter().collect();
     let taken = |name: &str| {
-        let by = |event: &ControlEvent| matches!(event, ControlEvent::Chunk { chunk, .. } if chunk.checkpoint == name);
-        events.try_iter().filter(by).count()
+        let by = |event: &&ControlEvent| matches!(event, ControlEvent::Chunk { chunk, .. } if chunk.checkpoint == name);
+        events.iter().filter(by).count()
     };
     assert!(taken("second") > 1);
+    within_limits(&report, events)?;
     // The question that was lost was asked again elsewhere before anyone called it a failure.
     assert!(report.failures <= 1, "{report:?}");
     slow.held.store(false, Ordering::SeqCst);
