@@ -1,37 +1,50 @@
 //! Hostile plans by the million against the gate, and a checker that knows nothing of how the gate works: it recomputes
-//! position, speed, acceleration, jerk, tip and bodies from the sequence of what was sent.
+//! position, speed, acceleration, jerk, effort, tip and bodies from the sequence of what was sent, by kinematics and
+//! distances of its own. What the arm then does is measured in `sim/tests/hostile.rs`.
 
+mod body;
+
+use body::Body;
 use rand::Rng;
+use std::collections::BTreeMap;
 use vela_embodiment::{
-    Action, Embodiment, GateConfig, Kinematics, Narrowing, Result, SafetyGate, Stamp, TripReason, Zone,
+    Action, Embodiment, GateConfig, Narrowing, Result, RobotModel, SafetyGate, Stamp, TripReason, Zone,
     stream,
 };
 
 /// What came out of the gate, tick by tick, and whether it obeys.
 struct Checker {
     robot: Embodiment,
-    kinematics: Kinematics,
+    body: Body,
+    /// N m or N.
+    efforts: Vec<f64>,
     position: Vec<f64>,
     speed: Vec<f64>,
     acceleration: Vec<f64>,
     worst: f64,
+    /// How near to zero each of the body's depths came, m.
+    nearest: [f64; 3],
 }
 
 impl Checker {
     fn new(robot: &Embodiment, start: &[f64]) -> Result<Self> {
         let zeros = vec![0.0; start.len()];
+        let model = RobotModel::from_urdf(&robot.urdf)?;
+        let efforts = robot.joints.iter().map(|joint| Ok(model.joint(&joint.name)?.effort));
         Ok(Self {
             robot: robot.clone(),
-            kinematics: robot.kinematics()?,
+            body: Body::new(robot)?,
+            efforts: efforts.collect::<Result<_>>()?,
             position: start.to_vec(),
             speed: zeros.clone(),
             acceleration: zeros,
             worst: 0.0,
+            nearest: [f64::NEG_INFINITY; 3],
         })
     }
 
-    /// The next targets that were sent. `tip`: look at the tip's workspace and the zones too.
-    fn sent(&mut self, targets: &[f64], tip: bool, at: u64) {
+    /// The next targets that were sent while the joints pushed with `felt` (empty: unknown).
+    fn sent(&mut self, targets: &[f64], felt: &[f64], at: u64) {
         let dt = self.robot.period_secs();
         for (k, joint) in self.robot.joints.iter().enumerate() {
             let (l, next) = (&joint.limits, targets[k]);
@@ -44,22 +57,25 @@ impl Checker {
             if let Some(most) = l.jerk {
                 assert!(jerk.abs() <= most + 1e-2, "{at}: {} jerks by {jerk}", joint.name);
             }
+            let felt = felt.get(k).copied().unwrap_or(0.0);
+            if felt.abs() > self.efforts[k] {
+                // Into what it pushes against it goes slower, and stands in the end.
+                let into = |x: f64| x * felt.signum();
+                let (before, gain) = (into(self.speed[k]), into(self.acceleration[k]));
+                let most = match l.jerk {
+                    None => before - l.acceleration * dt,
+                    Some(jerk) => before + (gain - jerk * dt).max(0.0) * dt,
+                };
+                assert!(into(speed) <= most.max(0.0) + 1e-6, "{at}: {} pushes on at {speed}", joint.name);
+            }
             self.worst = self.worst.max(speed.abs() / l.velocity);
             (self.position[k], self.speed[k], self.acceleration[k]) = (next, speed, acceleration);
         }
-        if tip {
-            let tip = self.kinematics.base_from_tip(targets).translation.vector;
-            let s = &self.robot.safety;
-            for axis in 0..3 {
-                let inside = tip[axis] >= s.workspace_min_m[axis] - 1e-6
-                    && tip[axis] <= s.workspace_max_m[axis] + 1e-6;
-                assert!(inside, "{at}: the tip is at {tip:?}");
-            }
-            for zone in &s.keep_out {
-                let within =
-                    |axis: usize| tip[axis] > zone.min_m[axis] + 1e-6 && tip[axis] < zone.max_m[axis] - 1e-6;
-                assert!(!(0..3).all(within), "{at}: the tip is in '{}'", zone.name);
-            }
+        let depths = self.body.depths(targets);
+        for (nearest, depth) in self.nearest.iter_mut().zip([depths.workspace, depths.keep_out, depths.touch])
+        {
+            assert!(depth <= 1e-6, "{at}: {depths:?} at {targets:?}");
+            *nearest = nearest.max(depth);
         }
     }
 }
@@ -70,7 +86,7 @@ fn attack(
     config: &GateConfig,
     count: u64,
     seed: u64,
-) -> Result<std::collections::BTreeMap<TripReason, u64>> {
+) -> Result<BTreeMap<TripReason, u64>> {
     let joints = robot.joints.len();
     let start = vec![0.0; joints];
     let mut gate = SafetyGate::new(robot, config.clone(), &start)?;
@@ -79,6 +95,7 @@ fn attack(
     let mut rng = stream(seed, "hostile");
     let mut now = Stamp(0);
     let mut targets = vec![0.0; joints];
+    let mut felt = Vec::new();
     for k in 0..count {
         // A new kind of attack every 64 ticks, so that some last: jumps, ramps, shaking, corners, small steps, junk.
         let kind = (k / 64).wrapping_mul(0x9e37_79b9) >> 7;
@@ -125,15 +142,22 @@ fn attack(
             _ => {}
         }
         if rng.random_range(0..20) == 0 {
-            let efforts: Vec<f64> = (0..joints).map(|_| rng.random_range(-4.0..4.0)).collect();
-            gate.feel(if rng.random() { &efforts } else { &[] });
+            felt = checker.efforts.iter().map(|most| most * rng.random_range(-1.4..1.4)).collect();
+            if rng.random() {
+                felt.clear();
+            }
+            gate.feel(&felt);
         }
         let asked = (rng.random_range(0..60) != 0).then_some((&action, observed));
         let verdict = gate.check(asked, now);
         assert!(!verdict.held || !verdict.trips.is_empty(), "{k}: a hold without a reason");
-        checker.sent(&verdict.action.get().joint_targets, true, k);
+        checker.sent(&verdict.action.get().joint_targets, &felt, k);
     }
     assert!(checker.worst > 0.9, "the attack never came near the limits");
+    eprintln!(
+        "'{}': {:.6} of the speed; out of the workspace, in a zone, in itself by {:.6?} m",
+        robot.name, checker.worst, checker.nearest
+    );
     Ok(gate.counts().clone())
 }
 
@@ -160,19 +184,19 @@ fn run(count: u64) -> Result<()> {
     let arm7 = jerky()?;
     let shares: [(&Embodiment, GateConfig, u64); 4] = [
         (&so101, GateConfig::default(), count / 5),
-        (&bare, zoned, count / 5),
+        (&so101, zoned, count / 5),
         (&bare, GateConfig::default(), count / 5 * 2),
         (&arm7, with_jerk(&arm7, 400.0), count / 5),
     ];
-    let mut seen = std::collections::BTreeMap::new();
+    let mut seen = BTreeMap::new();
     for (k, (robot, config, share)) in shares.iter().enumerate() {
         let start = std::time::Instant::now();
         for (reason, n) in attack(robot, config, *share, k as u64)? {
             *seen.entry(reason).or_insert(0) += n;
         }
-        println!("{} actions to '{}' in {:.1} s", share, robot.name, start.elapsed().as_secs_f64());
+        eprintln!("{} actions to '{}' in {:.1} s", share, robot.name, start.elapsed().as_secs_f64());
     }
-    println!("{count} actions: {seen:?}");
+    eprintln!("{count} actions: {seen:?}");
     assert_eq!(seen.len(), 14 - usize::from(!seen.contains_key(&TripReason::Shape)), "{seen:?}");
     Ok(())
 }
