@@ -83,7 +83,8 @@ fn a_window_is_read_whatever_the_architecture() -> Result<()> {
 fn what_metadata_ask_for_in_vain_is_said() {
     let text = |text: &str| Value::Text(text.into());
     let (size, pattern) = ("llama.attention.sliding_window", "llama.attention.sliding_window_pattern");
-    let cases: [(&[(&str, Value)], &[&str]); 7] = [
+    type Case<'a> = (&'a [(&'a str, Value)], &'a [&'a str]);
+    let cases: [Case<'_>; 7] = [
         (
             &[("general.architecture", text("teapot"))],
             &["architecture 'teapot' is not known", "qwen3", "gemma3"],
