@@ -49,9 +49,12 @@ pub(super) fn require_alone(session: &Session, domain: u32, topics: &[&str]) -> 
         let tokens = alive(session, &publishers)?;
         let first = tokens.iter().filter_map(|token| Rival::of(token, &own, topics)).min();
         let waited = clock.now().secs_since(begun);
+        // The word of one that gave way may linger for as long as that of one that comes may take.
+        let patience_secs =
+            if first.as_ref().is_some_and(|rival| rival.zid > own) { GIVES_WAY_SECS } else { SETTLES_SECS };
         match first {
-            None if waited >= SETTLES_SECS => return Ok(()),
-            Some(rival) if rival.zid < own || waited >= GIVES_WAY_SECS => {
+            None if waited >= patience_secs => return Ok(()),
+            Some(rival) if waited >= patience_secs => {
                 let Rival { zid, node, topic } = rival;
                 return Err(Error::Robot(format!(
                     "{topic}: expected no other driver, got the node '{node}' of session {zid}, which commands the arm"
