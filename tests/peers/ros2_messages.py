@@ -1,4 +1,4 @@
-"""Every ROS 2 message that vela speaks, both ways over zenoh, with code of others at the other end.
+"""Every ROS 2 message that vela speaks, in each direction that it has, with code of others at the other end.
 
 Usage: python tests/peers/ros2_messages.py [VELA]                                  (Python 3.12; not part of CI)
 `pip install zenoh-ros2-sdk pillow ros-jazzy-rclpy ros-jazzy-sensor-msgs ros-jazzy-trajectory-msgs ros-jazzy-std-msgs
