@@ -1,7 +1,7 @@
 """vela beside PyTorch, ONNX Runtime and OpenVINO on vision encoders, and beside transformers and OpenVINO on a VLM's first
 token: in turns, medians.
 
-Usage: python benches/vision/run.py SHAPES --python PYTHON [--vela target/release/vela] [--rounds 3] [--threads 1] [--json]
+Usage: python benches/vision/run.py SHAPES --python PYTHON [--llama PYTHON] [--vela target/release/vela] [--rounds 3] [--threads 1] [--json]
 SHAPES: what shapes.py wrote. PYTHON: of an environment with torch, transformers, onnxruntime and openvino.
 """
 
@@ -15,6 +15,7 @@ here = pathlib.Path(__file__).parent
 parser = argparse.ArgumentParser()
 parser.add_argument("shapes", type=pathlib.Path)
 parser.add_argument("--python", required=True)
+parser.add_argument("--llama", help="a Python with llama-cpp-python, gguf and safetensors: llama.cpp's first token too")
 parser.add_argument("--vela", default=str(here / "../../target/release/vela"))
 parser.add_argument("--rounds", type=int, default=3)
 parser.add_argument("--threads", type=int, default=1)
@@ -59,15 +60,21 @@ for size in (224, 512):
         "int8_ratio": ms["vela"] / ms["vela_int8"], "int8_cosine": found["vela_int8"][0]["cosine"]})
 
 folder = args.shapes / "smolvlm-256m"
-ours, theirs = [], {"torch": [], "openvino": []}
+ours, theirs, llama = [], {"torch": [], "openvino": []}, []
 for _ in range(args.rounds):
     ours.append(run(args.vela, "bench", "vlm", "--model", folder, "--side", 512, "--pictures", 3, "--decode-tokens", 2,
                     "--threads", args.threads, "--json"))
     for engine, found in theirs.items():
         found.append(peer(engine, folder)())
+    if args.llama:
+        llama.append(run(args.llama, here / "measure_llama_cpp.py", folder, "--threads", args.threads))
 first = statistics.median(o["ttft_ms"] for o in ours)
 other, graph = (statistics.median(t for o in found for t in o["ttft_ms"]) for found in theirs.values())
+beside = {}
+if llama:
+    beside["llama_cpp_ms"] = statistics.median(t for o in llama for t in o["ttft_ms"])
+    beside["ratio_to_llama_cpp"] = beside["llama_cpp_ms"] / first
 second = statistics.median(o["second_question_ttft_ms"] for o in ours)
 said("SmolVLM-256M, first token", {"vela_ms": first, "transformers_ms": other, "ratio": other / first, "openvino_ms": graph,
-                                   "ratio_to_openvino": graph / first, "second_question_ms": second,
+                                   "ratio_to_openvino": graph / first, **beside, "second_question_ms": second,
                                    "image_tokens": ours[0]["image_tokens"]})

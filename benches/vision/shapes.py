@@ -2,7 +2,8 @@
 
 Usage: python shapes.py OUT --tokenizer SMOLLM2_FOLDER      (torch, transformers, onnx)
 Writes OUT/siglip-224 and OUT/siglip-512 (SigLIP-B/16 vision towers, with golden.safetensors and tower.onnx) and OUT/smolvlm-256m
-(SmolVLM-256M: its sizes, its prompt form, one tile of 512 pixels a picture). The tokenizer is SmolLM2's (scripts/fetch-models.sh),
+(SmolVLM-256M: its sizes, its prompt form, one tile of 512 pixels a picture,
+and in first_token.safetensors the tokens of one picture). The tokenizer is SmolLM2's (scripts/fetch-models.sh),
 with SmolVLM's special tokens added.
 """
 
@@ -49,7 +50,12 @@ text = dict(model_type="llama", hidden_size=576, intermediate_size=1536, num_hid
             head_dim=64, vocab_size=49_280, max_position_embeddings=8192, rms_norm_eps=1e-5, rope_theta=1e5, tie_word_embeddings=False,
             bos_token_id=1, eos_token_id=2, pad_token_id=2)
 config = SmolVLMConfig(text_config=text, vision_config=dict(**B16, image_size=512), scale_factor=4, image_token_id=49_153, pad_token_id=2)
-SmolVLMForConditionalGeneration(config).eval().save_pretrained(folder)
+model = SmolVLMForConditionalGeneration(config).eval()
+model.save_pretrained(folder)
+picture = torch.randint(0, 256, (512, 512, 3), dtype=torch.uint8)
+with torch.inference_mode():
+    pixels = (picture.permute(2, 0, 1) / 127.5 - 1)[None, None]
+    save_file({"in.picture": picture, "out.picture_tokens": model.get_image_features(pixels).pooler_output.contiguous()}, folder / "first_token.safetensors")
 tokenizer = json.loads((args.tokenizer / "tokenizer.json").read_text())
 first = max(max(tokenizer["model"]["vocab"].values()), max(t["id"] for t in tokenizer["added_tokens"])) + 1
 assert first == 49_152, first
