@@ -179,8 +179,9 @@ fn of_gguf(path: &Path) -> Result<Summary> {
     let file = Gguf::open(path)?;
     let text = |key: &str| file.text(key).map(str::to_owned);
     let architecture = text("general.architecture")?;
+    let reads = gguf::is_encoder_decoder(&file);
     let mut out = Summary {
-        kind: "text model",
+        kind: if reads { "text model, encoder and decoder" } else { "text model" },
         format: format!("GGUF version {}", file.version()),
         name: text("general.name").ok(),
         parity: match architecture.as_str() {
@@ -191,7 +192,11 @@ fn of_gguf(path: &Path) -> Result<Summary> {
         ..Summary::default()
     };
     out.count(&file);
-    out.sizes = noted(gguf::config(&file), &mut out.remarks).as_ref().map(Sizes::from);
+    let config = match reads {
+        true => gguf::reader_config(&file).map(|config| config.encoder),
+        false => gguf::config(&file),
+    };
+    out.sizes = noted(config, &mut out.remarks).as_ref().map(Sizes::from);
     let context = file.metadata().get(&format!("{architecture}.context_length"));
     out.context = context.and_then(vela_nn::gguf::Value::as_count);
     if let Some(tokenizer) = noted(Tokenizer::from_gguf(file.metadata()), &mut out.remarks) {

@@ -2,7 +2,13 @@
 //!
 //! The metadata are put into the words of a Hugging Face `config.json`, so that each family is described in one place. What
 //! the converter (llama.cpp's `convert_hf_to_gguf.py`) changes is undone here: it permutes the rows of Llama's queries and
-//! keys, so that neighbours turn together; and it adds the one to Gemma's norms.
+//! keys, so that neighbours turn together; it adds the one to Gemma's norms; and it transposes GPT-2's matrices. Keys and names
+//! of tensors are those of llama.cpp's `gguf-py/gguf/constants.py`.
+
+mod experts;
+mod t5;
+
+pub use t5::{is_encoder_decoder, reader, reader_config, reader_weights};
 
 use crate::config::Window;
 use crate::{Decoder, DecoderConfig, trace};
@@ -16,8 +22,9 @@ use vela_nn::rope::{RopeScaling, RopeStyle};
 use vela_nn::{Error, NormConfig, Result, Weights};
 
 /// `general.architecture`, and what Hugging Face calls it.
-const ARCHITECTURES: [(&str, &str); 6] = [
+const ARCHITECTURES: [(&str, &str); 7] = [
     ("llama", "llama"),
+    ("gpt2", "gpt2"),
     ("qwen2", "qwen2"),
     ("qwen3", "qwen3"),
     ("gemma", "gemma"),
@@ -44,6 +51,9 @@ pub fn find(path: &Path) -> Option<PathBuf> {
 /// (`out.dequant.*`) that the reference run has.
 pub fn trace(path: &Path, golden: &HashMap<String, Tensor>) -> Result<BTreeMap<String, Tensor>> {
     let file = Gguf::open(path)?;
+    if is_encoder_decoder(&file) {
+        return trace::encoder_decoder(&reader(&file, Precision::Exact)?, golden);
+    }
     let decoder = decoder(&file, Precision::Exact)?;
     let ids = trace::input(golden, "in.input_ids")?.to_dtype(DType::U32)?;
     let mut stages = BTreeMap::new();
@@ -68,7 +78,7 @@ pub fn trace(path: &Path, golden: &HashMap<String, Tensor>) -> Result<BTreeMap<S
 pub fn decoder(file: &Gguf, precision: Precision) -> Result<Decoder> {
     let config = config(file)?;
     let weights = weights(file, &config, precision)?;
-    let decoder = Decoder::new(Some(&weights), &weights.pp("model"), &config)?;
+    let decoder = Decoder::new(Some(&weights), &weights.pp(config.names.table().body), &config)?;
     weights.finish()?;
     Ok(decoder)
 }
@@ -80,19 +90,21 @@ pub fn decoder(file: &Gguf, precision: Precision) -> Result<Decoder> {
 pub fn config(file: &Gguf) -> Result<DecoderConfig> {
     let architecture = file.text("general.architecture")?;
     let Some((_, family)) = ARCHITECTURES.iter().find(|(name, _)| *name == architecture) else {
-        let known: Vec<&str> = ARCHITECTURES.iter().map(|(name, _)| *name).collect();
-        let known = known.join(", ");
-        return Err(Error::invalid(format!(
-            "GGUF architecture '{architecture}' is not known; known: {known}"
-        )));
+        return Err(unknown(architecture));
     };
     let reader = Reader { file, architecture };
-    if let Some(count) = reader.count("expert_count")?.filter(|count| *count > 0) {
-        return Err(Error::invalid(format!(
-            "GGUF: {architecture}.expert_count: expected none (mixtures of experts are read from safetensors only), got {count}"
-        )));
-    }
-    let mut config = DecoderConfig::from_hf(&Json::Object(reader.words(family)?))?;
+    let experts = experts::count(&reader)?;
+    let words = match (*family, experts) {
+        ("gpt2", _) => reader.gpt2()?,
+        (_, Some(count)) => {
+            let mut words = reader.words("mixtral")?;
+            experts::words(&reader, count, &mut words)?;
+            words
+        }
+        (family, None) => reader.words(family)?,
+    };
+    let mut config = DecoderConfig::from_hf(&Json::Object(words))?;
+    config.names = config.names.by_rows();
     reader.attention(&mut config)?;
     if architecture == "llama" {
         config.rope.style = RopeStyle::Interleaved;
@@ -107,10 +119,34 @@ pub fn config(file: &Gguf) -> Result<DecoderConfig> {
     Ok(config)
 }
 
+/// Why an architecture is not one decoder of ours.
+fn unknown(architecture: &str) -> Error {
+    match architecture {
+        t5::ARCHITECTURE => Error::invalid(
+            "GGUF: expected a model of one stack, got an encoder-decoder (T5): `vela chat` runs those",
+        ),
+        "opt" => Error::invalid(
+            "GGUF has no architecture for OPT (llama.cpp's list of architectures, `gguf-py/gguf/constants.py`, has none): \
+             expected its Hugging Face folder, got a file that calls itself 'opt'",
+        ),
+        other => {
+            let known: Vec<&str> = ARCHITECTURES.iter().map(|(name, _)| *name).collect();
+            let known = known.join(", ");
+            Error::invalid(format!(
+                "GGUF architecture '{other}' is not known; known: {known}, {}",
+                t5::ARCHITECTURE
+            ))
+        }
+    }
+}
+
 /// Divisors of the rotary frequencies.
 const FACTORS: &str = "rope_freqs.weight";
 
 /// The tensors of a file under the names of its family.
+///
+/// # Errors
+/// Experts that do not fit the config; two tensors of one name.
 pub fn weights(file: &Gguf, config: &DecoderConfig, precision: Precision) -> Result<Weights> {
     let names = config.names.table();
     let parts = [
@@ -119,6 +155,7 @@ pub fn weights(file: &Gguf, config: &DecoderConfig, precision: Precision) -> Res
         ("attn_q", names.q),
         ("attn_k", names.k),
         ("attn_v", names.v),
+        ("attn_qkv", names.qkv),
         ("attn_output", names.o),
         ("attn_q_norm", names.q_norm),
         ("attn_k_norm", names.k_norm),
@@ -127,26 +164,33 @@ pub fn weights(file: &Gguf, config: &DecoderConfig, precision: Precision) -> Res
         ("ffn_gate", names.gate),
         ("ffn_up", names.up),
         ("ffn_down", names.down),
+        ("ffn_gate_inp", names.router),
     ];
+    let body = names.body;
     let rename = |name: &str| {
         // What we do not know keeps its name, and is reported as surplus.
         let Some((path, kind)) = name.rsplit_once('.') else { return name.to_owned() };
         let inside = path.strip_prefix("blk.").and_then(|path| path.split_once('.'));
         match (path, inside) {
             ("rope_freqs", _) => String::new(),
-            ("token_embd", _) => format!("model.{}.{kind}", names.embedding),
-            ("output_norm", _) => format!("model.{}.{kind}", names.final_norm),
+            ("token_embd", _) => format!("{body}.{}.{kind}", names.embedding),
+            ("position_embd", _) if !names.positions.is_empty() => {
+                format!("{body}.{}.{kind}", names.positions)
+            }
+            ("output_norm", _) => format!("{body}.{}.{kind}", names.final_norm),
             ("output", _) => format!("{}.{kind}", names.head),
             (_, Some((layer, part))) => {
-                match parts.iter().find(|(theirs, ours)| *theirs == part && !ours.is_empty()) {
-                    Some((_, ours)) => format!("model.{}.{layer}.{ours}.{kind}", names.layers),
+                let known = parts.iter().find(|(theirs, ours)| *theirs == part && !ours.is_empty());
+                let ours = known.map(|(_, ours)| (*ours).to_owned());
+                match ours.or_else(|| experts::renamed(part, &names)) {
+                    Some(ours) => format!("{body}.{}.{layer}.{ours}.{kind}", names.layers),
                     None => name.to_owned(),
                 }
             }
             _ => name.to_owned(),
         }
     };
-    Weights::from_gguf(file, precision).renamed(rename)
+    Weights::from_blocks(experts::unstacked(file, config)?, precision).renamed(rename)
 }
 
 /// A file's metadata under the keys of its architecture.
@@ -184,28 +228,56 @@ impl Reader<'_> {
         value.ok_or_else(|| Error::invalid(format!("GGUF: metadata {}.{key} is missing", self.architecture)))
     }
 
+    /// Token ids: the rows of the table.
+    fn vocab(&self) -> Result<usize> {
+        match *self.file.tensor("token_embd.weight")?.shape() {
+            [vocab, _] => Ok(vocab),
+            _ => Err(Error::invalid("GGUF: token_embd.weight: expected two dimensions")),
+        }
+    }
+
+    /// The width of a head.
+    fn head_dim(&self) -> Result<u64> {
+        let count = |key: &str| self.need(key, self.count(key)?);
+        let head_dim = match self.count("attention.key_length")? {
+            Some(size) => size,
+            None => count("embedding_length")? / count("attention.head_count")?.max(1),
+        };
+        match self.count("attention.value_length")?.filter(|other| *other != head_dim) {
+            None => Ok(head_dim),
+            Some(other) => Err(Error::invalid(format!(
+                "GGUF: keys of {head_dim} and values of {other}: only equal widths are supported"
+            ))),
+        }
+    }
+
+    /// GPT-2's metadata as its `config.json`.
+    fn gpt2(&self) -> Result<Map<String, Json>> {
+        let count = |key: &str| self.need(key, self.count(key)?);
+        let eps = "attention.layer_norm_epsilon";
+        let words = [
+            ("model_type", json!("gpt2")),
+            ("vocab_size", json!(self.vocab()?)),
+            ("n_embd", json!(count("embedding_length")?)),
+            ("n_inner", json!(count("feed_forward_length")?)),
+            ("n_layer", json!(count("block_count")?)),
+            ("n_head", json!(count("attention.head_count")?)),
+            ("n_positions", json!(count("context_length")?)),
+            ("layer_norm_epsilon", json!(self.need(eps, self.number(eps)?)?)),
+            // The older converter wrote the table a second time.
+            ("tie_word_embeddings", json!(!self.file.tensors().contains_key("output.weight"))),
+        ];
+        Ok(words.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
+    }
+
     /// The metadata as a `config.json`.
     fn words(&self, family: &str) -> Result<Map<String, Json>> {
         let count = |key: &str| self.need(key, self.count(key)?);
         let (width, heads) = (count("embedding_length")?, count("attention.head_count")?);
-        let layers = count("block_count")?;
-        let head_dim = match self.count("attention.key_length")? {
-            Some(size) => size,
-            None => width / heads.max(1),
-        };
-        if let Some(other) = self.count("attention.value_length")?
-            && other != head_dim
-        {
-            return Err(Error::invalid(format!(
-                "GGUF: keys of {head_dim} and values of {other}: only equal widths are supported"
-            )));
-        }
+        let (layers, head_dim, vocab) = (count("block_count")?, self.head_dim()?, self.vocab()?);
         let eps =
             self.need("attention.layer_norm_rms_epsilon", self.number("attention.layer_norm_rms_epsilon")?)?;
         let tensors = self.file.tensors();
-        let [vocab, _] = *self.file.tensor("token_embd.weight")?.shape() else {
-            return Err(Error::invalid("GGUF: token_embd.weight: expected two dimensions"));
-        };
         let mut words = Map::new();
         let mut put = |key: &str, value: Json| drop(words.insert(key.to_owned(), value));
         put("model_type", json!(family));

@@ -86,6 +86,12 @@ fn from_gguf(path: &Path) -> Result<TextModel> {
     let architecture = file.text("general.architecture")?;
     let context = count(&format!("{architecture}.context_length")).unwrap_or(CONTEXT);
     let stop = gguf_stop(&file, &tokenizer);
+    if crate::gguf::is_encoder_decoder(&file) {
+        let reader = crate::gguf::reader(&file, Precision::Fast)?;
+        let decoder = Arc::new(reader.decoder().clone());
+        let (reader, context) = (Some(Arc::new(reader)), CONTEXT);
+        return Ok(TextModel { decoder, reader, tokenizer, template, stop, context });
+    }
     let decoder = Arc::new(crate::gguf::decoder(&file, Precision::Fast)?);
     Ok(TextModel { decoder, reader: None, tokenizer, template, stop, context })
 }

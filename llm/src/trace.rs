@@ -151,7 +151,7 @@ impl KeyValues for Averaging {
 }
 
 /// Every stage of an encoder-decoder on `in.input_ids` and `in.decoder_input_ids`.
-fn encoder_decoder(
+pub fn encoder_decoder(
     model: &EncoderDecoder,
     golden: &HashMap<String, Tensor>,
 ) -> Result<BTreeMap<String, Tensor>> {

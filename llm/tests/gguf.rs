@@ -84,7 +84,7 @@ fn what_metadata_ask_for_in_vain_is_said() {
     let text = |text: &str| Value::Text(text.into());
     let (size, pattern) = ("llama.attention.sliding_window", "llama.attention.sliding_window_pattern");
     type Case<'a> = (&'a [(&'a str, Value)], &'a [&'a str]);
-    let cases: [Case<'_>; 7] = [
+    let cases: [Case<'_>; 9] = [
         (
             &[("general.architecture", text("teapot"))],
             &["architecture 'teapot' is not known", "qwen3", "gemma3"],
@@ -98,9 +98,14 @@ fn what_metadata_ask_for_in_vain_is_said() {
             &[("llama.rope.scaling.type", Value::Bool(true))],
             &["rope.scaling.type: expected a name, got Bool"],
         ),
+        (&[("llama.expert_count", Value::Unsigned(8))], &["metadata llama.expert_used_count is missing"]),
         (
-            &[("llama.expert_count", Value::Unsigned(8))],
-            &["expert_count: expected none", "from safetensors only", "got 8"],
+            &[("general.architecture", text("qwen3moe"))],
+            &["architecture 'qwen3moe' is not known", "known: llama, gpt2, qwen2", "t5"],
+        ),
+        (
+            &[("general.architecture", text("opt"))],
+            &["GGUF has no architecture for OPT", "expected its Hugging Face folder"],
         ),
         (&[(size, text("wide"))], &["sliding_window: expected one count for all layers, got Text"]),
         (

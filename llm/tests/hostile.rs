@@ -67,9 +67,10 @@ fn storm(name: &str, count: usize, bytes: &[u8], head: usize, door: impl Fn(&[u8
 
 #[test]
 fn gguf_files() -> Outcome {
-    for kind in ["gpt2", "llama"] {
+    for kind in ["gpt2", "llama", "mixtral", "t5"] {
         let bytes = valid::gguf(kind)?;
-        let head = 2300.min(bytes.len());
+        // Of T5 also what is behind its table of characters.
+        let head = if kind == "t5" { bytes.len() } else { 2300.min(bytes.len()) };
         assert!(storm(kind, 1500, &bytes, head, doors::gguf) < 1500);
     }
     Ok(())

@@ -1,5 +1,6 @@
 //! Scaled dot-product attention (Vaswani et al., 2017) with grouped heads (Ainslie et al., 2023) and structured masks.
 
+use crate::kernels::attention::After;
 use crate::{Error, Result, kernels};
 use candle_core::{DType, Tensor};
 use std::sync::Arc;
@@ -226,7 +227,8 @@ pub fn attention_soft_capped(
         return Err(Error::shape("keys of attention", expected, k.dims()));
     }
     let size = kernels::attention::Size { b, h, hk, t, s, d, dv };
-    Ok(kernels::attention::attention(q, k, v, size, mask, scale, soft_cap)?.transpose(1, 2)?)
+    let after = soft_cap.map_or(After::Nothing, After::Cap);
+    Ok(kernels::attention::attention(q, k, v, size, mask, scale, after)?.transpose(1, 2)?)
 }
 
 /// Attention on projections as they come, heads side by side: `q [b, t, h * d]`, `k [b, s, hk * d]`, `v [b, s, hk * dv]`
@@ -252,6 +254,32 @@ pub fn attention_packed_soft_capped(
     scale: f32,
     soft_cap: Option<f32>,
 ) -> Result<Tensor> {
+    packed(q, k, v, heads, mask, scale, soft_cap.map_or(After::Nothing, After::Cap))
+}
+
+/// As [`attention_packed`], with `bias [h, t + s - 1]` added to the scaled scores by distance (Raffel et al., 2020): the
+/// entry `s - 1 + i - j` to that of query `i` with key `j`. Differentiable in the bias too.
+pub fn attention_packed_biased(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    heads: Heads,
+    mask: &Mask,
+    scale: f32,
+    bias: &Tensor,
+) -> Result<Tensor> {
+    packed(q, k, v, heads, mask, scale, After::Bias(bias))
+}
+
+fn packed(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    heads: Heads,
+    mask: &Mask,
+    scale: f32,
+    after: After,
+) -> Result<Tensor> {
     let (b, t, query_width) = q.dims3()?;
     let (_, s, value_width) = v.dims3()?;
     let Heads { query: h, key: hk } = heads;
@@ -265,27 +293,15 @@ pub fn attention_packed_soft_capped(
         let expected = format!("[{b}, {s}, {}], values {:?}", hk * d, v.dims());
         return Err(Error::shape("keys of attention", expected, k.dims()));
     }
-    let size = kernels::attention::Size { b, h, hk, t, s, d, dv };
-    kernels::attention::attention(q, k, v, size, mask, scale, soft_cap)
-}
-
-/// As [`attention_packed`], with `bias [h, t, s]` added to the scaled scores (relative positions; Shaw et al., 2018).
-/// Composed of Candle's own operations and not fused: it stores the scores.
-pub fn attention_packed_biased(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    heads: Heads,
-    mask: &Mask,
-    scale: f32,
-    bias: &Tensor,
-) -> Result<Tensor> {
-    let (q, k, v) = (split_heads(q, heads.query)?, split_heads(k, heads.key)?, split_heads(v, heads.key)?);
-    let (t, s) = (q.dim(2)?, k.dim(2)?);
-    if bias.dims() != [heads.query, t, s] {
-        return Err(Error::shape("bias of attention", format!("[{}, {t}, {s}]", heads.query), bias.dims()));
+    if let After::Bias(bias) = after
+        && bias.dims() != [h, (t + s).saturating_sub(1)]
+    {
+        let expected =
+            format!("[{h}, {}]: heads, distances of {t} queries and {s} keys", (t + s).saturating_sub(1));
+        return Err(Error::shape("bias of attention", expected, bias.dims()));
     }
-    merge_heads(&crate::oracle::attention_biased(&q, &k, &v, mask, scale, None, Some(bias))?)
+    let size = kernels::attention::Size { b, h, hk, t, s, d, dv };
+    kernels::attention::attention(q, k, v, size, mask, scale, after)
 }
 
 /// `[b, t, heads * d]` to `[b, heads, t, d]`.

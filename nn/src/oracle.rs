@@ -1,4 +1,5 @@
-//! The hot operations composed of Candle's own: slow, short and differentiable. The fused kernels are tested against these.
+//! The hot operations composed of Candle's own: slow, short and differentiable, in the precision of their arguments. The fused
+//! kernels are tested against these in float64.
 
 use crate::activation::Activation;
 use crate::attention::Mask;
@@ -70,7 +71,8 @@ pub fn embedding(table: &Tensor, ids: &Tensor) -> Result<Tensor> {
 pub fn rope(x: &Tensor, angles: &RopeAngles) -> Result<Tensor> {
     let (b, h, t, d) = x.dims4()?;
     let half = angles.half();
-    let (cos, sin) = (angles.cos()?.unsqueeze(1)?, angles.sin()?.unsqueeze(1)?); // [b|1, 1, t, half]
+    let place = |t: Tensor| -> Result<Tensor> { Ok(t.unsqueeze(1)?.to_dtype(x.dtype())?) };
+    let (cos, sin) = (place(angles.cos()?)?, place(angles.sin()?)?); // [b|1, 1, t, half]
     let turned = x.narrow(3, 0, 2 * half)?;
     let (first, second) = match angles.style() {
         RopeStyle::HalfSplit => (turned.narrow(3, 0, half)?, turned.narrow(3, half, half)?),
@@ -105,7 +107,8 @@ pub fn attention(
     attention_biased(q, k, v, mask, scale, soft_cap, None)
 }
 
-/// The same with `bias [h, t, s]` added to the scores before the mask.
+/// The same with `bias [h, t + s - 1]` added to the scores by distance before the mask: the entry `s - 1 + i - j` to that of
+/// query `i` with key `j`.
 pub fn attention_biased(
     q: &Tensor,
     k: &Tensor,
@@ -124,14 +127,16 @@ pub fn attention_biased(
         scores = ((scores / f64::from(cap))?.tanh()? * f64::from(cap))?;
     }
     if let Some(bias) = bias {
-        scores = scores.broadcast_add(bias)?;
+        let entries: Vec<u32> = (0..t * s).map(|at| (s - 1 + at / s - at % s) as u32).collect();
+        let entries = Tensor::new(entries, &Device::Cpu)?;
+        scores = scores.broadcast_add(&bias.index_select(&entries, 1)?.reshape((h, t, s))?)?;
     }
     let allowed =
         Tensor::from_vec(mask.dense(b, t, s)?, (b, 1, t, s), &Device::Cpu)?.broadcast_as((b, h, t, s))?;
-    let low = Tensor::full(-1e30f32, (b, h, t, s), &Device::Cpu)?;
+    let low = (scores.zeros_like()? - 1e30)?;
     let scores = allowed.where_cond(&scores, &low)?;
     let weights = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?.exp()?;
-    let weights = (weights * allowed.to_dtype(DType::F32)?)?;
+    let weights = (weights * allowed.to_dtype(q.dtype())?)?;
     let weights = weights.broadcast_div(&(weights.sum_keepdim(D::Minus1)? + 1e-30)?)?;
     let y = weights.reshape((b, hk, h / hk * t, s))?.matmul(&v.contiguous()?)?;
     Ok(y.reshape((b, h, t, dv))?)
@@ -144,9 +149,9 @@ pub fn cross_entropy(logits: &Tensor, targets: &Tensor, ignore: Option<u32>) -> 
     let counted: Vec<f32> =
         targets.to_vec1::<u32>()?.iter().map(|t| f32::from(u8::from(Some(*t) != ignore))).collect();
     let count = counted.iter().sum::<f32>().max(1.0);
-    let counted = Tensor::from_vec(counted, targets.shape(), &Device::Cpu)?;
+    let counted = Tensor::from_vec(counted, targets.shape(), &Device::Cpu)?.to_dtype(logits.dtype())?;
     // An ignored target may lie outside the classes: class 0 stands in, weighted by zero.
-    let picked = (targets.to_dtype(DType::F32)? * &counted)?.to_dtype(DType::U32)?;
+    let picked = (targets.to_dtype(logits.dtype())? * &counted)?.to_dtype(DType::U32)?;
     let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?.detach())?;
     let log_sum = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
     let losses = (log_sum - shifted.gather(&picked.unsqueeze(1)?, 1)?)?.squeeze(1)?;

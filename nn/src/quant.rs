@@ -282,11 +282,11 @@ pub enum Precision {
     Fast,
 }
 
-/// The bytes of a tensor: in a mapped file, or owned.
+/// The bytes of a tensor, a range of those of a mapped file, or of owned ones.
 #[derive(Clone)]
 enum Bytes {
     Mapped(Arc<MappedFile>, usize, usize),
-    Owned(Arc<Vec<u8>>),
+    Owned(Arc<Vec<u8>>, usize, usize),
 }
 
 /// A tensor as a file stores it, rows of whole blocks. Cheap to clone.
@@ -314,7 +314,7 @@ impl Blocks {
             let (name, got) = (format.name(), bytes.len());
             return Err(Error::invalid(format!("{name} {shape:?}: expected {expected} bytes, got {got}")));
         }
-        Ok(Self { format, shape: shape.to_vec(), bytes: Bytes::Owned(Arc::new(bytes)) })
+        Ok(Self { format, shape: shape.to_vec(), bytes: Bytes::Owned(Arc::new(bytes), 0, expected) })
     }
 
     /// Of a range of a mapped file; sizes were checked.
@@ -341,7 +341,7 @@ impl Blocks {
     pub fn bytes(&self) -> &[u8] {
         match &self.bytes {
             Bytes::Mapped(file, start, end) => file.bytes().get(*start..*end).unwrap_or(&[]),
-            Bytes::Owned(bytes) => bytes,
+            Bytes::Owned(bytes, start, end) => bytes.get(*start..*end).unwrap_or(&[]),
         }
     }
 
@@ -355,6 +355,33 @@ impl Blocks {
     pub fn row(&self, start: usize, count: usize) -> &[u8] {
         let size = self.format.row_bytes(self.rows().1);
         self.bytes().get(start * size..(start + count) * size).unwrap_or(&[])
+    }
+
+    /// The part `index` of the first dimension, on the same bytes: one matrix of a stack.
+    ///
+    /// # Errors
+    /// Fewer than two dimensions, or no such part.
+    pub fn matrix(&self, index: usize) -> Result<Self> {
+        let shape = match self.shape.split_first() {
+            Some((count, rest)) if index < *count && !rest.is_empty() => rest.to_vec(),
+            _ => {
+                let expected = format!("two dimensions or more, the first over {index}");
+                return Err(Error::shape("stack of matrices", expected, &self.shape));
+            }
+        };
+        let size = size_of(self.format, &shape)?;
+        let range = |start: usize| (start + index * size, start + (index + 1) * size);
+        let bytes = match &self.bytes {
+            Bytes::Mapped(file, start, _) => {
+                let (start, end) = range(*start);
+                Bytes::Mapped(file.clone(), start, end)
+            }
+            Bytes::Owned(bytes, start, _) => {
+                let (start, end) = range(*start);
+                Bytes::Owned(bytes.clone(), start, end)
+            }
+        };
+        Ok(Self { format: self.format, shape, bytes })
     }
 
     /// Everything as a float32 tensor of this shape.

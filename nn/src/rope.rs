@@ -51,6 +51,9 @@ pub enum RopeScaling {
         beta_slow: f32,
         /// Scale of cosine and sine; `0.1 ln(factor) + 1` if absent.
         attention_factor: Option<f32>,
+        /// Whether the ramp begins and ends at whole indices (gpt-oss: not).
+        #[serde(default = "yes")]
+        truncate: bool,
     },
     /// Llama 3.1's: by wavelength, with a smooth middle.
     Llama3 {
@@ -63,6 +66,10 @@ pub enum RopeScaling {
         /// Context length of the training.
         original_positions: usize,
     },
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// Which of three positions (time, height, width) turns which frequency (M-RoPE; Wang et al., 2024).
@@ -154,7 +161,14 @@ impl Rope {
             RopeScaling::None | RopeScaling::Dynamic { .. } => powers(theta).collect(),
             RopeScaling::Linear { factor } => powers(theta).map(|f| f / f64::from(factor)).collect(),
             RopeScaling::Ntk { factor } => powers(raised(theta, f64::from(factor), dim)).collect(),
-            RopeScaling::Yarn { factor, original_positions, beta_fast, beta_slow, attention_factor } => {
+            RopeScaling::Yarn {
+                factor,
+                original_positions,
+                beta_fast,
+                beta_slow,
+                attention_factor,
+                truncate,
+            } => {
                 let factor = f64::from(factor);
                 magnitude = attention_factor.map_or(0.1 * factor.max(1.0).ln() + 1.0, f64::from);
                 // The index whose frequency turns `rotations` times over the original context.
@@ -162,8 +176,9 @@ impl Rope {
                     let ratio = original_positions as f64 / (f64::from(rotations) * std::f64::consts::TAU);
                     dim as f64 * ratio.ln() / (2.0 * theta.ln())
                 };
-                let low = index(beta_fast).floor().max(0.0);
-                let high = index(beta_slow).ceil().min(dim as f64 - 1.0);
+                let whole = |index: f64, round: fn(f64) -> f64| if truncate { round(index) } else { index };
+                let low = whole(index(beta_fast), f64::floor).max(0.0);
+                let high = whole(index(beta_slow), f64::ceil).min(dim as f64 - 1.0);
                 let ramp = move |i: usize| ((i as f64 - low) / (high - low).max(0.001)).clamp(0.0, 1.0);
                 powers(theta).enumerate().map(|(i, f)| f * (1.0 - ramp(i)) + f / factor * ramp(i)).collect()
             }

@@ -107,8 +107,12 @@ impl Weights {
     /// Constants from a GGUF file, under its own names ([`Weights::renamed`] gives them others). Quantised matrices stay
     /// quantised inside their layers, which multiply them as `precision` says.
     pub fn from_gguf(file: &Gguf, precision: Precision) -> Self {
-        let stored =
-            file.tensors().iter().map(|(name, blocks)| (name.clone(), Stored::Blocks(blocks.clone())));
+        Self::from_blocks(file.tensors().clone(), precision)
+    }
+
+    /// The same of stored tensors by name.
+    pub fn from_blocks(tensors: BTreeMap<String, Blocks>, precision: Precision) -> Self {
+        let stored = tensors.into_iter().map(|(name, blocks)| (name, Stored::Blocks(blocks)));
         Self::source(Mode::Frozen, precision, stored.collect())
     }
 

@@ -1,7 +1,10 @@
 //! Layers of constant bfloat16 weights and layers with something that learns beside them: values and gradients against the
 //! same mathematics on float32 tensors.
 
+mod truth;
+
 use std::collections::HashMap;
+use truth::{agree, double};
 use vela_nn::*;
 
 type Named = HashMap<String, Tensor>;
@@ -73,15 +76,6 @@ fn what_learns_beside_a_matrix_is_the_sum_and_its_names_travel() -> Result<()> {
     let (up, down) = (low("up", (96, 64))?, low("down", (40, 96))?);
     let scale = 0.5;
     let x = random::normal(3, "x", (5, 64))?;
-    let of = |weights: &Weights| -> Result<Vec<Tensor>> {
-        let y = Mlp::new(weights, GATED)?.forward(&x)?;
-        let grads = y.sqr()?.sum_all()?.backward()?;
-        let mut all = vec![y.detach()];
-        for var in [&up.0, &up.1, &down.0, &down.1] {
-            all.push(grads.get(var).cloned().ok_or_else(|| Error::invalid("no gradient"))?);
-        }
-        Ok(all)
-    };
     let beside = |(a, b): &(Var, Var)| LowRank { a: a.as_tensor().clone(), b: b.as_tensor().clone(), scale };
     let named = HashMap::from([
         ("old.up_proj.weight".to_owned(), beside(&up)),
@@ -92,12 +86,14 @@ fn what_learns_beside_a_matrix_is_the_sum_and_its_names_travel() -> Result<()> {
     assert!(weights.adapted(HashMap::from([("up".to_owned(), beside(&up))])).is_err());
     let adapted = weights.adapted(named)?.renamed(|name| name.replace("old.", ""))?;
     // The sums as matrices.
-    let mut sums = stored.clone();
-    for (name, (a, b)) in [("up_proj.weight", &up), ("down_proj.weight", &down)] {
-        sums.insert(name.into(), (&stored[name] + (b.matmul(a)? * scale)?)?);
-    }
-    for (got, want) in of(&adapted)?.iter().zip(&of(&Weights::from_tensors(sums))?) {
-        assert!(apart(got, want)? < 1e-4);
-    }
-    Ok(())
+    let args: Vec<Tensor> = [&up.0, &up.1, &down.0, &down.1].map(|var| var.as_tensor().clone()).into();
+    let y = Mlp::new(&adapted, GATED)?.forward(&x)?;
+    agree("beside", &args, &y, |a| {
+        let x = double(&x)?;
+        let of = |name: &str| double(&stored[&format!("{name}.weight")]);
+        let sum = |name: &str, a: &Tensor, b: &Tensor| Ok::<_, Error>((of(name)? + (b.matmul(a)? * scale)?)?);
+        let gate = oracle::activate(&oracle::linear(&x, &of("gate_proj")?, None)?, GATED.activation)?;
+        let inner = (gate * oracle::linear(&x, &sum("up_proj", &a[0], &a[1])?, None)?)?;
+        oracle::linear(&inner, &sum("down_proj", &a[2], &a[3])?, None)
+    })
 }

@@ -1,57 +1,11 @@
-//! Every fused operation against its composed form, values and gradients, at odd sizes; and against finite differences.
+//! Every fused operation against its composed form in float64, values and gradients, at odd sizes; and against finite
+//! differences.
 #![allow(clippy::unwrap_used)]
 
+mod truth;
+
+use truth::{agree, close, double, loss, same, vars, weighed};
 use vela_nn::*;
-
-/// Random variables by shape.
-fn vars(seed: u64, shapes: &[&[usize]]) -> Result<Vec<Var>> {
-    let one = |(i, shape): (usize, &&[usize])| {
-        Ok(Var::from_tensor(&random::normal(seed, &format!("{i}"), *shape)?)?)
-    };
-    shapes.iter().enumerate().map(one).collect()
-}
-
-fn close(what: &str, a: &Tensor, b: &Tensor, tolerance: f32) -> Result<()> {
-    assert_eq!(a.dims(), b.dims(), "{what}");
-    let (a, b) = (a.flatten_all()?.to_vec1::<f32>()?, b.flatten_all()?.to_vec1::<f32>()?);
-    let spread = b.iter().fold(1f32, |m, v| m.max(v.abs()));
-    for (i, (a, b)) in a.iter().zip(&b).enumerate() {
-        assert!((a - b).abs() <= tolerance * spread, "{what} at {i}: {a} for {b} (spread {spread})");
-    }
-    Ok(())
-}
-
-/// A loss that weighs every element differently, so that no gradient is hidden by symmetry.
-fn loss(y: &Tensor) -> Result<Tensor> {
-    let weights = random::normal(99, "loss", y.shape())?;
-    Ok((y * weights)?.sum_all()?)
-}
-
-/// Values and gradients of `fused` against those of `composed`.
-fn same(
-    what: &str,
-    vars: &[Var],
-    fused: impl Fn(&[Tensor]) -> Result<Tensor>,
-    composed: impl Fn(&[Tensor]) -> Result<Tensor>,
-) -> Result<()> {
-    let args: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
-    let (a, b) = (fused(&args)?, composed(&args)?);
-    close(what, &a, &b, 3e-6)?;
-    let (ga, gb) = (loss(&a)?.backward()?, loss(&b)?.backward()?);
-    for (i, arg) in args.iter().enumerate() {
-        close(&format!("{what}: gradient {i}"), ga.get(arg).unwrap(), gb.get(arg).unwrap(), 2e-5)?;
-    }
-    // Without variables there is no graph, and the values are the same.
-    let plain: Vec<Tensor> = args.iter().map(Tensor::detach).collect();
-    let plain = fused(&plain)?;
-    assert!(!plain.track_op(), "{what}");
-    close(what, &plain, &a, 1e-6)?;
-    // Two threads give the same bytes as one.
-    let one = threads::with_threads(1, || fused(&args))?.flatten_all()?.to_vec1::<f32>()?;
-    let two = threads::with_threads(2, || fused(&args))?.flatten_all()?.to_vec1::<f32>()?;
-    assert_eq!(one, two, "{what}: thread counts");
-    Ok(())
-}
 
 #[test]
 fn linear_is_its_composed_form() -> Result<()> {
@@ -74,15 +28,16 @@ fn constant_layers_are_their_composed_forms() -> Result<()> {
     let (weight, bias) = (random::normal(1, "w", (37, 11))?, random::normal(1, "b", 37)?);
     for bias in [None, Some(bias)] {
         let layer = Linear::from_tensors(weight.clone(), bias.clone())?;
+        let (weight, bias) = (double(&weight)?, bias.as_ref().map(double).transpose()?);
         for rows in [1, 2, 7, 130] {
-            let x = random::normal(1, "x", (rows, 11))?;
-            let expected = oracle::linear(&x, &weight, bias.as_ref())?;
-            close("constant linear", &layer.forward(&x)?, &expected, 3e-6)?;
+            let x = vars(1, &[&[rows, 11]])?;
             // The input's gradient flows through constants.
-            let x = Var::from_tensor(&x)?;
-            let fused = loss(&layer.forward(&x)?)?.backward()?;
-            let composed = loss(&oracle::linear(&x, &weight, bias.as_ref())?)?.backward()?;
-            close("through constants", fused.get(&x).unwrap(), composed.get(&x).unwrap(), 2e-5)?;
+            same(
+                "constant linear",
+                &x,
+                |a| layer.forward(&a[0]),
+                |a| oracle::linear(&a[0], &weight, bias.as_ref()),
+            )?;
         }
     }
     Ok(())
@@ -146,27 +101,29 @@ fn feed_forward_is_its_composed_form() -> Result<()> {
         let mlp = Mlp::new(&weights, config)?;
         let x = Var::from_tensor(&random::normal(4, "x", (2, 5, 13))?)?;
         let mut all = weights.trainable();
-        let t = |name: &str| all.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_tensor().clone());
-        let part = |name: &str, x: &Tensor| {
-            oracle::linear(x, &t(&format!("{name}.weight")).unwrap(), t(&format!("{name}.bias")).as_ref())
-        };
-        let composed = if gated {
-            let gate = oracle::activate(&part("gate_proj", &x)?, Activation::GeluTanh)?;
-            part("down_proj", &(gate * part("up_proj", &x)?)?)?
-        } else {
-            part("fc2", &oracle::activate(&part("fc1", &x)?, Activation::GeluTanh)?)?
+        all.push(("x".to_string(), x.clone()));
+        let (names, args): (Vec<String>, Vec<Tensor>) =
+            all.iter().map(|(name, var)| (name.clone(), var.as_tensor().clone())).unzip();
+        let composed = |a: &[Tensor]| {
+            let t = |name: &str| names.iter().position(|n| n == name).map(|i| &a[i]);
+            let part = |name: &str, x: &Tensor| {
+                let [weight, bias] = ["weight", "bias"].map(|part| t(&format!("{name}.{part}")));
+                oracle::linear(x, weight.unwrap(), bias)
+            };
+            let x = t("x").unwrap();
+            if gated {
+                let gate = oracle::activate(&part("gate_proj", x)?, Activation::GeluTanh)?;
+                part("down_proj", &(gate * part("up_proj", x)?)?)
+            } else {
+                part("fc2", &oracle::activate(&part("fc1", x)?, Activation::GeluTanh)?)
+            }
         };
         let fused = mlp.forward(&x)?;
-        close("mlp", &fused, &composed, 3e-6)?;
+        agree("mlp", &args, &fused, composed)?;
         let constants =
             weights.trainable().into_iter().map(|(name, v)| (name, v.as_tensor().detach())).collect();
         let constant = Mlp::new(&Weights::from_tensors(constants), config)?;
-        close("constant mlp", &constant.forward(&x.detach())?, &composed, 3e-6)?;
-        all.push(("x".to_string(), x));
-        let (a, b) = (loss(&fused)?.backward()?, loss(&composed)?.backward()?);
-        for (name, var) in &all {
-            close(name, a.get(var).unwrap(), b.get(var).unwrap(), 2e-5)?;
-        }
+        close("constant mlp", &constant.forward(&x.detach())?, &fused, 3e-6)?;
     }
     Ok(())
 }
@@ -213,7 +170,7 @@ fn attention_is_its_composed_form() -> Result<()> {
             Mask::Dense(dense),
         ];
         let all = vars(6, &[&[b, h, t, d], &[b, hk, s, d], &[b, hk, s, dv]])?;
-        let packed = vars(7, &[&[b, t, h * d], &[b, s, hk * d], &[b, s, hk * dv]])?;
+        let packed = vars(7, &[&[b, t, h * d], &[b, s, hk * d], &[b, s, hk * dv], &[h, t + s - 1]])?;
         for mask in &masks {
             for cap in [None, Some(1.5)] {
                 same(
@@ -224,46 +181,63 @@ fn attention_is_its_composed_form() -> Result<()> {
                 )?;
             }
             let heads = Heads { query: h, key: hk };
-            let apart = |t: &Tensor, heads: usize| -> Result<Tensor> {
-                let (b, t_, w) = t.dims3()?;
-                Ok(t.reshape((b, t_, heads, w / heads))?.transpose(1, 2)?)
+            let composed = |a: &[Tensor], bias: Option<&Tensor>| {
+                let (q, k, v) = (apart(&a[0], h)?, apart(&a[1], hk)?, apart(&a[2], hk)?);
+                let y = oracle::attention_biased(&q, &k, &v, mask, 0.4, None, bias)?;
+                Ok(y.transpose(1, 2)?.reshape((b, t, h * dv))?)
             };
-            same(
-                "packed attention",
-                &packed,
-                |a| attention_packed(&a[0], &a[1], &a[2], heads, mask, 0.4),
-                |a| {
-                    let (q, k, v) = (apart(&a[0], h)?, apart(&a[1], hk)?, apart(&a[2], hk)?);
-                    let y = oracle::attention(&q, &k, &v, mask, 0.4, None)?;
-                    Ok(y.transpose(1, 2)?.reshape((b, t, h * dv))?)
-                },
-            )?;
+            let plain = |a: &[Tensor]| composed(a, None);
+            let whole = |a: &[Tensor]| attention_packed(&a[0], &a[1], &a[2], heads, mask, 0.4);
+            same("packed attention", &packed[..3], whole, plain)?;
+            let biased = |a: &[Tensor]| {
+                attention::attention_packed_biased(&a[0], &a[1], &a[2], heads, mask, 0.4, &a[3])
+            };
+            same("attention with a bias", &packed, biased, |a| composed(a, Some(&a[3])))?;
             // Views of packed projections, as a model with a cache passes them.
-            same(
-                "attention over views",
-                &packed,
-                |a| {
-                    merge_heads(&attention(
-                        &apart(&a[0], h)?,
-                        &apart(&a[1], hk)?,
-                        &apart(&a[2], hk)?,
-                        mask,
-                        0.4,
-                    )?)
-                },
-                |a| attention_packed(&a[0], &a[1], &a[2], heads, mask, 0.4),
-            )?;
-            same(
-                "attention over copies",
-                &packed,
-                |a| {
-                    let (q, k, v) =
-                        (split_heads(&a[0], h)?, split_heads(&a[1], hk)?, split_heads(&a[2], hk)?);
-                    merge_heads(&attention(&q, &k, &v, mask, 0.4)?.contiguous()?)
-                },
-                |a| attention_packed(&a[0], &a[1], &a[2], heads, mask, 0.4),
-            )?;
+            let views = |a: &[Tensor]| {
+                let (q, k, v) = (apart(&a[0], h)?, apart(&a[1], hk)?, apart(&a[2], hk)?);
+                merge_heads(&attention(&q, &k, &v, mask, 0.4)?)
+            };
+            same("attention over views", &packed[..3], views, plain)?;
+            let copies = |a: &[Tensor]| {
+                let (q, k, v) = (split_heads(&a[0], h)?, split_heads(&a[1], hk)?, split_heads(&a[2], hk)?);
+                merge_heads(&attention(&q, &k, &v, mask, 0.4)?.contiguous()?)
+            };
+            same("attention over copies", &packed[..3], copies, plain)?;
         }
+    }
+    Ok(())
+}
+
+/// `[b, t, heads * d]` to a view `[b, heads, t, d]`.
+fn apart(x: &Tensor, heads: usize) -> Result<Tensor> {
+    let (b, t, width) = x.dims3()?;
+    Ok(x.reshape((b, t, heads, width / heads))?.transpose(1, 2)?)
+}
+
+#[test]
+fn a_bias_is_by_distance_and_learns_alone() -> Result<()> {
+    let (t, s) = (5, 9);
+    let all = vars(11, &[&[2, t, 6], &[2, s, 6], &[2, s, 6], &[3, t + s - 1]])?;
+    let heads = Heads { query: 3, key: 3 };
+    let [q, k, v] = [0, 1, 2].map(|i| all[i].as_tensor().detach());
+    let run = |bias: &Tensor| attention::attention_packed_biased(&q, &k, &v, heads, &Mask::Causal, 1.0, bias);
+    agree("the bias alone", &[all[3].as_tensor().clone()], &run(&all[3])?, |a| {
+        let (q, k, v) = (apart(&double(&q)?, 3)?, apart(&double(&k)?, 3)?, apart(&double(&v)?, 3)?);
+        let y = oracle::attention_biased(&q, &k, &v, &Mask::Causal, 1.0, None, Some(&a[0]))?;
+        Ok(y.transpose(1, 2)?.reshape((2, t, 6))?)
+    })?;
+    // A key that is far above the others in one distance is the only one that is seen.
+    let mut bias = vec![0f32; 3 * (t + s - 1)];
+    let before = 2;
+    for head in 0..3 {
+        bias[head * (t + s - 1) + t - 1 + before] = 1e4;
+    }
+    let y = run(&Tensor::from_vec(bias, (3, t + s - 1), &Device::Cpu)?)?;
+    close("two before", &y, &v.narrow(1, s - t - before, t)?, 1e-6)?;
+    for wrong in [(3, t + s), (2, t + s - 1)] {
+        let refused = run(&Tensor::zeros(wrong, DType::F32, &Device::Cpu)?);
+        assert!(refused.is_err_and(|e| e.to_string().contains("bias of attention")), "{wrong:?}");
     }
     Ok(())
 }
@@ -288,6 +262,65 @@ fn embedding_and_cross_entropy_are_their_composed_forms() -> Result<()> {
     assert_eq!(nothing.to_scalar::<f32>()?, 0.0);
     assert!(cross_entropy(all[0].as_tensor(), &targets, None).is_err());
     Ok(())
+}
+
+/// Gradients that are sums over thousands of rows, of numbers that do not cancel.
+#[test]
+fn long_sums_are_as_close() -> Result<()> {
+    let rows = 20_000;
+    let positive = |name: &str, shape: &[usize]| -> Result<Var> {
+        Ok(Var::from_tensor(&random::uniform(12, name, 0.5, 1.5, shape)?)?)
+    };
+    let all = [positive("x", &[rows, 33])?, positive("w", &[17, 33])?, positive("b", &[17])?];
+    same(
+        "linear",
+        &all,
+        |a| weighed(&linear(&a[0], &a[1], Some(&a[2]))?),
+        |a| weighed(&oracle::linear(&a[0], &a[1], Some(&a[2]))?),
+    )?;
+    let all = [positive("x", &[rows, 33])?, positive("w", &[33])?, positive("b", &[33])?];
+    for config in
+        [NormConfig::LayerNorm { eps: 1e-5, bias: true }, NormConfig::RmsNorm { eps: 1e-5, one_plus: false }]
+    {
+        let used = if let NormConfig::LayerNorm { .. } = config { 3 } else { 2 };
+        let named = |a: &[Tensor]| {
+            let tensors = a.iter().zip(["x", "weight", "bias"]).skip(1);
+            let tensors = tensors.map(|(t, name)| (name.to_string(), t.clone())).collect();
+            weighed(&Norm::from_tensors(config, tensors)?.forward(&a[0])?)
+        };
+        let composed = |a: &[Tensor]| weighed(&oracle::norm(&a[0], config, a.get(1), a.get(2))?);
+        same("norm", &all[..used], named, composed)?;
+    }
+    let table = [positive("table", &[3, 7])?];
+    let ids = Tensor::new((0..5_000u32).map(|i| u32::from(i % 50 == 0)).collect::<Vec<_>>(), &Device::Cpu)?;
+    same(
+        "embedding",
+        &table,
+        |a| weighed(&Embedding::from_tensor(a[0].clone())?.forward(&ids)?),
+        |a| weighed(&oracle::embedding(&a[0], &ids)?),
+    )?;
+    let logits = [positive("logits", &[3, 5_000])?];
+    let targets = Tensor::new(&[1u32, 4_999, 7], &Device::Cpu)?;
+    same(
+        "cross-entropy of many classes",
+        &logits,
+        |a| cross_entropy(&a[0], &targets, None),
+        |a| oracle::cross_entropy(&a[0], &targets, None),
+    )?;
+    // Many queries, each of which adds to the gradient of a key and of a distance.
+    let t = 700;
+    let all = vars(12, &[&[1, t, 8], &[1, t, 4], &[1, t, 4], &[2, 2 * t - 1]])?;
+    let heads = Heads { query: 2, key: 1 };
+    same(
+        "attention of a long text",
+        &all,
+        |a| attention::attention_packed_biased(&a[0], &a[1], &a[2], heads, &Mask::Causal, 0.5, &a[3]),
+        |a| {
+            let (q, k, v) = (apart(&a[0], 2)?, apart(&a[1], 1)?, apart(&a[2], 1)?);
+            let y = oracle::attention_biased(&q, &k, &v, &Mask::Causal, 0.5, None, Some(&a[3]))?;
+            Ok(y.transpose(1, 2)?.reshape((1, t, 8))?)
+        },
+    )
 }
 
 #[test]

@@ -34,6 +34,7 @@ fn yarn_is_as_defined() -> Result<()> {
         beta_fast: 32.0,
         beta_slow: 1.0,
         attention_factor: None,
+        truncate: true,
     };
     let (turns, scale) = turns(scaled(yarn), &Tensor::new(&[1u32], &Device::Cpu)?)?;
     let want = [

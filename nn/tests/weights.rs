@@ -146,6 +146,7 @@ fn rope_scalings_keep_high_frequencies_and_stretch_low_ones() -> Result<()> {
         beta_fast: 32.0,
         beta_slow: 1.0,
         attention_factor: None,
+        truncate: true,
     };
     let llama = RopeScaling::Llama3 {
         factor: 4.0,

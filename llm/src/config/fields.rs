@@ -151,16 +151,14 @@ impl<'a> Fields<'a> {
                 factor: factor()?,
                 original_positions: whole.count("max_position_embeddings")?,
             },
-            Some("yarn") => {
-                self.only("truncate", true)?;
-                RopeScaling::Yarn {
-                    factor: factor()?,
-                    original_positions: original_positions()?,
-                    beta_fast: self.optional_number("beta_fast")?.unwrap_or(32.0) as f32,
-                    beta_slow: self.optional_number("beta_slow")?.unwrap_or(1.0) as f32,
-                    attention_factor: self.yarn_magnitude()?,
-                }
-            }
+            Some("yarn") => RopeScaling::Yarn {
+                factor: factor()?,
+                original_positions: original_positions()?,
+                beta_fast: self.optional_number("beta_fast")?.unwrap_or(32.0) as f32,
+                beta_slow: self.optional_number("beta_slow")?.unwrap_or(1.0) as f32,
+                attention_factor: self.yarn_magnitude()?,
+                truncate: self.flag("truncate", true)?,
+            },
             Some("llama3") => RopeScaling::Llama3 {
                 factor: factor()?,
                 low_freq_factor: self.number("low_freq_factor")? as f32,

@@ -324,7 +324,12 @@ impl DecoderConfig {
             let fits = (1..=1 << 12).contains(&count) && (1..=count).contains(&chosen);
             let widths = [inner_width, shared.unwrap_or(1)];
             if !fits || widths.iter().any(|width| !(1..=1 << 24).contains(width)) {
-                return wrong(format!("{chosen} of {count} experts of inner width {inner_width}"));
+                return wrong(format!(
+                    "{chosen} of {count} experts chosen, inner width {inner_width}: expected 1 to {} experts, no more of them \
+                     chosen, and widths of 1 to {}",
+                    1 << 12,
+                    1 << 24
+                ));
             }
         }
         Ok(())

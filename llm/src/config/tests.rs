@@ -77,7 +77,10 @@ fn what_is_not_known_is_refused_by_name() {
     for (extra, expected) in [
         (json!({"model_type": "teapot"}), "text model_type 'teapot' is not known; known: llama, mistral"),
         (json!({"rope_scaling": {"type": "spiral"}}), "rope type 'spiral' is not known; known: default"),
-        (json!({"rope_scaling": {"type": "yarn", "factor": 2.0, "truncate": false}}), "truncate: only true"),
+        (
+            json!({"rope_scaling": {"type": "yarn", "factor": 2.0, "truncate": 1}}),
+            "truncate: expected true or false",
+        ),
         (json!({"rope_scaling": {"type": "linear"}}), "config.json: factor is missing"),
         (json!({"hidden_act": "swoosh"}), "activation 'swoosh' is not known; known: gelu"),
         (json!({"hidden_act": 3}), "hidden_act: expected a name, got 3"),

@@ -3,8 +3,8 @@
 //! The file holds tokens, scores and merges, and only the name of the rule that cuts text before merging. Those rules are
 //! facts of the models that brought them; llama.cpp's `llama-vocab.cpp` lists them by the same names.
 
-use super::Tokenizer;
 use super::spelling::byte_token;
+use super::{Tokenizer, unigram};
 use serde::de::DeserializeOwned;
 use serde_json::{Value as Json, json};
 use std::collections::BTreeMap;
@@ -65,7 +65,8 @@ const CUTS: [Cut; 9] = [
 ];
 
 impl Tokenizer {
-    /// The tokenizer of a GGUF file, from its metadata: byte-level BPE (`gpt2`) or SentencePiece-like (`llama`).
+    /// The tokenizer of a GGUF file, from its metadata: byte-level BPE (`gpt2`), SentencePiece-like (`llama`) or unigram
+    /// (`t5`).
     ///
     /// # Errors
     /// A kind or a cutting rule that is not known, lists of unequal length, ids out of range.
@@ -76,8 +77,9 @@ impl Tokenizer {
         let (mut inner, begin) = match kind {
             "gpt2" => file.byte_level(&tokens)?,
             "llama" => file.sentence_piece(&tokens)?,
+            "t5" => (unigram::tokenizer(&file, &tokens)?, false),
             other => {
-                let known = "gpt2, llama";
+                let known = "gpt2, llama, t5";
                 return Err(wrong("model", format!("expected one of {known}, got '{other}'")));
             }
         };
@@ -88,33 +90,33 @@ impl Tokenizer {
         let specials = added(&[UNKNOWN, CONTROL], true);
         inner.add_special_tokens(specials).map_err(|e| wrong("tokens", e))?;
         inner.add_tokens(added(&[USER_DEFINED], false)).map_err(|e| wrong("tokens", e))?;
-        if let Some(frame) = file.frame(&tokens, begin)? {
+        if let Some(frame) = file.frame(&tokens, begin, kind == "t5")? {
             inner.with_post_processor(Some(part::<PostProcessorWrapper>(frame)?));
         }
         Self::new(inner)
     }
 }
 
-struct Token {
-    text: String,
+pub(super) struct Token {
+    pub text: String,
     kind: usize,
-    score: f64,
+    pub score: f64,
 }
 
-struct File<'a> {
+pub(super) struct File<'a> {
     metadata: &'a Metadata,
 }
 
-fn wrong(key: &str, reason: impl std::fmt::Display) -> Error {
+pub(super) fn wrong(key: &str, reason: impl std::fmt::Display) -> Error {
     Error::parse(format!("tokenizer.ggml.{key}"), reason)
 }
 
-fn part<T: DeserializeOwned>(value: Json) -> Result<T> {
+pub(super) fn part<T: DeserializeOwned>(value: Json) -> Result<T> {
     serde_json::from_value(value).map_err(|e| Error::parse("tokenizer", e))
 }
 
 impl File<'_> {
-    fn get(&self, key: &str) -> Option<&Value> {
+    pub fn get(&self, key: &str) -> Option<&Value> {
         self.metadata.get(&format!("tokenizer.ggml.{key}"))
     }
 
@@ -123,7 +125,7 @@ impl File<'_> {
         value.as_text().ok_or_else(|| wrong(key, "expected a text"))
     }
 
-    fn flag(&self, key: &str, default: bool) -> Result<bool> {
+    pub fn flag(&self, key: &str, default: bool) -> Result<bool> {
         match self.get(key) {
             None => Ok(default),
             Some(value) => value.as_bool().ok_or_else(|| wrong(key, "expected true or false")),
@@ -237,7 +239,7 @@ impl File<'_> {
     }
 
     /// The token that a key names, if the file has the key.
-    fn special<'t>(&self, tokens: &'t [Token], key: &str) -> Result<Option<&'t Token>> {
+    pub fn special<'t>(&self, tokens: &'t [Token], key: &str) -> Result<Option<&'t Token>> {
         let Some(value) = self.get(key) else { return Ok(None) };
         let id = value.as_count().ok_or_else(|| wrong(key, "expected a token id"))?;
         let token = tokens.get(id as usize).ok_or_else(|| {
@@ -247,7 +249,7 @@ impl File<'_> {
     }
 
     /// The special tokens around a text, as a post-processor; `None` if there are none.
-    fn frame(&self, tokens: &[Token], begin: bool) -> Result<Option<Json>> {
+    fn frame(&self, tokens: &[Token], begin: bool, end: bool) -> Result<Option<Json>> {
         let wanted = |flag: &str, key: &str, default: bool| -> Result<Option<(String, u64)>> {
             if !self.flag(flag, default)? {
                 return Ok(None);
@@ -261,7 +263,7 @@ impl File<'_> {
             }
         };
         let first = wanted("add_bos_token", "bos_token_id", begin)?;
-        let last = wanted("add_eos_token", "eos_token_id", false)?;
+        let last = wanted("add_eos_token", "eos_token_id", end)?;
         if first.is_none() && last.is_none() {
             return Ok(None);
         }

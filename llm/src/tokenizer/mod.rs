@@ -3,6 +3,7 @@
 mod gguf;
 mod spelling;
 mod stream;
+mod unigram;
 
 pub use stream::TextStream;
 

@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use vela_llm::{Cache, ChatTemplate, Decoder, DecoderConfig, Lora, Message, RenderOptions, Tokenizer, load};
+use vela_llm::{Cache, ChatTemplate, Decoder, DecoderConfig, EncoderDecoder, Lora, Message, RenderOptions};
+use vela_llm::{Tokenizer, load};
 use vela_nn::quant::Precision;
 use vela_nn::{Device, Gguf, Mask, Result, Tensor, Weights};
 
@@ -44,6 +45,14 @@ fn speak(decoder: &Decoder) -> Result<()> {
     decoder.logits(&decoder.normalise(&hidden)?).map(|_| ())
 }
 
+/// Three tokens about two from an encoder-decoder that was accepted.
+fn answer(model: &EncoderDecoder) -> Result<()> {
+    let last = model.encoder().config().vocab as u32 - 1;
+    let embeds = model.encoder().embed(&Tensor::new(&[[0, last]], &Device::Cpu)?)?;
+    let encoded = model.encode(&embeds, &Mask::None, &mut |_, _| {})?;
+    model.greedy(&encoded, 3, &[]).map(|_| ())
+}
+
 /// A text through a tokenizer that was accepted.
 fn read(tokenizer: &Tokenizer) -> Result<()> {
     let ids = tokenizer.encode("Hi \u{e9}\n\t<s> 12 the")?;
@@ -68,8 +77,11 @@ pub fn gguf(bytes: &[u8]) -> bool {
     let tokenizer = Tokenizer::from_gguf(file.metadata()).and_then(|tokenizer| read(&tokenizer));
     let template = ChatTemplate::from_gguf(file.metadata());
     let written = template.and_then(|template| template.as_ref().map_or(Ok(()), write));
-    let spoken = [Precision::Exact, Precision::Fast]
-        .map(|precision| vela_llm::gguf::decoder(&file, precision).and_then(|decoder| speak(&decoder)));
+    let reads = vela_llm::gguf::is_encoder_decoder(&file);
+    let spoken = [Precision::Exact, Precision::Fast].map(|precision| match reads {
+        true => vela_llm::gguf::reader(&file, precision).and_then(|model| answer(&model)),
+        false => vela_llm::gguf::decoder(&file, precision).and_then(|decoder| speak(&decoder)),
+    });
     tokenizer.is_ok() && written.is_ok() && spoken.iter().all(Result::is_ok)
 }
 
@@ -158,7 +170,8 @@ pub mod valid {
         TEMPLATE
     }
 
-    /// A GGUF file of such a model, with a tokenizer of twelve tokens: byte-level, or of SentencePiece.
+    /// A GGUF file of such a model, with a tokenizer of twelve tokens: byte-level (`gpt2`), or of SentencePiece (`llama`); of
+    /// one with three experts (`mixtral`); of an encoder-decoder with a unigram tokenizer (`t5`).
     pub fn gguf(kind: &str) -> Result<Vec<u8>> {
         let text = |text: &str| Value::Text(text.to_owned());
         let texts = |all: &[&str]| Value::TextList(all.iter().map(|text| (*text).to_owned()).collect());
@@ -166,24 +179,33 @@ pub mod valid {
             "gpt2" => ["<s>", "</s>", "H", "i", "h", "e", "t", "th", "the", "\u{120}", "1", "2"],
             _ => ["<unk>", "<s>", "</s>", "H", "i", "h", "e", "t", "th", "the", "\u{2581}", "<0x41>"],
         };
+        let architecture = if kind == "t5" { "t5" } else { "llama" };
         let mut values = BTreeMap::from([
-            ("general.architecture".to_owned(), text("llama")),
-            ("llama.block_count".to_owned(), Value::Unsigned(1)),
-            ("llama.embedding_length".to_owned(), Value::Unsigned(32)),
-            ("llama.feed_forward_length".to_owned(), Value::Unsigned(32)),
-            ("llama.attention.head_count".to_owned(), Value::Unsigned(4)),
-            ("llama.attention.head_count_kv".to_owned(), Value::Unsigned(2)),
-            ("llama.attention.layer_norm_rms_epsilon".to_owned(), Value::Float(1e-5)),
-            ("llama.context_length".to_owned(), Value::Unsigned(64)),
+            ("general.architecture".to_owned(), text(architecture)),
+            (format!("{architecture}.attention.layer_norm_rms_epsilon"), Value::Float(1e-5)),
             ("tokenizer.chat_template".to_owned(), text(TEMPLATE)),
         ]);
+        let mut counts = vec![
+            ("block_count", 1),
+            ("embedding_length", 32),
+            ("feed_forward_length", 32),
+            ("attention.head_count", 4),
+            ("context_length", 64),
+        ];
+        counts.extend(match kind {
+            "t5" => vec![("attention.relative_buckets_count", 4), ("decoder_start_token_id", 0)],
+            "mixtral" => vec![("attention.head_count_kv", 2), ("expert_count", 3), ("expert_used_count", 2)],
+            _ => vec![("attention.head_count_kv", 2)],
+        });
+        let counts = counts.into_iter().map(|(key, n)| (format!("{architecture}.{key}"), Value::Unsigned(n)));
+        values.extend(counts);
         let kinds = if kind == "gpt2" {
             [3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]
         } else {
             [2, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 6]
         };
         let own = [
-            ("model", text(kind)),
+            ("model", text(if kind == "mixtral" { "llama" } else { kind })),
             ("tokens", texts(&tokens)),
             ("token_type", Value::UnsignedList(kinds.to_vec())),
             ("merges", texts(&["t h", "th e"])),
@@ -194,28 +216,79 @@ pub mod valid {
             ("add_bos_token", Value::Bool(true)),
         ];
         values.extend(own.into_iter().map(|(key, value)| (format!("tokenizer.ggml.{key}"), value)));
-        let shapes: [(&str, Format, &[usize]); 11] = [
-            ("token_embd.weight", Format::Q8_0, &[12, 32]),
-            ("output_norm.weight", Format::F32, &[32]),
-            ("blk.0.attn_norm.weight", Format::F32, &[32]),
-            ("blk.0.attn_q.weight", Format::Q4_0, &[32, 32]),
-            ("blk.0.attn_k.weight", Format::Q4_1, &[16, 32]),
-            ("blk.0.attn_v.weight", Format::Q5_0, &[16, 32]),
-            ("blk.0.attn_output.weight", Format::Q5_1, &[32, 32]),
-            ("blk.0.ffn_norm.weight", Format::F32, &[32]),
-            ("blk.0.ffn_gate.weight", Format::F16, &[32, 32]),
-            ("blk.0.ffn_up.weight", Format::Bf16, &[32, 32]),
-            ("blk.0.ffn_down.weight", Format::Q8_0, &[32, 32]),
-        ];
+        if kind == "t5" {
+            let table = charsmap().into_iter().map(u64::from).collect();
+            values.insert("tokenizer.ggml.precompiled_charsmap".into(), Value::UnsignedList(table));
+            values.insert("tokenizer.ggml.remove_extra_whitespaces".into(), Value::Bool(true));
+        }
+        let shapes = if kind == "t5" { of_reader() } else { of_decoder(kind == "mixtral") };
         let mut tensors = BTreeMap::new();
         for (name, format, shape) in shapes {
-            let bytes = vec![0x11; vela_nn::quant::size_of(format, shape)?];
-            tensors.insert(name.to_owned(), Blocks::new(format, shape, bytes)?);
+            let bytes = vec![0x11; vela_nn::quant::size_of(format, &shape)?];
+            tensors.insert(name, Blocks::new(format, &shape, bytes)?);
         }
         let place = Place::new();
         let path = place.0.join("model.gguf");
         vela_nn::gguf::write(&path, &values, &tensors)?;
         std::fs::read(&path).map_err(vela_nn::Error::invalid)
+    }
+
+    type Shape = (String, Format, Vec<usize>);
+
+    fn of_decoder(experts: bool) -> Vec<Shape> {
+        let mut all = vec![
+            ("token_embd", Format::Q8_0, vec![12, 32]),
+            ("output_norm", Format::F32, vec![32]),
+            ("blk.0.attn_norm", Format::F32, vec![32]),
+            ("blk.0.attn_q", Format::Q4_0, vec![32, 32]),
+            ("blk.0.attn_k", Format::Q4_1, vec![16, 32]),
+            ("blk.0.attn_v", Format::Q5_0, vec![16, 32]),
+            ("blk.0.attn_output", Format::Q5_1, vec![32, 32]),
+            ("blk.0.ffn_norm", Format::F32, vec![32]),
+        ];
+        all.extend(match experts {
+            false => vec![
+                ("blk.0.ffn_gate", Format::F16, vec![32, 32]),
+                ("blk.0.ffn_up", Format::Bf16, vec![32, 32]),
+                ("blk.0.ffn_down", Format::Q8_0, vec![32, 32]),
+            ],
+            true => vec![
+                ("blk.0.ffn_gate_inp", Format::F32, vec![3, 32]),
+                ("blk.0.ffn_gate_exps", Format::F16, vec![3, 32, 32]),
+                ("blk.0.ffn_up_exps", Format::Q4_0, vec![3, 32, 32]),
+                ("blk.0.ffn_down_exps", Format::Q8_0, vec![3, 32, 32]),
+            ],
+        });
+        all.into_iter().map(|(name, format, shape)| (format!("{name}.weight"), format, shape)).collect()
+    }
+
+    fn of_reader() -> Vec<Shape> {
+        let norms = ["attn_norm", "cross_attn_norm", "ffn_norm"];
+        let matrices = ["attn_q", "attn_k", "attn_v", "attn_o", "ffn_up", "ffn_down"];
+        let cross = ["cross_attn_q", "cross_attn_k", "cross_attn_v", "cross_attn_o"];
+        let mut all = vec![("token_embd.weight".to_owned(), Format::Q8_0, vec![12, 32])];
+        for stack in ["enc", "dec"] {
+            let mut put = |part: &str, format: Format, shape: &[usize]| {
+                all.push((format!("{stack}.{part}.weight"), format, shape.to_vec()));
+            };
+            put("output_norm", Format::F32, &[32]);
+            put("blk.0.attn_rel_b", Format::F32, &[4, 4]);
+            let own = |part: &&&str| stack == "dec" || !part.starts_with("cross");
+            norms.iter().filter(own).for_each(|part| put(&format!("blk.0.{part}"), Format::F32, &[32]));
+            let all = matrices.iter().chain(&cross);
+            all.filter(own).for_each(|part| put(&format!("blk.0.{part}"), Format::Q8_0, &[32, 32]));
+        }
+        all
+    }
+
+    /// A table of characters that makes an A an a: a double array of two blocks, and the text.
+    fn charsmap() -> Vec<u8> {
+        let mut units = vec![0u32; 512];
+        units[0] = 256 << 10;
+        let next = 256 ^ 0x41;
+        units[next as usize] = (next ^ 5) << 10 | 1 << 8 | 0x41;
+        units[5] = 1 << 31;
+        std::iter::once(2048).chain(units).flat_map(u32::to_le_bytes).chain(*b"a\0").collect()
     }
 
     /// A `tokenizer.json`.

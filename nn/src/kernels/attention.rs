@@ -3,6 +3,7 @@
 
 use super::attention_lanes::{Head, LANES, Lanes, abreast, lay_keys, lay_values, softmax};
 use super::data::{Shared, Values, tensor};
+use super::linear::column_sums;
 use super::matmul::{View, matmul_over, raw};
 use super::node::{node, tracked};
 use super::simd::{self, dispatch, exp};
@@ -82,6 +83,17 @@ struct Plan {
     packed: bool,
 }
 
+/// What becomes of a scaled score before the mask.
+#[derive(Clone, Copy)]
+pub enum After<'a> {
+    /// Nothing.
+    Nothing,
+    /// It is bounded by `cap · tanh(score / cap)`.
+    Cap(f32),
+    /// `bias [h, t + s - 1]` is added by distance: entry `s - 1 + i - j` for query `i` and key `j`.
+    Bias(&'a Tensor),
+}
+
 /// Attention over packed (`[b, t, h * d]`) or split (`[b, h, t, d]`) arguments, to `[b, t, h * dv]` or `[b, t, h, dv]`.
 /// Shapes were checked by the caller.
 pub fn attention(
@@ -91,28 +103,29 @@ pub fn attention(
     size: Size,
     mask: &Mask,
     scale: f32,
-    soft_cap: Option<f32>,
+    after: After,
 ) -> Result<Tensor> {
     let Size { b, h, t, s, dv, .. } = size;
     let packed = q.rank() == 3;
+    let mut args = vec![q, k, v];
+    let mut soft_cap = None;
+    match after {
+        After::Nothing => {}
+        After::Cap(cap) => soft_cap = Some(cap),
+        After::Bias(bias) => args.push(bias),
+    }
     let plan = Plan { size, visible: mask.visible(b, t, s)?, scale, soft_cap, packed };
     let shape = if packed { vec![b, t, h * dv] } else { vec![b, t, h, dv] };
     let mut out = vec![0.0; b * t * h * dv];
     let mut log_sums = vec![0.0; b * h * t];
-    plan.forward(
-        &Argument::of(q, size.d)?,
-        &Argument::of(k, size.d)?,
-        &Argument::of(v, dv)?,
-        &mut out,
-        &mut log_sums,
-    );
-    if !tracked(&[q, k, v]) {
+    plan.forward(&Arguments::of(&args, size)?, &mut out, &mut log_sums);
+    if !tracked(&args) {
         return tensor(out, shape);
     }
     let backward = move |args: &[&Tensor], result: &Tensor, grad: &Tensor| -> Result<Vec<Option<Tensor>>> {
-        let (q, k) = (Argument::of(args[0], size.d)?, Argument::of(args[1], size.d)?);
-        let v = Argument::of(args[2], dv)?;
-        let grads = plan.backward(&q, &k, &v, &Values::of(result)?, &Values::of(grad)?, &log_sums);
+        let all = Arguments::of(args, size)?;
+        let bias = args.get(3).filter(|bias| bias.track_op());
+        let grads = plan.backward(&all, &Values::of(result)?, &Values::of(grad)?, &log_sums, bias.is_some());
         let split = |values: Vec<f32>, arg: &Tensor, rows: usize| -> Result<Option<Tensor>> {
             if !arg.track_op() {
                 return Ok(None);
@@ -123,10 +136,14 @@ pub fn attention(
             let (b, heads, _, d) = arg.dims4()?;
             Ok(Some(tensor(swap(&values, (b, rows, heads, d)), arg.shape())?))
         };
-        let [dq, dk, dv] = grads;
-        Ok(vec![split(dq, args[0], t)?, split(dk, args[1], s)?, split(dv, args[2], s)?])
+        let [dq, dk, dv, d_bias] = grads;
+        let mut grads = vec![split(dq, args[0], t)?, split(dk, args[1], s)?, split(dv, args[2], s)?];
+        if args.len() > 3 {
+            grads.push(bias.map(|bias| tensor(d_bias, bias.shape())).transpose()?);
+        }
+        Ok(grads)
     };
-    node("attention", &[q, k, v], out, shape, backward)
+    node("attention", &args, out, shape, backward)
 }
 
 /// `[b, r, h, d]` to `[b, h, r, d]`, row-major.
@@ -161,8 +178,70 @@ impl<'a> Argument<'a> {
     }
 }
 
+/// The arguments of one attention.
+struct Arguments<'a> {
+    q: Argument<'a>,
+    k: Argument<'a>,
+    v: Argument<'a>,
+    bias: Option<Bias<'a>>,
+}
+
+impl<'a> Arguments<'a> {
+    /// Queries, keys, values and, if there is a fourth, the bias.
+    fn of(args: &[&'a Tensor], size: Size) -> Result<Self> {
+        let Size { t, s, d, dv, .. } = size;
+        let bias = |bias: &&'a Tensor| Ok::<_, crate::Error>(Bias { values: Values::of(bias)?, t, s });
+        Ok(Self {
+            q: Argument::of(args[0], d)?,
+            k: Argument::of(args[1], d)?,
+            v: Argument::of(args[2], dv)?,
+            bias: args.get(3).map(bias).transpose()?,
+        })
+    }
+}
+
+/// What is added to scores by distance.
+struct Bias<'a> {
+    values: Values<'a>,
+    t: usize,
+    s: usize,
+}
+
+impl Bias<'_> {
+    /// Distances there are.
+    fn span(t: usize, s: usize) -> usize {
+        (t + s).saturating_sub(1)
+    }
+
+    /// The entries of the query `row` for `keys`, the last key's first.
+    fn entries(s: usize, row: usize, keys: &Range<usize>) -> Range<usize> {
+        row + s - keys.end..row + s - keys.start
+    }
+
+    fn of(&self, head: usize) -> &[f32] {
+        let span = Self::span(self.t, self.s);
+        &self.values[head * span..][..span]
+    }
+
+    /// Adds to the scores of the queries `rows`, side by side, with `keys`.
+    fn add_to_lanes(&self, head: usize, rows: &Range<usize>, keys: &Range<usize>, scores: &mut [Lanes]) {
+        let bias = self.of(head);
+        for (key, scores) in keys.clone().zip(scores) {
+            let bias = &bias[rows.start + self.s - 1 - key..][..rows.len()];
+            scores.iter_mut().zip(bias).for_each(|(score, bias)| *score += bias);
+        }
+    }
+
+    /// Adds to the scores of the query `row` with `keys`.
+    fn add(&self, head: usize, row: usize, keys: &Range<usize>, scores: &mut [f32]) {
+        let bias = &self.of(head)[Self::entries(self.s, row, keys)];
+        scores.iter_mut().zip(bias.iter().rev()).for_each(|(score, bias)| *score += bias);
+    }
+}
+
 impl Plan {
-    fn forward(&self, q: &Argument, k: &Argument, v: &Argument, out: &mut [f32], log_sums: &mut [f32]) {
+    fn forward(&self, all: &Arguments, out: &mut [f32], log_sums: &mut [f32]) {
+        let Arguments { q, k, v, bias } = all;
         let Size { b, h, hk, t, s, d, dv } = self.size;
         let (mut keys, mut values) = (vec![0.0; b * hk * s * d], vec![0.0; b * hk * s * dv]);
         {
@@ -212,6 +291,9 @@ impl Plan {
                     if let Some(cap) = self.soft_cap {
                         soft_cap(scores.as_flattened_mut(), cap);
                     }
+                    if let Some(bias) = bias {
+                        bias.add_to_lanes(head, rows, &seen, scores);
+                    }
                     self.hide(batch, rows.clone(), &seen, scores);
                     softmax(scores, totals, maxima);
                 }
@@ -250,16 +332,16 @@ impl Plan {
         }
     }
 
-    /// Scaled, capped and masked scores of a block of rows over a range of keys.
+    /// Scaled, capped or biased, and masked scores of a block of rows over a range of keys.
     fn scores(
         &self,
-        q: &Argument,
-        k: &Argument,
+        all: &Arguments,
         (batch, head, key_head): (usize, usize, usize),
         rows: Range<usize>,
         keys: &Range<usize>,
         scores: &mut Vec<f32>,
     ) {
+        let Arguments { q, k, bias, .. } = all;
         let n = keys.len();
         scores.clear();
         scores.resize(rows.len() * n, 0.0);
@@ -270,25 +352,33 @@ impl Plan {
             soft_cap(scores, cap);
         }
         for (row, scores) in rows.zip(scores.chunks_exact_mut(n.max(1))) {
+            if let Some(bias) = bias {
+                bias.add(head, row, keys, scores);
+            }
             self.visible.hide(batch, row, keys.start, scores);
         }
     }
 
+    /// Gradients of queries, keys, values and, if asked for, the bias.
     fn backward(
         &self,
-        q: &Argument,
-        k: &Argument,
-        v: &Argument,
+        all: &Arguments,
         out: &[f32],
         grad: &[f32],
         log_sums: &[f32],
-    ) -> [Vec<f32>; 3] {
+        of_bias: bool,
+    ) -> [Vec<f32>; 4] {
+        let Arguments { q, k, v, .. } = all;
         let Size { b, h, hk, t, s, d, dv } = self.size;
         let (mut dq, mut dk, mut d_v) =
             (vec![0.0; b * t * h * d], vec![0.0; b * s * hk * d], vec![0.0; b * s * hk * dv]);
         let (q_place, k_place) = (Place::packed(t, h, d), Place::packed(s, hk, d));
         let (v_place, o_place) = (Place::packed(s, hk, dv), Place::packed(t, h, dv));
         let (dq_to, dk_to, dv_to) = (Shared::new(&mut dq), Shared::new(&mut dk), Shared::new(&mut d_v));
+        // Of each batch element by itself: the same sums at any thread count.
+        let span = if of_bias { Bias::span(t, s) } else { 0 };
+        let mut d_bias = vec![0.0; b * h * span];
+        let bias_to = Shared::new(&mut d_bias);
         threads::for_each(b * hk, |task| {
             let (batch, key_head) = (task / hk, task % hk);
             let (mut p, mut ds) = (Vec::new(), Vec::new());
@@ -297,7 +387,7 @@ impl Plan {
                     let rows = ROWS.min(t - row);
                     let keys = self.visible.keys(row, rows);
                     let n = keys.len();
-                    self.scores(q, k, (batch, head, key_head), row..row + rows, &keys, &mut p);
+                    self.scores(all, (batch, head, key_head), row..row + rows, &keys, &mut p);
                     let grads = o_place.view(grad, batch, head, row);
                     ds.clear();
                     ds.resize(rows * n, 0.0);
@@ -316,6 +406,14 @@ impl Plan {
                             self.soft_cap.unwrap_or(0.0),
                         );
                     }
+                    if of_bias {
+                        // SAFETY: this task alone has this head of this batch element, and `d_bias` outlives the loop.
+                        let to = unsafe { bias_to.range((batch * h + head) * span, span) };
+                        for (row, ds) in (row..row + rows).zip(ds.chunks_exact(n.max(1))) {
+                            let to = &mut to[Bias::entries(s, row, &keys)];
+                            to.iter_mut().rev().zip(ds).for_each(|(to, ds)| *to += ds);
+                        }
+                    }
                     let (p, ds) = (View::rows(&p, n), View::rows(&ds, n));
                     let queries = q.1.view(&q.0, batch, head, row);
                     let keys_of = k.1.view(&k.0, batch, key_head, keys.start);
@@ -331,7 +429,7 @@ impl Plan {
                 }
             }
         });
-        [dq, dk, d_v]
+        [dq, dk, d_v, column_sums(&d_bias, h * span)]
     }
 }
 

@@ -4,6 +4,7 @@
 use super::data::{Shared, Values, tensor};
 use super::matmul::{View, matmul_add, matmul_over, raw};
 use super::node::{node, tracked};
+use super::simd::{dispatch, sum};
 use crate::{Result, threads};
 use candle_core::Tensor;
 use std::cell::RefCell;
@@ -269,11 +270,12 @@ pub fn backward_weight(grad: &[f32], x: &[f32], size: Size) -> Vec<f32> {
     out
 }
 
+dispatch!(fn plane_sum(values: &[f32]) -> f32 = sum);
+
 fn channel_sums(grad: &[f32], b: usize, channels: usize) -> Vec<f32> {
     let area = grad.len() / (b * channels).max(1);
-    let one = |c: usize| -> f32 {
-        (0..b).map(|i| grad[(i * channels + c) * area..][..area].iter().sum::<f32>()).sum()
-    };
+    let one =
+        |c: usize| -> f32 { (0..b).map(|i| plane_sum(&grad[(i * channels + c) * area..][..area])).sum() };
     (0..channels).map(one).collect()
 }
 

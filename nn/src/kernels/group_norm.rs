@@ -2,7 +2,7 @@
 
 use super::data::{Shared, Values, tensor};
 use super::node::{node, tracked};
-use super::simd::{dispatch, exp, fma, reduce, sum};
+use super::simd::{LANES, dispatch, exp, fma, reduce, sum};
 use crate::{Result, threads};
 use candle_core::Tensor;
 
@@ -31,6 +31,25 @@ fn one_group_body<const FMA: bool>(
         x.iter().zip(y).for_each(|(x, y)| *y = fma::<FMA>(*x, scale, shift));
     }
     (mean, inverse)
+}
+
+dispatch!(
+    /// `Σ grad (x - mean)` and `Σ grad`, in lanes.
+    fn sums_along(grad: &[f32], x: &[f32], mean: f32) -> (f32, f32) = sums_along_body
+);
+#[inline(always)]
+fn sums_along_body<const FMA: bool>(grad: &[f32], x: &[f32], mean: f32) -> (f32, f32) {
+    let mut lanes = [0f32; LANES];
+    let ((grads, grads_rest), (xs, xs_rest)) = (grad.as_chunks::<LANES>(), x.as_chunks::<LANES>());
+    for (g, x) in grads.iter().zip(xs) {
+        for i in 0..LANES {
+            lanes[i] = fma::<FMA>(g[i], x[i] - mean, lanes[i]);
+        }
+    }
+    for (i, (g, x)) in grads_rest.iter().zip(xs_rest).enumerate() {
+        lanes[i] = fma::<FMA>(*g, *x - mean, lanes[i]);
+    }
+    (lanes.iter().sum(), sum::<FMA>(grad))
 }
 
 /// Group normalisation (Wu and He, 2018) of `x [b, c, ..]`. Shapes were checked by the caller.
@@ -64,11 +83,8 @@ pub fn group_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, size: Size, eps: f
             let (mut along, mut plain) = (0f32, 0f32);
             for channel in 0..per {
                 let (at, c) = ((task * per + channel) * n, task % groups * per + channel);
-                let (mut dot, mut total) = (0f32, 0f32);
-                for i in at..at + n {
-                    dot += grad[i] * (x[i] - mean) * inverse;
-                    total += grad[i];
-                }
+                let (dot, total) = sums_along(&grad[at..at + n], &x[at..at + n], *mean);
+                let dot = dot * inverse;
                 dw[c] += dot;
                 db[c] += total;
                 along += dot * weight[c];

@@ -16,6 +16,9 @@ struct Kind {
     plus: f32,
 }
 
+/// Rows whose share of the gradients of weight and bias is summed by itself.
+const BLOCK: usize = 64;
+
 /// Normalises `x [.., width]`. Shapes were checked by the caller.
 pub fn norm(
     x: &Tensor,
@@ -123,11 +126,18 @@ fn backward_body<const FMA: bool>(
     kind: Kind,
 ) {
     let width = scale.len();
+    // The sums over a block of rows by themselves: one sum over all of them would lose digits.
+    let mut sums = vec![0.0; 2 * width];
+    let (dw_part, db_part) = sums.split_at_mut(width);
     let rows = x.chunks_exact(width).zip(grad.chunks_exact(width)).zip(dx.chunks_exact_mut(width)).zip(stats);
-    for (((x, grad), dx), &(mean, inverse)) in rows {
+    for (row, (((x, grad), dx), &(mean, inverse))) in rows.enumerate() {
+        if row % BLOCK == 0 {
+            flush(dw_part, dw);
+            flush(db_part, db);
+        }
         // First the scaled gradient goes to dx, with its two sums; then dx is finished in place.
         for (((((dx, g), s), x), dw), db) in
-            dx.iter_mut().zip(grad).zip(scale).zip(x).zip(dw.iter_mut()).zip(db.iter_mut())
+            dx.iter_mut().zip(grad).zip(scale).zip(x).zip(dw_part.iter_mut()).zip(db_part.iter_mut())
         {
             *dx = g * s;
             *dw = fma::<FMA>(*g, (x - mean) * inverse, *dw);
@@ -140,4 +150,12 @@ fn backward_body<const FMA: bool>(
             *dx = (*dx - fma::<FMA>((x - mean) * inverse, along, g_mean)) * inverse;
         }
     }
+    flush(dw_part, dw);
+    flush(db_part, db);
+}
+
+/// Adds `part` to `sums` and begins it anew.
+#[inline(always)]
+fn flush(part: &mut [f32], sums: &mut [f32]) {
+    sums.iter_mut().zip(part).for_each(|(sum, part)| *sum += std::mem::take(part));
 }
