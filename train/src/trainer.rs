@@ -132,21 +132,7 @@ impl Trainer {
         if self.config.expert_only && self.reader.is_none() {
             self.reader = Some(self.network()?);
         }
-        let (config, step) = (&self.config, self.steps());
-        let shares = Shares { student: config.dagger_share, early: config.early_share };
-        let drawn = library.draw(config.seed, step, config.batch, shares);
-        if drawn.len() != config.batch {
-            return Err(Error::Parse { what: "training".into(), why: "there are no lessons".into() });
-        }
-        let per_shard = config.batch / config.shards;
-        let lots: Vec<Lot> = drawn
-            .chunks(per_shard)
-            .enumerate()
-            .map(|(shard, moments)| {
-                let mut rng = random::stream(config.seed ^ step as u64, &format!("flow {shard}"));
-                lot(&self.vla_config, &self.tokenizer, moments, config.flow_draws, &mut rng)
-            })
-            .collect::<Result<_>>()?;
+        let (config, step, lots) = (&self.config, self.steps(), self.lots(library)?);
         let (gradients, parts) = shard_gradients_with(&self.learner.vars(&[0]), config.shards, |shard| {
             self.loss(&lots[shard]).map_err(vela_nn::Error::invalid)
         })?;
@@ -167,6 +153,28 @@ impl Trainer {
             gradient_norm,
             learning_rate,
         })
+    }
+
+    /// What the next step reads, shard by shard. Asking changes nothing.
+    ///
+    /// # Errors
+    /// An empty library; lessons of another size than the network.
+    pub fn lots(&self, library: &Library) -> Result<Vec<Lot>> {
+        let (config, step) = (&self.config, self.steps());
+        let shares = Shares { student: config.dagger_share, early: config.early_share };
+        let drawn = library.draw(config.seed, step, config.batch, shares);
+        if drawn.len() != config.batch {
+            return Err(Error::Parse { what: "training".into(), why: "there are no lessons".into() });
+        }
+        let per_shard = config.batch / config.shards;
+        drawn
+            .chunks(per_shard)
+            .enumerate()
+            .map(|(shard, moments)| {
+                let mut rng = random::stream(config.seed ^ step as u64, &format!("flow {shard}"));
+                lot(&self.vla_config, &self.tokenizer, moments, config.flow_draws, &mut rng)
+            })
+            .collect()
     }
 
     /// Loss of one shard, and its four parts.
