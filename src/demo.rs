@@ -5,6 +5,7 @@ use crate::live::Live;
 use crate::realtime::{self, Moment, Stage};
 use crate::showing;
 use crate::stats::quantile;
+use crate::verdicts::{Log, Logging};
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 use std::io::{IsTerminal, Write};
@@ -63,6 +64,8 @@ pub struct Args {
     /// With --serve: the port to listen at; 0 takes a free one.
     #[arg(long, default_value_t = 8080, requires = "serve")]
     port: u16,
+    #[command(flatten)]
+    logging: Logging,
     /// Print JSON instead of the table.
     #[arg(long)]
     json: bool,
@@ -98,6 +101,11 @@ pub fn run(args: &Args) -> Result<()> {
         Some(task) => vec![task.clone()],
         None => TaskKind::ALL.iter().map(|kind| kind.name().to_owned()).collect(),
     };
+    // What cannot be played is refused before anything is opened.
+    let mut table = Tabletop::blind(&embodiment, Split::Test)?;
+    for task in &tasks {
+        table.reset(&Episode { task: task.clone(), seed: args.seed, randomise: false })?;
+    }
     let mut policy: Box<dyn Policy> = match &args.head {
         Some(_) if args.following.rtc == Some(Switch::On) => {
             bail!("real-time chunking: the heads of the comparison do not have it")
@@ -107,7 +115,8 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let show = showing::open(args.rrd.as_deref(), args.view, &embodiment)?;
     let live = if args.serve { Some(Live::start(args.host, args.port)?) } else { None };
-    let watching = Watching { show: show.as_ref(), live: live.as_ref() };
+    let log = args.logging.open("demo")?;
+    let watching = Watching { show: show.as_ref(), live: live.as_ref(), log };
     let (robot_session, policy_session) = loopback_pair()?;
     let shutdown = AtomicBool::new(false);
     let rows = std::thread::scope(|scope| -> Result<Vec<Row>> {
@@ -151,6 +160,7 @@ pub fn run(args: &Args) -> Result<()> {
 struct Watching<'a> {
     show: Option<&'a Show>,
     live: Option<&'a Live>,
+    log: Log,
 }
 
 impl Watching<'_> {
@@ -179,7 +189,8 @@ fn play(
         live.show(&moments, &instruction);
     }
     let options = ControlOptions { seed: episode.seed, ..ControlOptions::default() };
-    let (controller, events) = Controller::start(arm, cameras, policy, &instruction, &options)?;
+    let (mut controller, events) = Controller::start(arm, cameras, policy, &instruction, &options)?;
+    let verdicts = watching.log.follow(&mut controller, Some(number))?;
     let handle = controller.handle();
     if let Some(show) = show {
         showing::begin(show, number, &instruction, &scene, moments.get().as_ref());
@@ -205,6 +216,7 @@ fn play(
         }
     }
     let finished = controller.wait();
+    verdicts.finish()?;
     let last = moments.get().context("the arm never moved")?;
     let (success, seconds) = (last.outcome.success, last.outcome.seconds);
     if let Some(show) = show {

@@ -5,7 +5,7 @@ use anyhow::{Result, bail};
 use serde_json::json;
 use std::path::PathBuf;
 use vela_embodiment::Embodiment;
-use vela_robots::survey::{SeenTopic, survey};
+use vela_robots::survey::{SeenRobot, SeenTopic, survey};
 use vela_robots::{Side, open_session};
 
 /// List robots, policies and cameras on the zenoh network with their rates, what is amiss, and what a policy misses.
@@ -50,6 +50,8 @@ pub fn run(args: &Args) -> Result<()> {
         println!("{}", json!({"seen": seen, "amiss": amiss, "missing": missing}));
     } else {
         list("policies", &seen.policies, "none: run `vela act`");
+        let robots: Vec<String> = seen.robots.iter().map(robot_line).collect();
+        list("robots that look for one", &robots, "none");
         list("ROS 2 nodes", &seen.nodes, "none: run `vela robot` or `vela sim`");
         list("ROS 2 actions", &seen.actions, "none");
         println!("topics, listened to for {:.1} s:", seen.listened_ms / 1e3);
@@ -68,6 +70,13 @@ pub fn run(args: &Args) -> Result<()> {
 fn list(what: &str, items: &[String], none: &str) {
     println!("{what}: {}", if items.is_empty() { none } else { "" });
     items.iter().for_each(|item| println!("  {item}"));
+}
+
+fn robot_line(robot: &SeenRobot) -> String {
+    match &robot.asks {
+        Some(policy) => format!("{} asks the policy {policy}", robot.key),
+        None => format!("{} has found none", robot.key),
+    }
 }
 
 fn line(topic: &SeenTopic) -> String {

@@ -209,7 +209,7 @@ fn inspect(one: &One) -> Result<()> {
             "{}",
             json!({"version": dataset.version().name(), "robot": dataset.robot_type(), "fps": dataset.fps(),
                 "frames": dataset.total_frames(), "seconds": seconds, "state": dataset.state_names(),
-                "action": dataset.action_names(), "columns": columns, "episodes": episodes,
+                "action": dataset.action_names(), "units": dataset.units(), "columns": columns, "episodes": episodes,
                 "described_by_vela": dataset.embodiment().is_some(), "interrupted": dataset.has_leftover()})
         );
         return Ok(());
@@ -222,6 +222,9 @@ fn inspect(one: &One) -> Result<()> {
     }
     println!("state:  {}", dataset.state_names().join(", "));
     println!("action: {}", dataset.action_names().join(", "));
+    if let Some(units) = dataset.units() {
+        println!("joints: {units}");
+    }
     for column in dataset.columns() {
         println!("  {:<28} {:<8} {:?}", column.key, column.dtype, column.shape);
     }

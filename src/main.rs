@@ -43,6 +43,7 @@ mod teacher;
 mod train;
 mod train_policy;
 mod train_vlm;
+mod verdicts;
 mod verify;
 mod video;
 

@@ -1,5 +1,5 @@
-//! `vela record --robot`: a live arm on zenoh, whoever drives it, as a LeRobot dataset. It only listens: nothing that goes
-//! wrong here reaches the arm.
+//! `vela record --robot`: a live arm on zenoh, whoever drives it, as a LeRobot dataset, in the units that its policies
+//! know. It only listens: nothing that goes wrong here reaches the arm.
 
 use crate::operator;
 use crate::video::Video;
@@ -13,7 +13,7 @@ use vela_embodiment::{Action, Clock, Embodiment, Frame, FrameSource, MonotonicCl
 use vela_episodes::{Step, Writing};
 use vela_robots::ros2::cameras::TopicCameras;
 use vela_robots::ros2::{Moment, Witness};
-use vela_robots::{ArmFile, Latest, Side, open_session};
+use vela_robots::{ArmFile, JointScales, Latest, Side, open_session};
 
 /// Pictures older than this are not of the present moment, s.
 const STALE_SECS: f64 = 0.5;
@@ -67,6 +67,7 @@ struct Ears {
     robot: Embodiment,
     witness: Witness,
     pictures: Arc<Pictures>,
+    scales: JointScales,
     task: String,
 }
 
@@ -84,8 +85,11 @@ impl Ears {
             return Err(format!("camera '{}': the newest picture is {age:.2} s old", frame.camera));
         }
         let (instruction, stamp) = (self.task.clone(), reading.stamp);
-        let observation = Observation { frames, joint_positions: reading.positions, instruction, stamp };
-        Ok(Step { observation, action: Action { joint_targets: targets }, intervention })
+        let joint_positions = self.scales.theirs(&reading.positions);
+        let observation = Observation { frames, joint_positions, instruction, stamp };
+        let action = Action { joint_targets: self.scales.theirs(&targets) };
+        // What the arm's gate said is in the arm's own log.
+        Ok(Step { observation, action, intervention, ruling: None })
     }
 }
 
@@ -95,7 +99,8 @@ pub fn run(job: &Job) -> Result<()> {
     if [job.episode_secs, job.reset_secs].into_iter().flatten().any(|secs| !(0.0..1e6).contains(&secs)) {
         bail!("expected --episode-secs and --reset-secs of at least 0 s");
     }
-    let writer = job.video.writer(job.out, &robot)?;
+    let scales = file.scales(&robot, file.policy_units)?;
+    let writer = job.video.writer_in(job.out, &robot, file.policy_units.words())?;
     let recovered = writer.recovered_frames();
     if recovered > 0 && !job.json {
         println!("an earlier recording was killed: {recovered} frames of it are an episode now");
@@ -108,7 +113,7 @@ pub fn run(job: &Job) -> Result<()> {
     let cameras = TopicCameras::listen(&session, &robot, domain, distribution, &file.cameras, &clock, false)?;
     let over = Arc::new(AtomicBool::new(false));
     let pictures = watch(cameras, &over)?;
-    let ears = Ears { robot, witness, pictures, task: job.task.to_owned() };
+    let ears = Ears { robot, witness, pictures, scales, task: job.task.to_owned() };
     let interrupted = operator::interruption()?;
     let mut writing = Writing::start(writer)?;
     let recorded = record(job, &ears, &*clock, &operator::lines(), &interrupted, &mut writing);

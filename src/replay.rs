@@ -15,10 +15,10 @@ use on_sim::{Followed, play};
 use serde_json::{Value, json};
 use shown::Shown;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use vela_embodiment::{Embodiment, PolicySpec};
 use vela_episodes::{Dataset, EncodedEpisode};
-use vela_robots::require_policy_fits;
+use vela_robots::{ArmFile, JointScales, PolicyUnits, require_policy_fits};
 use vela_sim::tabletop::Tabletop;
 use vela_sim::tasks::Split;
 
@@ -37,7 +37,9 @@ pub struct Args {
     #[arg(long)]
     policy: Option<String>,
     /// What the dataset's robot is: a file as in configs/robots (the built-in SO-101 where the dataset says that it is
-    /// one). Needed for --policy and --sim; the dataset's numbers are then rad and m.
+    /// one), or the arm's own file, which `vela robot --config` takes. Needed for --policy and --sim. The dataset's
+    /// numbers are in the units that it says, else in the arm's policy_units, else rad and m; its arm's file is needed
+    /// where they are LeRobot's.
     #[arg(long, value_name = "FILE")]
     robot: Option<PathBuf>,
     /// Infer at every this many frames.
@@ -70,30 +72,37 @@ pub fn run(args: &Args) -> Result<()> {
         bail!("--fail-if needs a --policy to compare with");
     }
     let dataset = Dataset::open(&args.dataset)?;
-    let robot = robot(args, &dataset)?;
+    let body = body(args, &dataset)?;
+    let robot = body.as_ref().map(|body| &body.robot);
     let chosen: Vec<usize> = match args.episode {
         Some(k) if k < dataset.len() => vec![k],
         Some(k) => bail!("episode {k} is not there: the dataset holds {}", dataset.len()),
         None => (0..dataset.len()).collect(),
     };
     let (mut asked, mut table) = (None, None);
-    if let Some(robot) = &robot {
+    if let Some(Body { robot, arm, .. }) = &body {
         if let Some(name) = &args.policy {
-            let policy = chooser::policy(name, robot)?;
+            let mut policy = chooser::policy(name, robot)?;
             require_policy_fits(robot, policy.spec())?;
+            if let Some(arm) = arm {
+                policy = arm.translated(policy, robot)?;
+            }
             asked = Some((policy, Compared::new(robot, args.seed, args.every)?));
         }
         if args.sim {
             table = Some((Tabletop::blind(robot, Split::Train)?, robot));
         }
     }
-    let open = |path: &PathBuf| Shown::open(path, robot.as_ref(), &dataset);
+    let open = |path: &PathBuf| Shown::open(path, robot, &dataset);
     let show = args.rrd.as_ref().map(open).transpose()?;
     let (mut followed, mut shown) = (Vec::new(), Vec::new());
     let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} episodes, {eta} left")?;
     let bar = ProgressBar::new(chosen.len() as u64).with_style(style);
     for k in chosen {
-        let recorded = dataset.encoded(k).with_context(|| format!("episode {k}"))?;
+        let mut recorded = dataset.encoded(k).with_context(|| format!("episode {k}"))?;
+        if let Some(body) = &body {
+            body.in_rad(&mut recorded);
+        }
         let plans = match &mut asked {
             Some((policy, compared)) => compared.episode(&recorded, policy.as_mut())?,
             None => Vec::new(),
@@ -135,16 +144,70 @@ pub fn run(args: &Args) -> Result<()> {
     if words.is_empty() { Ok(()) } else { bail!("{}", words.join("; ")) }
 }
 
-/// The robot that the dataset was recorded with: the file's that was named, or the built-in one. `None` where it is not
-/// known and nobody needs it.
-fn robot(args: &Args, dataset: &Dataset) -> Result<Option<Embodiment>> {
-    let place = args.dataset.display();
-    if let Some(file) = &args.robot {
-        let robot = Embodiment::load(file)?;
-        let differs = || format!("{place} was not recorded with the robot of {}", file.display());
-        dataset.require_same(&robot).with_context(differs)?;
-        return Ok(Some(robot));
+/// The robot that a dataset was recorded with, and what its numbers mean.
+struct Body {
+    robot: Embodiment,
+    /// Where its own file was named.
+    arm: Option<ArmFile>,
+    scales: JointScales,
+}
+
+impl Body {
+    /// An episode as it was stored, in rad and m.
+    fn in_rad(&self, recorded: &mut EncodedEpisode) {
+        for row in recorded.states.iter_mut().chain(&mut recorded.actions) {
+            *row = self.scales.ours(row);
+        }
     }
+}
+
+/// The robot that the dataset was recorded with, if it is known, and what the dataset's numbers are. `None` where
+/// either is not known and nobody needs it.
+fn body(args: &Args, dataset: &Dataset) -> Result<Option<Body>> {
+    let (arm, robot) = match &args.robot {
+        Some(file) => {
+            let (arm, robot) = named(file)?;
+            let place = args.dataset.display();
+            let differs = || format!("{place} was not recorded with the robot of {}", file.display());
+            dataset.require_same(&robot).with_context(differs)?;
+            (arm, Some(robot))
+        }
+        None => (None, builtin(args, dataset)?),
+    };
+    let Some(robot) = robot else { return Ok(None) };
+    let units = match (dataset.units(), &arm) {
+        (Some(words), _) => PolicyUnits::from_words(words)?,
+        (None, Some(arm)) => arm.policy_units,
+        (None, None) => PolicyUnits::Radians,
+    };
+    let scales = match &arm {
+        Some(arm) => arm.scales(&robot, units)?,
+        None if units == PolicyUnits::Radians => JointScales::new(&robot, units, None)?,
+        None if args.robot.is_none() && args.policy.is_none() && !args.sim => return Ok(None),
+        None => bail!(
+            "{} is in {}: expected the file of its arm as --robot FILE (the one that `vela robot --config` takes), whose \
+             calibration and policy_units say what that is in rad",
+            args.dataset.display(),
+            units.words()
+        ),
+    };
+    Ok(Some(Body { robot, arm, scales }))
+}
+
+/// The robot of a file: the robot's own, or an arm's that names it.
+fn named(file: &Path) -> Result<(Option<ArmFile>, Embodiment)> {
+    let text = std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
+    // An arm's file names its robot's; a file that is no TOML is refused below.
+    if toml::from_str::<toml::Table>(&text).is_ok_and(|table| table.contains_key("robot")) {
+        let (arm, robot) = ArmFile::load(file)?;
+        return Ok((Some(arm), robot));
+    }
+    Ok((None, Embodiment::load(file)?))
+}
+
+/// The built-in robot where the dataset was recorded with it.
+fn builtin(args: &Args, dataset: &Dataset) -> Result<Option<Embodiment>> {
+    let place = args.dataset.display();
     // Descriptions in datasets carry no URDF; the built-in one serves where the robot is the same.
     let builtin = Embodiment::so101()?;
     let described = dataset.embodiment().is_some();

@@ -3,10 +3,10 @@
 
 use crate::demo::LINK_TIMEOUT_SECS;
 use crate::leading::Leader;
+use crate::verdicts::Logging;
 use crate::{calibrate, operator};
 use anyhow::{Context, Result, bail};
 use serde_json::json;
-use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 use vela_embodiment::{JointSide, Policy};
@@ -14,8 +14,8 @@ use vela_robots::feetech::HandGuided;
 use vela_robots::priority::{self, Urgency};
 use vela_robots::ros2::cameras::TopicCameras;
 use vela_robots::{
-    ArmFile, ControlEvent, ControlOptions, Controller, RealArm, RemotePolicy, Side, State, TickReport,
-    listen_for_stop, open_session, press_stop, release_stop, ros2,
+    ArmFile, ControlEvent, ControlOptions, Controller, RealArm, RemotePolicy, Side, State, listen_for_stop,
+    open_session, press_stop, release_stop, ros2,
 };
 
 /// Run a real arm as a robot on zenoh and let a policy (`vela act`) move it through the safety gate.
@@ -48,9 +48,8 @@ pub struct Args {
     /// Release the emergency stop of the arm with this base key and do nothing else.
     #[arg(long, value_name = "KEY")]
     release: Option<String>,
-    /// Write every verdict of the gate that is not a plain pass, with its reason, to this file, one JSON object a line.
-    #[arg(long, value_name = "FILE")]
-    log: Option<PathBuf>,
+    #[command(flatten)]
+    logging: Logging,
     /// A zenoh config file (JSON5) instead of the built-in one, which listens on loopback only.
     #[arg(long)]
     zenoh: Option<PathBuf>,
@@ -114,10 +113,9 @@ pub fn run(args: &Args) -> Result<()> {
         real_time,
         ..ControlOptions::default()
     };
-    let create =
-        |path: &PathBuf| std::fs::File::create(path).with_context(|| format!("writing {}", path.display()));
-    let mut log = args.log.as_ref().map(create).transpose()?;
-    let (controller, events) = Controller::start(arm, cameras, policy, &args.task, &options)?;
+    let log = args.logging.open("robot")?;
+    let (mut controller, events) = Controller::start(arm, cameras, policy, &args.task, &options)?;
+    let verdicts = log.follow(&mut controller, None)?;
     let handle = controller.handle();
     let stop = handle.emergency_stop();
     let _listener = listen_for_stop(&session, &file.key, &stop)?;
@@ -148,12 +146,9 @@ pub fn run(args: &Args) -> Result<()> {
                 if let Some(node) = &mut node {
                     node.publish(&event)?;
                 }
-                match (&event, &mut log) {
-                    (ControlEvent::Tick(tick), Some(log)) if tick.held || !tick.trips.is_empty() => {
-                        writeln!(log, "{}", verdict(tick)).context("writing the log of verdicts")?;
-                    }
-                    (ControlEvent::Scheduled(scheduling), _) => eprintln!("{scheduling}"),
-                    (ControlEvent::State { state, .. }, _) => eprintln!("{}", words(state)),
+                match event {
+                    ControlEvent::Scheduled(scheduling) => eprintln!("{scheduling}"),
+                    ControlEvent::State { state, .. } => eprintln!("{}", words(&state)),
                     _ => {}
                 }
             }
@@ -162,11 +157,12 @@ pub fn run(args: &Args) -> Result<()> {
         }
     }
     let ended = controller.wait();
+    let dropped = verdicts.finish()?;
     let (report, gripper) = (ended.report, ended.arm.and_then(|arm| arm.gripper_report()));
     if args.json {
         let answer = json!({"state": words(&report.state), "ticks": report.ticks, "ticks_late": report.late_ticks,
             "ticks_held": report.held_ticks, "real_time": report.real_time, "chunks": report.chunks, "trips": report.trips,
-            "events_dropped": report.events_dropped, "gripper": gripper});
+            "events_dropped": report.events_dropped, "verdicts_dropped": dropped, "log": log.path(), "gripper": gripper});
         println!("{answer}");
     } else {
         println!("{} after {} ticks, {} chunks", words(&report.state), report.ticks, report.chunks);
@@ -211,11 +207,6 @@ fn look(args: &Args, arm: &mut RealArm) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn verdict(tick: &TickReport) -> serde_json::Value {
-    json!({"tick": tick.tick, "stamp_secs": tick.stamp.secs(), "held": tick.held, "asked": tick.asked,
-        "sent": tick.targets, "trips": tick.trips})
 }
 
 /// A state as one line.

@@ -4,6 +4,7 @@ use crate::demo::{BASE_KEY, LINK_TIMEOUT_SECS};
 use crate::operator;
 use crate::realtime::{self, Stage};
 use crate::robot::words;
+use crate::verdicts::Logging;
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 use std::path::PathBuf;
@@ -43,6 +44,8 @@ pub struct Args {
     /// Seconds to hold when policy or link are gone before giving up.
     #[arg(long, default_value_t = 2.0)]
     hold_secs: f64,
+    #[command(flatten)]
+    logging: Logging,
 }
 
 /// Runs the verb.
@@ -95,7 +98,9 @@ fn serve(args: &Args, embodiment: &Embodiment, table: Tabletop) -> Result<()> {
         stop_after_hold_secs: args.hold_secs,
         ..ControlOptions::default()
     };
-    let (controller, events) = Controller::start(arm, cameras, remote, &instruction, &options)?;
+    let log = args.logging.open("sim")?;
+    let (mut controller, events) = Controller::start(arm, cameras, remote, &instruction, &options)?;
+    let verdicts = log.follow(&mut controller, None)?;
     let handle = controller.handle();
     let stop = handle.emergency_stop();
     let _listener = listen_for_stop(&session, BASE_KEY, &stop)?;
@@ -128,6 +133,7 @@ fn serve(args: &Args, embodiment: &Embodiment, table: Tabletop) -> Result<()> {
         }
     }
     let report = controller.wait().report;
+    verdicts.finish()?;
     if !begun {
         bail!("no policy came in {} s: run `vela act` in another shell", args.wait_secs);
     }

@@ -6,7 +6,7 @@ use serde::Serialize;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use vela_embodiment::Embodiment;
-use vela_episodes::Dataset;
+use vela_episodes::{Dataset, SI_UNITS};
 use vela_nn::threads;
 use vela_policy::VlaParts;
 use vela_train::finetune::{
@@ -64,6 +64,12 @@ pub fn run(args: &Args) -> Result<()> {
     let dataset = Dataset::open(&config.data)?;
     let robot = robot(&dataset)?;
     let moments = RecordedMoments::new(&dataset)?;
+    let units = dataset.units().unwrap_or(SI_UNITS);
+    if units != SI_UNITS && [config.statistics, config.embodiment] == [TakenFrom::Checkpoint; 2] {
+        eprintln!(
+            "the dataset is in {units}: the base's statistics must be of the same, or statistics = 'dataset'"
+        );
+    }
     if config.embodiment == TakenFrom::Dataset {
         let begun = args.out.join("begun");
         if !begun.exists() {

@@ -3,7 +3,7 @@
 use clap::ValueEnum;
 use std::path::Path;
 use vela_embodiment::{Embodiment, Result};
-use vela_episodes::{DatasetWriter, PictureFormat};
+use vela_episodes::{DatasetWriter, PictureFormat, SI_UNITS};
 
 /// What a dataset's videos are coded with.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -40,10 +40,12 @@ impl Video {
 
     /// A writer of a dataset with such pictures.
     pub fn writer(&self, out: &Path, robot: &Embodiment) -> Result<DatasetWriter> {
+        self.writer_in(out, robot, SI_UNITS)
+    }
+
+    /// The same, of joints in these units.
+    pub fn writer_in(&self, out: &Path, robot: &Embodiment, units: &str) -> Result<DatasetWriter> {
         let fps = robot.control_hz.round() as u32;
-        match self.format() {
-            Some(format) => DatasetWriter::create_with(out, robot, fps, format),
-            None => DatasetWriter::create(out, robot, fps),
-        }
+        DatasetWriter::create_in(out, robot, fps, self.format(), units)
     }
 }

@@ -41,6 +41,9 @@ pub trait Policy: Send {
     fn spec(&self) -> &PolicySpec;
     /// The chunk that answers the newest of `history` (oldest first, [`PolicySpec::history`] long).
     fn infer(&mut self, history: &[Observation], options: &InferOptions) -> Result<ActionChunk>;
+    /// Says whose questions follow, where several robots ask. Whatever a policy keeps from one answer to the next it keeps
+    /// per robot; most keep nothing.
+    fn turn_to(&mut self, _robot: &str) {}
 }
 
 impl<P: Policy + ?Sized> Policy for Box<P> {
@@ -50,6 +53,10 @@ impl<P: Policy + ?Sized> Policy for Box<P> {
 
     fn infer(&mut self, history: &[Observation], options: &InferOptions) -> Result<ActionChunk> {
         (**self).infer(history, options)
+    }
+
+    fn turn_to(&mut self, robot: &str) {
+        (**self).turn_to(robot);
     }
 }
 

@@ -188,7 +188,8 @@ impl SafetyGate {
             self.asked.clone_from(&self.targets);
             self.paces.clone_from(&self.speeds);
         }
-        let action = Checked { value: Action { joint_targets: self.targets.clone() }, held };
+        let value = Action { joint_targets: self.targets.clone() };
+        let action = Checked { value, held, trips: trips.clone() };
         Verdict { action, held, trips }
     }
 

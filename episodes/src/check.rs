@@ -53,6 +53,19 @@ pub fn check(dataset: &Dataset, watch: &mut dyn FnMut()) -> Result<Findings> {
     for path in leftover_films(dataset) {
         problems.push(format!("{}: a video of no episode", path.display()));
     }
+    match dataset.rulings() {
+        Err(error) => problems.push(error.to_string()),
+        Ok(rulings) => {
+            for (episode, frames) in rulings {
+                let length = dataset.entries()[episode].length;
+                if let Some(frame) = frames.into_keys().find(|frame| *frame >= length) {
+                    problems.push(format!(
+                        "meta/vela_verdicts.jsonl: frame {frame} of episode {episode}, which has {length}"
+                    ));
+                }
+            }
+        }
+    }
     let info = dataset.info();
     let claimed = [
         ("total_episodes", info.total_episodes, dataset.len()),

@@ -6,6 +6,7 @@ use crate::layout::{FileId, io, refuse, write_whole};
 use crate::meta::FilmPlace;
 use crate::picture::{Coder, PictureFormat, unencoded};
 use crate::rows::Pictures;
+use crate::rulings::Rulings;
 use crate::stats::{FeatureStats, PictureCounts};
 use crate::store::{Said, Store};
 use crate::video::av1;
@@ -26,7 +27,8 @@ pub struct Copied {
 }
 
 /// Copies episodes, in the order in which they are named, into a new v3.0 dataset in `out`: every column, statistics
-/// made from the frames; vela's description of the robot where all have it. Pictures and video files are copied
+/// made from the frames; vela's description of the robot where all have it; the gate's rulings under their episodes' new
+/// numbers. Pictures and video files are copied
 /// untouched, or coded anew when `pictures` says how. `watch` is called after each episode.
 ///
 /// # Errors
@@ -60,8 +62,10 @@ pub fn copy(
     let mut store = Store::begin(out, info, robot)?;
     let mut films = Films::default();
     for (dataset, episodes) in sources {
+        let rulings = dataset.rulings()?;
         for index in episodes {
-            copy_episode(dataset, *index, &mut store, &mut films, pictures)?;
+            let rulings = rulings.get(index).cloned().unwrap_or_default();
+            copy_episode(dataset, *index, &mut store, &mut films, pictures, rulings)?;
             watch();
         }
     }
@@ -74,6 +78,7 @@ fn copy_episode(
     store: &mut Store,
     copied: &mut Films,
     pictures: Option<PictureFormat>,
+    rulings: Rulings,
 ) -> Result<()> {
     let stored = dataset.info().features.iter().filter(|(_, feature)| !feature.is_video());
     let keys: Vec<String> = stored.map(|(key, _)| key.clone()).collect();
@@ -111,7 +116,7 @@ fn copy_episode(
         columns.push((key, column));
     }
     let entry = &dataset.entries()[index];
-    let mut said = Said { tasks, extra: entry.extra.clone(), films: BTreeMap::new() };
+    let mut said = Said { tasks, extra: entry.extra.clone(), films: BTreeMap::new(), rulings };
     let mut seen = BTreeMap::new();
     if let Some(format) = pictures {
         for (key, camera) in dataset.info().cameras()? {
@@ -219,6 +224,11 @@ fn differences(first: &Dataset, other: &Dataset) -> Vec<String> {
     if a.robot_type != b.robot_type {
         let name = |robot: &Option<String>| robot.clone().unwrap_or_else(|| "nobody".into());
         found.push(format!("{place}: robot {} against {}", name(&b.robot_type), name(&a.robot_type)));
+    }
+    if let (Some(a), Some(b)) = (a.units(), b.units())
+        && a != b
+    {
+        found.push(format!("{place}: joints in {b} against {a}"));
     }
     for (key, feature) in &a.features {
         match b.features.get(key) {

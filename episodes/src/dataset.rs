@@ -5,7 +5,7 @@ use crate::info::{ACTION, Feature, INTERVENTION, Info, STATE};
 use crate::layout::{FileId, Layout, Version, read_json, refuse};
 use crate::rows::{EncodedEpisode, Pictures};
 use crate::video::Movie;
-use crate::{Recording, journal, lines, meta, table};
+use crate::{Recording, Ruling, journal, lines, meta, rulings, table};
 use arrow::array::RecordBatch;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,8 @@ pub use crate::meta::EpisodeEntry;
 
 /// A LeRobot dataset, v3.0 or v2.1, pictures inside parquet or in video
 /// files (AV1, H.264). Opening reads the tables; frames are read episode by episode, touching
-/// only the row groups that hold them. Numbers come as they are stored: ours are rad and m, others may be degrees.
+/// only the row groups that hold them. Numbers come as they are stored: [`Dataset::units`] says in which units, of
+/// ours.
 #[derive(Clone, Debug)]
 pub struct Dataset {
     layout: Layout,
@@ -122,6 +123,21 @@ impl Dataset {
     /// Frames per second.
     pub fn fps(&self) -> f64 {
         self.info.fps()
+    }
+
+    /// What the safety gate made of the frames where it was no plain pass, by the episode and the frame. Episodes that are
+    /// not there have none: all was passed, or nobody who recorded them saw the gate.
+    ///
+    /// # Errors
+    /// `meta/vela_verdicts.jsonl` cannot be read or is not ours.
+    pub fn rulings(&self) -> Result<BTreeMap<usize, BTreeMap<usize, Ruling>>> {
+        rulings::read(&self.layout, self.len())
+    }
+
+    /// In which units joints are, in the words that [`DatasetWriter`](crate::DatasetWriter) was given; `None` where the
+    /// dataset does not say.
+    pub fn units(&self) -> Option<&str> {
+        self.info.units()
     }
 
     /// Names of the state's entries: joint names, without LeRobot's ending ".pos".

@@ -20,6 +20,8 @@ pub(crate) const IMAGES: &str = "observation.images.";
 /// The columns that every dataset has besides, in LeRobot's order.
 pub(crate) const BOOKKEEPING: [&str; 5] =
     ["timestamp", "frame_index", "episode_index", "index", "task_index"];
+/// The units of joints where nobody asked for others, as `meta/info.json` says them.
+pub const SI_UNITS: &str = "rad (revolute joints), m (prismatic joints)";
 /// A vector longer than this is a broken file, not a robot.
 const WIDEST: usize = 1 << 16;
 
@@ -212,10 +214,9 @@ impl Info {
         }
     }
 
-    /// An empty v3.0 dataset of a robot's joints and cameras.
-    pub(crate) fn of_robot(embodiment: &Embodiment, fps: u32, format: PictureFormat) -> Self {
+    /// An empty v3.0 dataset of a robot's joints, said in `units`, and cameras.
+    pub(crate) fn of_robot(embodiment: &Embodiment, fps: u32, format: PictureFormat, units: &str) -> Self {
         let joints: Vec<String> = embodiment.joints.iter().map(|j| format!("{}.pos", j.name)).collect();
-        let units = "rad (revolute joints), m (prismatic joints)";
         let mut features = BTreeMap::new();
         features.insert(STATE.to_owned(), Feature::vector(joints.clone(), units));
         features.insert(ACTION.to_owned(), Feature::vector(joints, units));
@@ -278,6 +279,11 @@ impl Info {
                 known: self.features.keys().map(String::as_str).collect::<Vec<_>>().join(", "),
             }),
         }
+    }
+
+    /// In which units joints are measured, where it says so.
+    pub(crate) fn units(&self) -> Option<&str> {
+        self.features.get(STATE)?.info.as_ref()?["units"].as_str()
     }
 
     /// How pictures to come are stored.

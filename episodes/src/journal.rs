@@ -4,6 +4,7 @@
 //! a length (u32), a checksum (u64) and a body, numbers in little endian. A record that was not written to its end
 //! fails its checksum, and the file ends before it.
 
+use crate::Ruling;
 use crate::layout::{Layout, io, refuse};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, TryLockError};
@@ -24,6 +25,7 @@ pub(crate) struct Entry {
     pub(crate) intervention: bool,
     /// One per camera, PNG or JPEG.
     pub(crate) pictures: Vec<Vec<u8>>,
+    pub(crate) ruling: Option<Ruling>,
 }
 
 /// What the recorder said when the episode was complete.
@@ -90,6 +92,9 @@ impl Journal {
         }
         for picture in &entry.pictures {
             put(&mut body, picture);
+        }
+        if let Some(ruling) = &entry.ruling {
+            put(&mut body, &serde_json::to_vec(ruling).map_err(|e| refuse(&self.path, e.to_string()))?);
         }
         self.unsynced += 1;
         self.write(&body)
@@ -185,9 +190,13 @@ fn entry(body: &[u8], cameras: usize) -> Option<Entry> {
     };
     let (state, action) = (numbers()?, numbers()?);
     let pictures = (0..cameras).map(|_| take(&mut rest).map(<[u8]>::to_vec)).collect::<Option<_>>()?;
+    let ruling = match rest.is_empty() {
+        true => None,
+        false => Some(serde_json::from_slice(take(&mut rest)?).ok()?),
+    };
     let whole = rest.is_empty() && matches!(*kind, FRAME | CORRECTED_FRAME);
     let intervention = *kind == CORRECTED_FRAME;
-    whole.then_some(Entry { instruction, state, action, intervention, pictures })
+    whole.then_some(Entry { instruction, state, action, intervention, pictures, ruling })
 }
 
 fn put(body: &mut Vec<u8>, bytes: &[u8]) {
@@ -221,6 +230,7 @@ mod tests {
             action: vec![-1.0, k as f32],
             intervention: k % 2 == 1,
             pictures: vec![vec![k as u8; 5], vec![9; 3]],
+            ruling: (k >= 2).then(|| Ruling { held: k == 3, trips: Vec::new() }),
         }
     }
 

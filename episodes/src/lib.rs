@@ -4,8 +4,8 @@
 //! per episode: pictures are PNG (or JPEG) bytes inside parquet, or H.264 in one mp4 file per episode and camera. Copies
 //! keep pictures and video files as they are unless another form is asked for, AV1 among them.
 //! Numbers are stored as LeRobot stores them, in 32-bit floats; ours are rad and m, which `meta/info.json` says.
-//! `meta/embodiment.json`, `meta/.pending` and the column `vela/extra` of the episodes' table are ours; LeRobot passes
-//! over all three.
+//! `meta/embodiment.json`, `meta/.pending`, `meta/vela_verdicts.jsonl` and the column `vela/extra` of the episodes' table
+//! are ours; LeRobot passes over all four.
 
 pub mod check;
 mod columns;
@@ -20,6 +20,7 @@ mod meta;
 mod picture;
 pub mod recorder;
 mod rows;
+mod rulings;
 pub mod stats;
 mod store;
 mod table;
@@ -29,10 +30,12 @@ mod writing;
 
 pub use compare::ActionError;
 pub use dataset::{Column, Dataset, EpisodeEntry};
+pub use info::SI_UNITS;
 pub use layout::Version;
 pub use picture::PictureFormat;
 pub use recorder::Recorder;
 pub use rows::{EncodedEpisode, Recorded, Recording};
+pub use rulings::Ruling;
 pub use stats::FeatureStats;
 pub use vela_embodiment::{Error, Result};
 pub use writer::DatasetWriter;

@@ -1,7 +1,7 @@
 //! A robot or environment that records what passes through it. Encoding and writing happen on a thread of their
 //! own: the control loop never waits for a disk.
 
-use crate::{DatasetWriter, Step, Writing};
+use crate::{DatasetWriter, Ruling, Step, Writing};
 use std::cell::Cell;
 use std::sync::Arc;
 use vela_embodiment::{
@@ -10,7 +10,7 @@ use vela_embodiment::{
 };
 
 /// Wraps a robot (or environment) and records, for every action, the observation before it and the targets that
-/// were really sent. Episodes are committed by [`Recorder::end_episode`]; one that is not is forgotten at the next
+/// were really sent, and what the gate said where that was not what was asked. Episodes are committed by [`Recorder::end_episode`]; one that is not is forgotten at the next
 /// reset. It is at most one second behind: made for lockstep, where [`Robot::apply`] waits for a slow disk rather than
 /// lose more than that to a kill.
 #[derive(Debug)]
@@ -104,13 +104,14 @@ impl<R: Robot> Robot for Recorder<R> {
     }
 
     fn apply(&mut self, action: Checked<Action>) -> Result<Applied> {
+        let ruling = Ruling::of(&action);
         let applied = self.inner.apply(action)?;
         let (label, intervention) = (self.label.take(), self.intervention.take());
         if let Some(observation) = self.seen.take() {
             self.instruction.get_or_insert_with(|| observation.instruction.clone());
             let action = label.unwrap_or_else(|| Action { joint_targets: applied.joint_targets.clone() });
             // The arm is not stopped for a full disk; `end_episode` and `finish` report it.
-            let _ = self.writing.add(Step { observation, action, intervention });
+            let _ = self.writing.add(Step { observation, action, intervention, ruling });
         }
         Ok(applied)
     }

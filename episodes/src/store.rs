@@ -7,6 +7,7 @@ use crate::info::{Feature, Info};
 use crate::layout::{FileId, Layout, Version, io, read_json, refuse, write_json};
 use crate::meta::FilmPlace;
 use crate::picture::PictureFormat;
+use crate::rulings::{self, Rulings};
 use crate::stats::FeatureStats;
 use crate::video::mux;
 use crate::{EpisodeEntry, meta, table};
@@ -55,6 +56,8 @@ pub(crate) struct Said {
     pub(crate) extra: serde_json::Value,
     /// Where it is in the video files, by the columns' names.
     pub(crate) films: BTreeMap<String, FilmPlace>,
+    /// What the gate made of its frames; they have a file of their own.
+    pub(crate) rulings: Rulings,
 }
 
 impl Store {
@@ -113,6 +116,7 @@ impl Store {
                 store.stats.insert(key.clone(), meta::read_stats(&store.layout, key)?);
             }
         }
+        rulings::cut(&store.layout, store.episodes)?;
         Ok(store)
     }
 
@@ -186,7 +190,7 @@ impl Store {
     pub(crate) fn commit(
         &mut self,
         rows: &RecordBatch,
-        Said { tasks, extra, films }: Said,
+        Said { tasks, extra, films, rulings }: Said,
         stats: Vec<(String, FeatureStats)>,
     ) -> Result<usize> {
         if rows.num_rows() == 0 {
@@ -214,7 +218,12 @@ impl Store {
         };
         let meta_path = self.layout.episodes(meta_file);
         let groups = table::groups_of_rows(&meta_path, kept_entries)?;
-        table::append(&meta_path, groups, &meta::episode_batch(&entry, &stats, &self.info)?)?;
+        rulings::append(&self.layout, entry.index, &rulings)?;
+        let row = meta::episode_batch(&entry, &stats, &self.info);
+        if let Err(error) = row.and_then(|row| table::append(&meta_path, groups, &row)) {
+            rulings::cut(&self.layout, self.episodes)?;
+            return Err(error);
+        }
 
         // Committed. What follows can be made again from the tables.
         self.rows_in_data_file = kept_rows + entry.length;

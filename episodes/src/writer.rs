@@ -6,13 +6,15 @@
 //! camera, which v3.0 allows: what is committed is never touched again, and no commit copies earlier videos.
 
 use crate::columns::{batch_of, picture_column, rows_of, stats_of};
-use crate::info::{ACTION, IMAGES, INTERVENTION, Info, STATE};
+use crate::info::{ACTION, IMAGES, INTERVENTION, Info, SI_UNITS, STATE};
 use crate::journal::{self, Ending, Entry, Journal, Leftover};
 use crate::layout::{Layout, refuse};
 use crate::meta::FilmPlace;
 use crate::picture::{Coder, PictureFormat, decode_each};
+use crate::rulings::{Ruling, Rulings};
 use crate::stats::{FeatureStats, PictureCounts};
 use crate::store::{Place, Said, Store};
+use crate::writing::Step;
 use arrow::array::{ArrayRef, BooleanArray, Float32Array, Int64Array, RecordBatch};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -43,7 +45,7 @@ impl DatasetWriter {
     /// The dataset there was recorded with another robot or rate (every difference is named), is torn, is not
     /// ours, or is being written by another process.
     pub fn create(folder: &Path, embodiment: &Embodiment, fps: u32) -> Result<Self> {
-        Self::begin(folder, embodiment, fps, None)
+        Self::create_in(folder, embodiment, fps, None, SI_UNITS)
     }
 
     /// As [`DatasetWriter::create`], pictures to come stored like this. Without it they are PNG in a new dataset, and as
@@ -58,14 +60,20 @@ impl DatasetWriter {
         fps: u32,
         pictures: PictureFormat,
     ) -> Result<Self> {
-        Self::begin(folder, embodiment, fps, Some(pictures))
+        Self::create_in(folder, embodiment, fps, Some(pictures), SI_UNITS)
     }
 
-    fn begin(
+    /// As [`DatasetWriter::create_with`], of joints that are said in other `units` than [`SI_UNITS`]: these words are put
+    /// beside them, and the numbers are kept as they come.
+    ///
+    /// # Errors
+    /// As [`DatasetWriter::create_with`]; or the joints of the dataset there are in other units.
+    pub fn create_in(
         folder: &Path,
         embodiment: &Embodiment,
         fps: u32,
         pictures: Option<PictureFormat>,
+        units: &str,
     ) -> Result<Self> {
         if fps == 0 || embodiment.joints.is_empty() {
             return Err(Error::Shape {
@@ -78,7 +86,7 @@ impl DatasetWriter {
         format.check(&embodiment.cameras)?;
         format.require_live()?;
         if !Store::is_there(folder) {
-            let info = Info::of_robot(embodiment, fps, format);
+            let info = Info::of_robot(embodiment, fps, format, units);
             let store = Store::begin(folder, info, Some(embodiment))?;
             return Ok(Self::over(store, embodiment.clone(), fps, format));
         }
@@ -89,6 +97,10 @@ impl DatasetWriter {
         if writer.fps != fps {
             let why = format!("{fps} frames per second against {} in {place}", writer.fps);
             return Err(Error::Mismatch(vec![why]));
+        }
+        let own = writer.store.info().units().unwrap_or(SI_UNITS);
+        if own != units {
+            return Err(Error::Mismatch(vec![format!("joints in {units} against {own} in {place}")]));
         }
         if let Some(format) = pictures {
             if format.is_video() != writer.format.is_video() {
@@ -169,14 +181,14 @@ impl DatasetWriter {
         &mut self.store
     }
 
-    /// Adds a frame to the episode that is being recorded: what was seen, and the joint targets (rad or m) that
-    /// answered it. Numbers are kept in 32 bits. When this returns, a kill cannot lose the frame.
+    /// Adds a frame to the episode that is being recorded: what was seen, and the joint targets that answered
+    /// it, both in the dataset's units (rad and m where none were named). Numbers are kept in 32 bits. When this returns, a kill cannot lose the frame.
     ///
     /// # Errors
     /// The observation does not fit the embodiment, the action has the wrong length or is not finite, or the disk is
     /// full; the frames before it are kept.
     pub fn add_frame(&mut self, observation: &Observation, action: &Action) -> Result<()> {
-        self.add(observation, action, false)
+        self.add(observation, action, false, None)
     }
 
     /// Adds a frame whose action a person or an expert chose in the policy's place.
@@ -184,14 +196,37 @@ impl DatasetWriter {
     /// # Errors
     /// As [`DatasetWriter::add_frame`]; or the dataset was begun without marks for such frames.
     pub fn add_intervention(&mut self, observation: &Observation, action: &Action) -> Result<()> {
-        if !self.store.info().features.contains_key(INTERVENTION) {
-            let why = format!("has no column '{INTERVENTION}': interventions need a new dataset");
-            return Err(refuse(self.store.layout().root(), why));
-        }
-        self.add(observation, action, true)
+        self.require_marks()?;
+        self.add(observation, action, true, None)
     }
 
-    fn add(&mut self, observation: &Observation, action: &Action, intervention: bool) -> Result<()> {
+    /// Adds a frame with everything that is known of it.
+    ///
+    /// # Errors
+    /// As [`DatasetWriter::add_frame`] and [`DatasetWriter::add_intervention`].
+    pub fn add_step(&mut self, step: Step) -> Result<()> {
+        let Step { observation, action, intervention, ruling } = step;
+        if intervention {
+            self.require_marks()?;
+        }
+        self.add(&observation, &action, intervention, ruling)
+    }
+
+    fn require_marks(&self) -> Result<()> {
+        if self.store.info().features.contains_key(INTERVENTION) {
+            return Ok(());
+        }
+        let why = format!("has no column '{INTERVENTION}': interventions need a new dataset");
+        Err(refuse(self.store.layout().root(), why))
+    }
+
+    fn add(
+        &mut self,
+        observation: &Observation,
+        action: &Action,
+        intervention: bool,
+        ruling: Option<Ruling>,
+    ) -> Result<()> {
         observation.check(&self.embodiment)?;
         let targets = &action.joint_targets;
         if targets.len() != self.embodiment.joints.len() {
@@ -204,14 +239,20 @@ impl DatasetWriter {
         if targets.iter().any(|x| !x.is_finite()) {
             return Err(Error::NotFinite("recorded action".into()));
         }
-        let kept = self.keep(observation, action, intervention);
+        let kept = self.keep(observation, action, intervention, ruling);
         if kept.is_err() {
             self.coders.clear();
         }
         kept
     }
 
-    fn keep(&mut self, observation: &Observation, action: &Action, intervention: bool) -> Result<()> {
+    fn keep(
+        &mut self,
+        observation: &Observation,
+        action: &Action,
+        intervention: bool,
+        ruling: Option<Ruling>,
+    ) -> Result<()> {
         let cameras = &self.embodiment.cameras;
         let frame = |camera: &Camera| observation.frame(&camera.name).map(|frame| &*frame.rgb);
         let seen: Vec<(&Camera, &[u8])> =
@@ -227,6 +268,7 @@ impl DatasetWriter {
             action: action.joint_targets.iter().map(|x| *x as f32).collect(),
             intervention,
             pictures: coded.collect::<Result<_>>()?,
+            ruling,
         };
         if self.journal.is_none() {
             let (layout, episode) = (self.store.layout(), self.store.episodes());
@@ -275,7 +317,8 @@ impl DatasetWriter {
         let pictures: BTreeMap<String, FeatureStats> =
             pictures.map(|(camera, counts)| (format!("{IMAGES}{}", camera.name), counts.stats())).collect();
         let stats = stats_of(&rows, self.store.info(), &pictures, Path::new("frames to commit"))?;
-        let committed = self.store.commit(&rows, Said { tasks, extra, films }, stats);
+        let said = Said { tasks, extra, films, rulings: self.pending.rulings() };
+        let committed = self.store.commit(&rows, said, stats);
         if self.store.episodes() > place.episode {
             // Even if the totals could not be written: to try again would commit the frames twice.
             self.discard_episode()?;
@@ -364,6 +407,11 @@ impl Pending {
         }
         pending.entries.clone_from(&left.entries);
         Ok(pending)
+    }
+
+    fn rulings(&self) -> Rulings {
+        let entries = self.entries.iter().enumerate();
+        entries.filter_map(|(frame, entry)| Some((frame, entry.ruling.clone()?))).collect()
     }
 
     /// The rows of `data/`.

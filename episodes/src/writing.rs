@@ -1,6 +1,6 @@
 //! A dataset's writer on a thread of its own: whoever records never waits for a disk, and is at most a second ahead.
 
-use crate::DatasetWriter;
+use crate::{DatasetWriter, Ruling};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use vela_embodiment::{Action, Error, Observation, Result};
@@ -15,6 +15,8 @@ pub struct Step {
     pub action: Action,
     /// Whether somebody took over from the policy.
     pub intervention: bool,
+    /// What the safety gate made of it, if that was no plain pass and whoever records saw it.
+    pub ruling: Option<Ruling>,
 }
 
 enum Event {
@@ -78,7 +80,9 @@ impl Writing {
     /// Forgets the episode that is being recorded.
     pub fn discard_episode(&self) {
         // A failed writer is reported by `end_episode` and `finish`.
-        let _ = self.events.as_ref().map(|events| events.send(Event::Discard));
+        if let Some(events) = &self.events {
+            let _ = events.send(Event::Discard);
+        }
     }
 
     /// Waits until everything is on disk, and gives the writer back.
@@ -109,12 +113,7 @@ impl Drop for Writing {
 fn write(mut writer: DatasetWriter, inbox: &Receiver<Event>) -> Result<DatasetWriter> {
     for event in inbox {
         match event {
-            Event::Step(Step { observation, action, intervention: false }) => {
-                writer.add_frame(&observation, &action)?;
-            }
-            Event::Step(Step { observation, action, intervention: true }) => {
-                writer.add_intervention(&observation, &action)?;
-            }
+            Event::Step(step) => writer.add_step(step)?,
             Event::End(task, extra) => {
                 writer.end_episode(&task, extra)?;
             }

@@ -5,7 +5,8 @@ use vela_embodiment::{
     Action, Applied, Checked, Clock, Embodiment, Environment, Episode, Error, Frame, GateConfig, Observation,
     Outcome, Result, Robot, SafetyGate, Stamp, VirtualClock,
 };
-use vela_episodes::{Dataset, DatasetWriter, PictureFormat, Recorder};
+use vela_episodes::copy::copy;
+use vela_episodes::{Dataset, DatasetWriter, PictureFormat, Recorder, SI_UNITS};
 
 fn so101() -> Result<Embodiment> {
     let mut embodiment = Embodiment::so101()?;
@@ -181,6 +182,28 @@ fn another_robot_or_rate_is_refused_with_the_difference() -> Result<()> {
     let why = text(DatasetWriter::create(&folder(&dir), &so101, 25));
     assert!(why.contains("25 frames per second against 30"), "{why}");
     assert!(text(Dataset::open(&folder(&dir))?.require_same(&other)).contains("wrist"));
+    Ok(())
+}
+
+/// Said beside the numbers, and never mixed: not in one dataset, not by merging two.
+#[test]
+fn joints_in_other_units_stay_apart() -> Result<()> {
+    let (dir, so101) = (temporary()?, so101()?);
+    let (ours, theirs) = (folder(&dir), dir.path().join("degrees"));
+    record(&mut DatasetWriter::create(&ours, &so101, 30)?, &so101, 1, "a")?;
+    let degrees = |place: &Path| DatasetWriter::create_in(place, &so101, 30, None, "degrees");
+    record(&mut degrees(&theirs)?, &so101, 1, "a")?;
+    record(&mut degrees(&theirs)?, &so101, 1, "a")?;
+    let (ours, theirs) = (Dataset::open(&ours)?, Dataset::open(&theirs)?);
+    assert_eq!((ours.units(), theirs.units(), theirs.len()), (Some(SI_UNITS), Some("degrees"), 2));
+    let difference = format!("joints in degrees against {SI_UNITS}");
+    assert!(text(degrees(&folder(&dir))).contains(&difference));
+    assert!(text(DatasetWriter::create(theirs.folder(), &so101, 30)).contains("against degrees"));
+    let merged = copy(&[(&ours, vec![0]), (&theirs, vec![0])], &dir.path().join("both"), None, &mut || ());
+    assert!(text(merged).contains(&difference));
+    let copied = dir.path().join("copied");
+    copy(&[(&theirs, vec![1])], &copied, None, &mut || ())?;
+    assert_eq!(Dataset::open(&copied)?.units(), Some("degrees"), "a copy says it too");
     Ok(())
 }
 

@@ -5,6 +5,7 @@ use crate::ensemble::TemporalEnsemble;
 use crate::lerobot::{CameraFeature, Folder};
 use crate::normalise::Normaliser;
 use candle_core::{Device, Tensor};
+use std::collections::VecDeque;
 use vela_embodiment::{
     ActionChunk, ActionSpace, Embodiment, InferOptions, Observation, Policy, PolicySpec, Stamp,
 };
@@ -52,6 +53,20 @@ pub struct FolderPolicy {
     pictures: Vec<Normaliser>,
     state: Normaliser,
     action: Normaliser,
+    /// Decay of temporal ensembling.
+    ensemble: Option<f64>,
+    past: Past,
+    /// What other robots were told, whose turn it was last at the end.
+    others: VecDeque<Past>,
+}
+
+/// The pasts of so many other robots are kept.
+const PASTS: usize = 64;
+
+/// What one robot was told lately.
+#[derive(Default)]
+struct Past {
+    robot: String,
     ensemble: Option<TemporalEnsemble>,
     last: Option<Stamp>,
 }
@@ -83,22 +98,25 @@ impl FolderPolicy {
             history: network.history(),
             checkpoint: folder.checkpoint()?,
         };
-        let ensemble = network.ensemble().map(TemporalEnsemble::new);
-        Ok(Self { network, spec, cameras, pictures, state, action, ensemble, last: None })
+        let ensemble = network.ensemble();
+        let (past, others) = (Past::default(), VecDeque::new());
+        Ok(Self { network, spec, cameras, pictures, state, action, ensemble, past, others })
     }
 
     /// A chunk `[horizon, dims]` for an observation at `stamp`, and the mean of it and what earlier ones said of its ticks.
     /// After more ticks than a chunk has, or when time goes back, earlier chunks are forgotten.
     fn ensembled(&mut self, chunk: Tensor, stamp: Stamp) -> Result<Tensor> {
-        let Some(ensemble) = &mut self.ensemble else { return Ok(chunk) };
+        let Some(decay) = self.ensemble else { return Ok(chunk) };
+        let Past { ensemble, last, .. } = &mut self.past;
+        let ensemble = ensemble.get_or_insert_with(|| TemporalEnsemble::new(decay));
         let period = self.spec.embodiment.period_secs() * 1e9;
-        let passed = self.last.and_then(|last| stamp.0.checked_sub(last.0));
+        let passed = last.and_then(|last| stamp.0.checked_sub(last.0));
         match passed.map(|nanos| (nanos as f64 / period).round() as usize) {
             // The last answer has used up its own tick.
             Some(ticks) if (1..self.spec.horizon).contains(&ticks) => ensemble.skip(ticks - 1)?,
             _ => ensemble.reset(),
         }
-        self.last = Some(stamp);
+        *last = Some(stamp);
         let now = ensemble.update(&chunk.unsqueeze(0)?)?.unsqueeze(1)?;
         let all = match ensemble.rest() {
             Some(rest) => Tensor::cat(&[&now, rest], 1)?,
@@ -158,6 +176,19 @@ impl Policy for FolderPolicy {
     ) -> vela_embodiment::Result<ActionChunk> {
         let actions = self.chunk(history, options.seed);
         answer(&self.spec, history, options, self.spec.embodiment.joints.len(), actions)
+    }
+
+    fn turn_to(&mut self, robot: &str) {
+        if self.ensemble.is_none() || self.past.robot == robot {
+            return;
+        }
+        let known = self.others.iter().position(|past| past.robot == robot);
+        let next = known.and_then(|place| self.others.remove(place));
+        let next = next.unwrap_or_else(|| Past { robot: robot.to_owned(), ..Past::default() });
+        self.others.push_back(std::mem::replace(&mut self.past, next));
+        if self.others.len() > PASTS {
+            self.others.pop_front();
+        }
     }
 }
 

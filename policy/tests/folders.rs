@@ -118,6 +118,40 @@ fn temporal_ensembling_is_on_where_the_folder_asks_for_it() -> Result<()> {
 }
 
 #[test]
+fn robots_that_take_turns_are_told_what_each_alone_would_be() -> Result<()> {
+    let (dir, arm) = (copy("act")?, arm(6, &[("top", 64, 96)])?);
+    let config = dir.path().join("config.json");
+    edit(&config, "\"temporal_ensemble_coeff\": null", "\"temporal_ensemble_coeff\": 0.01")?;
+    let tick = (arm.period_secs() * 1e9).round() as u64;
+    let ask = |policy: &mut FolderPolicy, ticks: u8, brightness: u8| {
+        let stamp = Stamp(7 + u64::from(ticks) * tick);
+        let observation = Observation { stamp, ..seen(&arm, brightness + 20 * ticks) };
+        policy.infer(&[observation], &InferOptions::default()).map_err(Error::invalid)
+    };
+    let alone = |brightness: u8| -> Result<Vec<_>> {
+        let mut policy = act(dir.path(), &arm)?;
+        (0..4).map(|ticks| ask(&mut policy, ticks, brightness)).collect()
+    };
+    let (left, right) = (alone(0)?, alone(120)?);
+    let mut shared = act(dir.path(), &arm)?;
+    for ticks in 0..4 {
+        for (robot, brightness, expected) in [("left", 0, &left), ("right", 120, &right)] {
+            shared.turn_to(robot);
+            assert_eq!(
+                ask(&mut shared, ticks, brightness)?,
+                expected[usize::from(ticks)],
+                "{robot}, {ticks}"
+            );
+        }
+    }
+    // Whoever was never told apart is one robot: then the one's past shows in the other's answer.
+    let mut mixed = act(dir.path(), &arm)?;
+    ask(&mut mixed, 0, 0)?;
+    assert_ne!(ask(&mut mixed, 1, 120)?, right[1]);
+    Ok(())
+}
+
+#[test]
 fn a_policy_s_pictures_and_joints_are_normalised_as_the_reference_does() -> Result<()> {
     for name in ["act", "diffusion", "diffusion_ddim"] {
         let golden = candle_core::safetensors::load(case(name).join("golden.safetensors"), &Device::Cpu)?;

@@ -25,7 +25,7 @@ import msgpack
 import numpy as np
 import zenoh
 
-VERSION = 1
+VERSION = 2
 KINDS = {"hello": 3, "reset": 6, "step": 7, "moment": 8, "view": 9, "label": 10}
 LONGEST = 32 << 20
 

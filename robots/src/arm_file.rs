@@ -5,7 +5,7 @@ use crate::ros2::cameras::CameraTopic;
 use crate::ros2::driver::{RosArm, RosConfig};
 use crate::ros2::gripper::GripperReport;
 use crate::ros2::keys::Distribution;
-use crate::units::{InUnits, PolicyUnits};
+use crate::units::{InUnits, JointScales, PolicyUnits};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -33,7 +33,8 @@ pub struct ArmFile {
     /// The ROS 2 topic of each camera, by its name.
     #[serde(default)]
     pub cameras: BTreeMap<String, CameraTopic>,
-    /// In which units its policies know the joints: `radians`, `lerobot_degrees` or `lerobot_range`.
+    /// In which units its policies know the joints and its datasets are recorded: `radians`, `lerobot_degrees` or
+    /// `lerobot_range`.
     #[serde(default)]
     pub policy_units: PolicyUnits,
     /// What this arm narrows.
@@ -110,6 +111,16 @@ impl ArmFile {
         }
     }
 
+    /// The joints of this arm in `units`.
+    ///
+    /// # Errors
+    /// The calibration is needed and cannot be read, or misses a joint.
+    pub fn scales(&self, embodiment: &Embodiment, units: PolicyUnits) -> Result<JointScales> {
+        let calibration = self.calibration.as_deref().filter(|_| units == PolicyUnits::LerobotRange);
+        let calibration = calibration.map(Calibration::load).transpose()?;
+        JointScales::new(embodiment, units, calibration.as_ref())
+    }
+
     /// This policy, which knows the joints in this arm's `policy_units`, in rad.
     ///
     /// # Errors
@@ -118,8 +129,7 @@ impl ArmFile {
         if self.policy_units == PolicyUnits::Radians {
             return Ok(policy);
         }
-        let calibration = self.calibration.as_deref().map(Calibration::load).transpose()?;
-        Ok(Box::new(InUnits::new(policy, embodiment, self.policy_units, calibration.as_ref())?))
+        Ok(Box::new(InUnits::new(policy, self.scales(embodiment, self.policy_units)?)))
     }
 
     /// The ROS domain of the arm and its cameras.

@@ -3,7 +3,8 @@
 //! Four parties: the *loop* asks the queue for an action, has the gate check it and hands it to the arm; the
 //! *camera thread* waits for frames (or renders them) and pairs them with the joints of their moment; the *planner
 //! thread* asks the policy, near or far, for the next chunk; *listeners* (recorder, viewer, ROS 2) get events over a
-//! bounded channel that drops and counts when they are slow. Between them only bounded channels and locks that the
+//! bounded channel that drops and counts when they are slow; the gate's verdicts have one of their own, for a log that
+//! hides nothing. Between them only bounded channels and locks that the
 //! loop merely tries. What cannot be trusted or does not come makes the arm hold, with a reason; a hold that lasts
 //! becomes a stop.
 
@@ -12,9 +13,11 @@ mod planner;
 mod report;
 mod shared;
 mod tick;
+mod verdicts;
 
 pub use report::{ControlEvent, ControlReport, TickReport};
 pub use shared::{ControlHandle, Latest};
+pub use verdicts::{Stretch, VerdictEntry, Verdicts};
 
 use crate::priority::{self, Urgency};
 use crate::resolve::{Resolver, require_policy_fits};
@@ -45,6 +48,8 @@ pub struct ControlOptions {
     pub late_part: f64,
     /// Events that may wait for a slow listener.
     pub events: usize,
+    /// Verdicts of the gate that may wait for a slow log ([`Controller::verdicts`]).
+    pub verdicts: usize,
     /// The loop's thread and the camera thread ask the system for a real-time priority: for arms whose loop and cameras
     /// only pass messages on. A simulated one computes there, which must not stop everything else.
     pub real_time: bool,
@@ -62,6 +67,7 @@ impl Default for ControlOptions {
             start_within_secs: 10.0,
             late_part: 0.25,
             events: 512,
+            verdicts: 4096,
             real_time: false,
         }
     }
@@ -90,6 +96,7 @@ pub struct Controller<A, C, P> {
     arm: Option<JoinHandle<(A, ControlReport)>>,
     cameras: Option<JoinHandle<C>>,
     policy: Option<JoinHandle<P>>,
+    verdicts: Option<Verdicts>,
 }
 
 /// What a finished loop gives back. A part whose thread hangs (a dead camera's driver) or died is `None`.
@@ -126,6 +133,7 @@ where
         let clock = arm.clock();
         let embodiment = arm.embodiment().clone();
         let (event_sender, events) = sync_channel(options.events);
+        let (verdict_sink, verdicts) = verdicts::channel(options.verdicts);
         let (command_sender, commands) = sync_channel(4);
         let (request_sender, requests) = sync_channel(1);
         let (answer_sender, answers) = sync_channel(4);
@@ -159,10 +167,16 @@ where
         let arm = spawn("vela-control", {
             let options = options.clone();
             let shared = shared.clone();
-            move || tick::run(arm, &channels, &shared, &sink, &options)
+            move || tick::run(arm, &channels, &shared, &sink, verdict_sink, &options)
         });
         let arm = arm.inspect_err(|error| handle.stop(&error.to_string()))?;
-        Ok((Self { handle, arm: Some(arm), cameras: Some(cameras), policy: Some(policy) }, events))
+        let (arm, cameras, policy) = (Some(arm), Some(cameras), Some(policy));
+        Ok((Self { handle, arm, cameras, policy, verdicts: Some(verdicts) }, events))
+    }
+
+    /// Every verdict of the gate that is not a plain pass, for a log; they can be taken once.
+    pub fn verdicts(&mut self) -> Option<Verdicts> {
+        self.verdicts.take()
     }
 
     /// The loop's remote control; clones work from any thread.

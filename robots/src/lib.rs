@@ -19,15 +19,15 @@ pub mod wire;
 
 pub use arm_file::{ArmFile, RealArm};
 pub use control::{
-    ControlEvent, ControlHandle, ControlOptions, ControlReport, Controller, Finished, Latest, State,
-    TickReport,
+    ControlEvent, ControlHandle, ControlOptions, ControlReport, Controller, Finished, Latest, State, Stretch,
+    TickReport, VerdictEntry, Verdicts,
 };
 pub use external::{External, ExternalExpert};
 pub use link::{
-    RemotePolicy, ServeEvent, ServeReport, Side, StopListener, listen_for_stop, loopback_pair,
-    loopback_pair_with, open_session, press_stop, release_stop, serve_policy,
+    RemotePolicy, ServeEvent, ServeReport, Served, Side, StopListener, listen_for_stop, loopback_pair,
+    loopback_pair_with, open_session, press_stop, release_stop, serve_policy, serve_robots,
 };
 pub use queue::{ChunkQueue, Merge};
 pub use resolve::{Absolute, Plan, Resolver, chunk_seed, require_policy_fits};
 pub use rollout::{Hook, Rollout, RolloutEvent, RolloutOptions, rollout, rollout_expert};
-pub use units::{InUnits, PolicyUnits};
+pub use units::{InUnits, JointScales, PolicyUnits};

@@ -4,16 +4,22 @@
 //! `BASE/policy/ID/chunk` answer queries with the messages of [`crate::wire`], and the token `BASE/policy/ID/alive` is
 //! there for as long as the policy is; ID is its session's. `BASE/policy/ID/load` says how busy it is. The robot asks
 //! the least busy one, one question at a time, so that two policies never answer the same question, and stays with it
-//! for as long as it answers.
+//! for as long as it answers. A policy that serves several robots has such a place under each of their base keys, or
+//! one under a key with wildcards (`vela/*`).
+//!
+//! A robot says who it is, by the token `BASE/robot/NAME/alive`, and whom it asks, by `BASE/robot/NAME/asks/ID`.
 //! `BASE/stop` presses the arm's emergency stop.
 
+mod busy;
+mod guests;
+mod line;
 mod remote;
 mod serve;
 mod session;
 mod stop;
 
 pub use remote::RemotePolicy;
-pub use serve::{ServeEvent, ServeReport, serve_policy};
+pub use serve::{ServeEvent, ServeReport, Served, serve_policy, serve_robots};
 pub use session::{Side, loopback_pair, loopback_pair_with, open_session};
 pub use stop::{StopListener, listen_for_stop, press_stop, release_stop};
 
@@ -35,6 +41,12 @@ impl Keys {
         let key = |name: &str| format!("{base}/policy/{id}/{name}");
         Self { hello: key("hello"), chunk: key("chunk"), load: key("load"), alive: key("alive") }
     }
+}
+
+/// The base key of a policy's or a robot's key or token.
+pub(crate) fn base_of(key: &str) -> Option<&str> {
+    let (place, _) = key.rsplit_once("/policy/").or_else(|| key.rsplit_once("/robot/"))?;
+    Some(place)
 }
 
 /// The liveliness tokens that match a key expression now.

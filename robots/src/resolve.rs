@@ -143,6 +143,10 @@ impl Policy for Absolute {
         &self.spec
     }
 
+    fn turn_to(&mut self, robot: &str) {
+        self.policy.turn_to(robot);
+    }
+
     fn infer(&mut self, history: &[Observation], options: &InferOptions) -> Result<ActionChunk> {
         let newest = history.last().ok_or_else(|| Error::Policy("there is nothing to look at".into()))?;
         let chunk = self.policy.infer(history, options)?;

@@ -13,6 +13,7 @@ pub mod keys;
 pub mod messages;
 mod node;
 mod picture;
+mod pixels;
 mod rivals;
 mod service;
 mod trajectory;

@@ -1,6 +1,6 @@
 //! What is on the zenoh network: policies, arms and their topics, with measured rates and ages.
 
-use crate::link::{alive, failed};
+use crate::link::{alive, base_of, failed};
 use crate::ros2::keys::Attachment;
 use crate::ros2::messages::{self, CompressedImage, Image, JointState};
 use serde::Serialize;
@@ -38,13 +38,24 @@ pub struct SeenTopic {
     pub torn: u64,
 }
 
+/// A robot that looks for policies.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct SeenRobot {
+    /// Its base key.
+    pub key: String,
+    /// The ID of the policy that it asks, if it has found one.
+    pub asks: Option<String>,
+}
+
 /// Everything that was seen. What is measured in time is under the keys that end in `_ms`, and nowhere else.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Survey {
     /// For how long was listened, ms.
     pub listened_ms: f64,
-    /// Base keys under which a policy waits, once per policy.
+    /// Base keys under which a policy waits, once per policy; with wildcards if it serves every robot that matches.
     pub policies: Vec<String>,
+    /// Robots, by base key.
+    pub robots: Vec<SeenRobot>,
     /// ROS 2 nodes, by name.
     pub nodes: Vec<String>,
     /// ROS 2 actions that somebody serves, each with its type: `/gripper_controller/gripper_cmd (control_msgs/action/GripperCommand)`.
@@ -86,11 +97,11 @@ pub fn survey(session: &Session, domain: u32, secs: f64) -> Result<Survey> {
     std::thread::sleep(Duration::from_secs_f64(secs.clamp(0.1, 60.0)));
     let listened_ms = clock.now().secs_since(begun) * 1e3;
     drop(ears);
-    let mut policies: Vec<String> = alive(session, "**/policy/*/alive")?
-        .iter()
-        .filter_map(|token| token.split("/policy/").next().map(str::to_owned))
-        .collect();
-    policies.sort();
+    let (policies, robots) = met(
+        &alive(session, "**/policy/*/alive")?,
+        &alive(session, "**/robot/*/alive")?,
+        &alive(session, "**/robot/*/asks/*")?,
+    );
     let tokens = alive(session, &format!("@ros2_lv/{domain}/**"))?;
     let mut actions: Vec<String> = tokens.iter().filter_map(|token| action(token)).collect();
     actions.sort();
@@ -102,7 +113,32 @@ pub fn survey(session: &Session, domain: u32, secs: f64) -> Result<Survey> {
     nodes.sort();
     let heard = std::mem::take(&mut *heard.lock().unwrap_or_else(PoisonError::into_inner));
     let topics = heard.into_iter().map(|(name, heard)| seen(name, heard, listened_ms)).collect();
-    Ok(Survey { listened_ms, policies, nodes, actions, topics })
+    Ok(Survey { listened_ms, policies, robots, nodes, actions, topics })
+}
+
+/// Base keys of policies, and robots, by the tokens of policies, of robots and of who asks whom.
+///
+/// Two peers that are linked by a third do not see each other's tokens: such a policy is known by the robot that asks it.
+fn met(policies: &[String], robots: &[String], asks: &[String]) -> (Vec<String>, Vec<SeenRobot>) {
+    let part = |token: &str, back: usize| token.rsplit('/').nth(back).unwrap_or_default().to_owned();
+    let base = |token: &str| base_of(token).unwrap_or_default().to_owned();
+    // BASE/policy/ID/alive, BASE/robot/NAME/alive, BASE/robot/NAME/asks/ID
+    let asked: BTreeMap<String, String> = asks.iter().map(|token| (part(token, 2), part(token, 0))).collect();
+    let mut robots: Vec<SeenRobot> = robots
+        .iter()
+        .map(|token| SeenRobot { key: base(token), asks: asked.get(&part(token, 1)).cloned() })
+        .collect();
+    robots.sort();
+    let known: BTreeSet<String> = policies.iter().map(|token| part(token, 1)).collect();
+    let told: BTreeSet<(String, String)> = asks
+        .iter()
+        .map(|token| (base(token), part(token, 0)))
+        .filter(|(_, id)| !known.contains(id))
+        .collect();
+    let mut bases: Vec<String> = policies.iter().map(|token| base(token)).collect();
+    bases.extend(told.into_iter().map(|(base, _)| base));
+    bases.sort();
+    (bases, robots)
 }
 
 /// The action whose goals the service of a token takes, if it is one.
@@ -266,6 +302,20 @@ mod tests {
         let (first, last) = (heard(0.1, 1), heard(2.9, arrivals));
         let gathered = Heard { arrivals, first, last, size: Some((96, 96)), ..Heard::default() };
         seen(format!("/{name}/image_raw"), gathered, 3000.0)
+    }
+
+    #[test]
+    fn policies_and_robots_are_known_by_their_tokens() {
+        let tokens = |tokens: &[&str]| tokens.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let (policies, robots) = met(
+            &tokens(&["vela/*/policy/p1/alive", "vela/arm1/policy/p2/alive"]),
+            &tokens(&["vela/arm2/robot/r2-0/alive", "vela/arm1/robot/r1-0/alive", "shop/a/robot/r3-0/alive"]),
+            &tokens(&["vela/arm1/robot/r1-0/asks/p1", "shop/a/robot/r3-0/asks/p9"]),
+        );
+        assert_eq!(policies, ["shop/a", "vela/*", "vela/arm1"], "p9 is known by whom it answers");
+        let robot = |key: &str, asks: Option<&str>| SeenRobot { key: key.into(), asks: asks.map(Into::into) };
+        let asking = [robot("shop/a", Some("p9")), robot("vela/arm1", Some("p1")), robot("vela/arm2", None)];
+        assert_eq!(robots, asking);
     }
 
     #[test]

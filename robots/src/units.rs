@@ -1,4 +1,5 @@
-//! Policies that were trained in LeRobot's units, on an arm that is in rad: the one place where the two meet.
+//! Policies that were trained in LeRobot's units, and datasets in them, of an arm that is in rad: the one place where the
+//! two meet.
 //!
 //! LeRobot's SO-100 and SO-101 say a joint in degrees from the middle of its range, or from -100 to 100 over it, and the
 //! gripper from 0 (closed) to 100; so do the datasets that they recorded and the policies that were trained on those.
@@ -9,7 +10,8 @@ use vela_embodiment::{
     ActionChunk, ActionSpace, Embodiment, Error, InferOptions, Observation, Policy, PolicySpec, Result,
 };
 
-/// In which units a policy is told where the joints are and says where they are to be.
+/// In which units a policy is told where the joints are and says where they are to be; datasets that are recorded for
+/// it are in the same.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PolicyUnits {
@@ -20,6 +22,31 @@ pub enum PolicyUnits {
     LerobotDegrees,
     /// LeRobot's -100 to 100 over each motor's range, the gripper 0 to 100.
     LerobotRange,
+}
+
+impl PolicyUnits {
+    const ALL: [Self; 3] = [Self::Radians, Self::LerobotDegrees, Self::LerobotRange];
+
+    /// The words for it in a dataset.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Radians => "rad (revolute joints), m (prismatic joints)",
+            Self::LerobotDegrees => "LeRobot's degrees (joints), 0 to 100 (gripper)",
+            Self::LerobotRange => "LeRobot's -100 to 100 (joints), 0 to 100 (gripper)",
+        }
+    }
+
+    /// What a dataset's words mean.
+    ///
+    /// # Errors
+    /// They are none of [`PolicyUnits::words`].
+    pub fn from_words(words: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|units| units.words() == words).ok_or_else(|| Error::Unknown {
+            kind: "units of a dataset's joints",
+            name: words.to_owned(),
+            known: Self::ALL.map(Self::words).join("; "),
+        })
+    }
 }
 
 /// One joint: LeRobot's number is `factor` times ours plus `offset`, inside `bounds`.
@@ -40,23 +67,16 @@ impl Scale {
     }
 }
 
-/// A policy in other units as one in rad.
-pub struct InUnits {
-    policy: Box<dyn Policy>,
-    scales: Vec<Scale>,
-}
+/// The joints of one arm in other units.
+#[derive(Clone, Debug, PartialEq)]
+pub struct JointScales(Vec<Scale>);
 
-impl InUnits {
-    /// This policy, which knows the joints of `robot` in `units`, in rad. Ranges are those of the `calibration`.
+impl JointScales {
+    /// The joints of `robot` in `units`. Ranges are those of the `calibration`.
     ///
     /// # Errors
     /// A range is needed and there is no calibration, or it misses a joint.
-    pub fn new(
-        policy: Box<dyn Policy>,
-        robot: &Embodiment,
-        units: PolicyUnits,
-        calibration: Option<&Calibration>,
-    ) -> Result<Self> {
+    pub fn new(robot: &Embodiment, units: PolicyUnits, calibration: Option<&Calibration>) -> Result<Self> {
         let gripper = robot.gripper.as_ref().map(|gripper| gripper.joint.as_str());
         let scale = |joint: &vela_embodiment::Joint| {
             let anything = (f64::NEG_INFINITY, f64::INFINITY);
@@ -78,12 +98,34 @@ impl InUnits {
                 }
             }
         };
-        let scales = robot.joints.iter().map(scale).collect::<Result<_>>()?;
-        Ok(Self { policy, scales })
+        Ok(Self(robot.joints.iter().map(scale).collect::<Result<_>>()?))
     }
 
     fn row(&self, row: &[f64], one: impl Fn(Scale, f64) -> f64) -> Vec<f64> {
-        row.iter().zip(&self.scales).map(|(x, scale)| one(*scale, *x)).collect()
+        row.iter().zip(&self.0).map(|(x, scale)| one(*scale, *x)).collect()
+    }
+
+    /// Joints in rad or m, in the robot's order, as LeRobot says them.
+    pub fn theirs(&self, row: &[f64]) -> Vec<f64> {
+        self.row(row, Scale::theirs)
+    }
+
+    /// Joints as LeRobot says them, in rad or m.
+    pub fn ours(&self, row: &[f64]) -> Vec<f64> {
+        self.row(row, Scale::ours)
+    }
+}
+
+/// A policy in other units as one in rad.
+pub struct InUnits {
+    policy: Box<dyn Policy>,
+    scales: JointScales,
+}
+
+impl InUnits {
+    /// This policy, which knows the joints in the units of `scales`, in rad.
+    pub fn new(policy: Box<dyn Policy>, scales: JointScales) -> Self {
+        Self { policy, scales }
     }
 }
 
@@ -92,8 +134,12 @@ impl Policy for InUnits {
         self.policy.spec()
     }
 
+    fn turn_to(&mut self, robot: &str) {
+        self.policy.turn_to(robot);
+    }
+
     fn infer(&mut self, history: &[Observation], options: &InferOptions) -> Result<ActionChunk> {
-        let theirs = |row: &[f64]| self.row(row, Scale::theirs);
+        let theirs = |row: &[f64]| self.scales.theirs(row);
         let mut seen = history.to_vec();
         for observation in &mut seen {
             observation.joint_positions = theirs(&observation.joint_positions);
@@ -101,8 +147,9 @@ impl Policy for InUnits {
         let unexecuted = options.unexecuted.iter().map(|row| theirs(row)).collect();
         let chunk = self.policy.infer(&seen, &InferOptions { unexecuted, ..options.clone() })?;
         // Its shape is looked at where every chunk's is; a wrong one must not lose its extra numbers here.
-        chunk.check(self.scales.len())?;
-        let each = |one: fn(Scale, f64) -> f64| chunk.actions.iter().map(|row| self.row(row, one)).collect();
+        chunk.check(self.scales.0.len())?;
+        let each =
+            |one: fn(Scale, f64) -> f64| chunk.actions.iter().map(|row| self.scales.row(row, one)).collect();
         let actions = match chunk.space {
             ActionSpace::JointPositions => each(Scale::ours),
             ActionSpace::JointDeltas => each(|scale, delta| delta / scale.factor),
@@ -167,7 +214,8 @@ mod tests {
             history: 1,
             checkpoint: String::new(),
         };
-        let mut policy = InUnits::new(Box::new(Echo(spec)), &robot, units, Some(&calibration))?;
+        let scales = JointScales::new(&robot, units, Some(&calibration))?;
+        let mut policy = InUnits::new(Box::new(Echo(spec)), scales);
         let seen = Observation {
             frames: vec![],
             joint_positions: joints.to_vec(),

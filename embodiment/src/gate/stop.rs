@@ -1,6 +1,6 @@
 //! The software emergency stop: pressed by anyone, latched, released only in so many words.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// A button that many may hold: clones share one latch. The gate that listens to it brakes the arm within its limits
@@ -13,6 +13,7 @@ pub struct EmergencyStop {
 #[derive(Debug, Default)]
 struct Latch {
     pressed: AtomicBool,
+    presses: AtomicU64,
     reason: Mutex<String>,
 }
 
@@ -23,6 +24,7 @@ impl EmergencyStop {
         if !self.latch.pressed.load(Ordering::Acquire) {
             reason.clone_into(&mut said);
         }
+        self.latch.presses.fetch_add(1, Ordering::AcqRel);
         self.latch.pressed.store(true, Ordering::Release);
     }
 
@@ -34,6 +36,11 @@ impl EmergencyStop {
     /// Whether it is pressed.
     pub fn pressed(&self) -> bool {
         self.latch.pressed.load(Ordering::Acquire)
+    }
+
+    /// How often it was pressed: what was planned at a lower count is over.
+    pub fn presses(&self) -> u64 {
+        self.latch.presses.load(Ordering::Acquire)
     }
 
     /// Why it was pressed last; never waits.

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 pub struct Checked<T> {
     pub(in crate::gate) value: T,
     pub(in crate::gate) held: bool,
+    pub(in crate::gate) trips: Vec<Trip>,
 }
 
 impl<T> Checked<T> {
@@ -24,6 +25,11 @@ impl<T> Checked<T> {
     /// Whether it is a hold in place of what was asked: a driver whose commands outlive a tick ends them.
     pub fn held(&self) -> bool {
         self.held
+    }
+
+    /// Why it is not what was asked: whoever is handed it can write that down. Empty after a plain pass.
+    pub fn trips(&self) -> &[Trip] {
+        &self.trips
     }
 }
 

@@ -3,6 +3,7 @@
 use super::planner::{Request, Thought};
 use super::report::{ControlEvent, ControlReport, TickReport};
 use super::shared::{EventSink, Shared};
+use super::verdicts::VerdictSink;
 use super::{ControlOptions, State};
 use crate::priority::{self, Scheduling, Urgency};
 use crate::queue::{ChunkQueue, Merge};
@@ -30,6 +31,7 @@ pub(super) fn run<A: JointSide>(
     channels: &Channels,
     shared: &Shared,
     sink: &EventSink,
+    verdicts: VerdictSink,
     options: &ControlOptions,
 ) -> (A, ControlReport) {
     let scheduling = options.real_time.then(|| priority::ask(Urgency::Control));
@@ -59,6 +61,7 @@ pub(super) fn run<A: JointSide>(
         channels,
         shared,
         sink,
+        verdicts,
         options,
         report: ControlReport { real_time, ..ControlReport::new() },
         asked: 0,
@@ -97,6 +100,7 @@ struct Loop<'a> {
     channels: &'a Channels,
     shared: &'a Shared,
     sink: &'a EventSink,
+    verdicts: VerdictSink,
     options: &'a ControlOptions,
     report: ControlReport,
     asked: u64,
@@ -164,7 +168,7 @@ impl Loop<'_> {
         // A hurried tick after a hiccup is no loss of anything.
         let hurried = verdict.trips.last().is_some_and(|trip| trip.reason == TripReason::Rate);
         let resting = self.settle(if hurried { None } else { trouble }, now);
-        self.sink.send(ControlEvent::Tick(TickReport {
+        let report = TickReport {
             tick: self.report.ticks - 1,
             stamp: now,
             late_secs,
@@ -175,7 +179,9 @@ impl Loop<'_> {
             held: verdict.held,
             trips: verdict.trips,
             frame_age_secs,
-        }));
+        };
+        self.verdicts.tick(&report);
+        self.sink.send(ControlEvent::Tick(report));
         !resting
     }
 

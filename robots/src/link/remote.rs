@@ -4,6 +4,7 @@ use super::{Keys, answered, failed};
 use crate::resolve::require_policy_fits;
 use crate::wire::{answer, ask, hello, load};
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -11,6 +12,7 @@ use vela_embodiment::{
     ActionChunk, ActionSpace, Clock, Embodiment, Error, InferOptions, MonotonicClock, Observation, Policy,
     PolicySpec, Result,
 };
+use zenoh::liveliness::LivelinessToken;
 use zenoh::qos::Priority;
 use zenoh::query::{ConsolidationMode, QueryTarget};
 use zenoh::sample::{Sample, SampleKind};
@@ -22,27 +24,39 @@ const LOOK: Duration = Duration::from_millis(10);
 /// Policies have this long to say how busy they are, s.
 const LOAD_SECS: f64 = 0.2;
 
+/// How many links this process has opened.
+static LINKS: AtomicU32 = AtomicU32::new(0);
+
 /// Who is there.
 #[derive(Default)]
 struct Presence {
-    /// Tokens, the one that has been there longest first.
-    tokens: Vec<String>,
-    /// The token of the policy whose contract was compared: it is asked for as long as it answers.
+    /// Policies by their IDs, the one that has been there longest first.
+    policies: Vec<String>,
+    /// The policy whose contract was compared: it is asked for as long as it answers.
     greeted: Option<String>,
 }
 
 impl Presence {
-    fn saw(&mut self, token: &str, kind: SampleKind) {
-        self.tokens.retain(|known| known != token);
+    fn saw(&mut self, id: &str, kind: SampleKind) {
+        self.policies.retain(|known| known != id);
         match kind {
-            SampleKind::Put => self.tokens.push(token.to_owned()),
+            SampleKind::Put => self.policies.push(id.to_owned()),
             SampleKind::Delete => {}
         }
         // Who left and came back, or is another, is greeted again.
-        if self.greeted.as_deref() == Some(token) {
+        if self.greeted.as_deref() == Some(id) {
             self.greeted = None;
         }
     }
+}
+
+/// The ID in a policy's key or token, which may be under a base key with wildcards.
+fn id_of(key: &str) -> &str {
+    key.rsplit('/').nth(1).unwrap_or_default()
+}
+
+fn declare(session: &Session, token: &str) -> Result<LivelinessToken> {
+    session.liveliness().declare_token(token.to_owned()).wait().map_err(|e| failed(token, e))
 }
 
 /// A policy behind zenoh. It may come, go and come back: while none is there every question fails at once, and when one
@@ -51,6 +65,8 @@ impl Presence {
 pub struct RemotePolicy {
     session: Session,
     base: String,
+    /// This robot's name among those that a policy serves: no other link anywhere has it.
+    name: String,
     robot: Embodiment,
     spec: PolicySpec,
     timeout: Duration,
@@ -59,6 +75,9 @@ pub struct RemotePolicy {
     presence: Arc<Mutex<Presence>>,
     clock: MonotonicClock,
     _watcher: zenoh::pubsub::Subscriber<()>,
+    _alive: LivelinessToken,
+    /// Says whom it asks.
+    asks: Option<(String, LivelinessToken)>,
 }
 
 impl RemotePolicy {
@@ -78,14 +97,17 @@ impl RemotePolicy {
                 let presence = presence.clone();
                 move |sample: Sample| {
                     let mut presence = presence.lock().unwrap_or_else(PoisonError::into_inner);
-                    presence.saw(sample.key_expr().as_str(), sample.kind());
+                    presence.saw(id_of(sample.key_expr().as_str()), sample.kind());
                 }
             })
             .wait()
             .map_err(|e| failed(&format!("watching {watched}"), e))?;
+        let name = format!("{}-{}", session.zid(), LINKS.fetch_add(1, Ordering::Relaxed));
+        let alive = declare(session, &format!("{base}/robot/{name}/alive"))?;
         Ok(Self {
             session: session.clone(),
             base: base.to_owned(),
+            name,
             robot: robot.clone(),
             spec: PolicySpec {
                 embodiment: robot.clone(),
@@ -101,6 +123,8 @@ impl RemotePolicy {
             presence,
             clock: MonotonicClock::new(),
             _watcher: watcher,
+            _alive: alive,
+            asks: None,
         })
     }
 
@@ -111,8 +135,8 @@ impl RemotePolicy {
     pub fn wait_ready(&mut self, secs: f64) -> Result<()> {
         let deadline = self.clock.now().plus_secs(secs);
         loop {
-            if let Some(token) = self.choose(&[]) {
-                match self.greet(&token) {
+            if let Some(id) = self.choose(&[]) {
+                match self.greet(&id) {
                     // It may have gone between its token and our question.
                     Err(Error::Link(_)) if self.clock.now() < deadline => {}
                     other => return other,
@@ -127,37 +151,37 @@ impl RemotePolicy {
 
     /// Whether a policy is there now.
     pub fn alive(&self) -> bool {
-        !self.presence().tokens.is_empty()
+        !self.presence().policies.is_empty()
     }
 
     fn presence(&self) -> MutexGuard<'_, Presence> {
         self.presence.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The token of the policy to ask: the one that was greeted, else the least busy one that has not `failed`, of
-    /// equals the one that has been there longest.
+    /// The policy to ask: the one that was greeted, else the least busy one that has not `failed`, of equals the one
+    /// that has been there longest.
     fn choose(&self, failed: &[String]) -> Option<String> {
         {
             let presence = self.presence();
-            if presence.greeted.is_some() || presence.tokens.is_empty() {
+            if presence.greeted.is_some() || presence.policies.is_empty() {
                 return presence.greeted.clone();
             }
         }
         let loads = self.loads();
         // Who says how busy it is has a token, which may still be on its way.
         let deadline = self.clock.now().plus_secs(LOAD_SECS);
-        let all_known = |tokens: &[String]| loads.keys().all(|token| tokens.contains(token));
-        let mut tokens = self.presence().tokens.clone();
-        while !all_known(&tokens) && self.clock.now() < deadline {
+        let all_known = |policies: &[String]| loads.keys().all(|id| policies.contains(id));
+        let mut policies = self.presence().policies.clone();
+        while !all_known(&policies) && self.clock.now() < deadline {
             std::thread::sleep(LOOK);
-            tokens.clone_from(&self.presence().tokens);
+            policies.clone_from(&self.presence().policies);
         }
-        tokens.retain(|token| !failed.contains(token));
-        let of = |token: &String| loads.get(token).copied().unwrap_or(f64::INFINITY);
-        tokens.into_iter().min_by(|a, b| of(a).total_cmp(&of(b)))
+        policies.retain(|id| !failed.contains(id));
+        let of = |id: &String| loads.get(id).copied().unwrap_or(f64::INFINITY);
+        policies.into_iter().min_by(|a, b| of(a).total_cmp(&of(b)))
     }
 
-    /// How busy each policy says it is, by its token.
+    /// How busy each policy says it is, by its ID.
     fn loads(&self) -> BTreeMap<String, f64> {
         let mut loads = BTreeMap::new();
         let (sender, replies) = channel();
@@ -171,7 +195,7 @@ impl RemotePolicy {
                 if let Ok(sample) = reply.result()
                     && let Ok(load) = load::decode(&sample.payload().to_bytes())
                 {
-                    let _ = sender.send((sample.key_expr().to_string(), load.busy));
+                    let _ = sender.send((id_of(sample.key_expr().as_str()).to_owned(), load.busy));
                 }
             })
             .wait();
@@ -179,16 +203,10 @@ impl RemotePolicy {
         // The sender goes when the last policy has answered.
         while asked.is_ok() {
             let left = deadline.secs_since(self.clock.now()).max(0.0);
-            let Ok((key, busy)) = replies.recv_timeout(Duration::from_secs_f64(left)) else { break };
-            loads.insert(self.keys(&key).alive, busy);
+            let Ok((id, busy)) = replies.recv_timeout(Duration::from_secs_f64(left)) else { break };
+            loads.insert(id, busy);
         }
         loads
-    }
-
-    /// The keys beside any one of them.
-    fn keys(&self, key: &str) -> Keys {
-        let id = key.rsplit('/').nth(1).unwrap_or_default();
-        Keys::new(&self.base, id)
     }
 
     /// Seconds that the policy itself thought about the last answer, link excluded.
@@ -196,20 +214,24 @@ impl RemotePolicy {
         self.thought_secs
     }
 
-    /// Compares contracts with the policy that has this token.
-    fn greet(&mut self, token: &str) -> Result<()> {
-        let greeting = hello::encode_hello(&hello::Hello { embodiment: self.robot.clone() })?;
-        let welcome = self.ask(&self.keys(token).hello, token, greeting)?;
+    /// Compares contracts with the policy that has this ID.
+    fn greet(&mut self, id: &str) -> Result<()> {
+        let hello = hello::Hello { robot: self.name.clone(), embodiment: self.robot.clone() };
+        let welcome = self.ask(&Keys::new(&self.base, id).hello, id, hello::encode_hello(&hello)?)?;
         let spec = hello::decode_welcome(&welcome)?.into_spec()?;
         require_policy_fits(&self.robot, &spec)?;
         self.spec = spec;
+        if self.asks.as_ref().is_none_or(|(asked, _)| asked != id) {
+            let token = declare(&self.session, &format!("{}/robot/{}/asks/{id}", self.base, self.name))?;
+            self.asks = Some((id.to_owned(), token));
+        }
         let mut presence = self.presence();
-        presence.greeted = presence.tokens.iter().find(|known| *known == token).cloned();
+        presence.greeted = presence.policies.iter().find(|known| *known == id).cloned();
         Ok(())
     }
 
     /// One query and its reply.
-    fn ask(&self, key: &str, token: &str, payload: Vec<u8>) -> Result<Vec<u8>> {
+    fn ask(&self, key: &str, id: &str, payload: Vec<u8>) -> Result<Vec<u8>> {
         let (sender, replies) = channel();
         self.session
             .get(key)
@@ -233,7 +255,7 @@ impl RemotePolicy {
                     return Err(Error::Link(format!("{key}: the policy gave no answer")));
                 }
                 Err(RecvTimeoutError::Timeout)
-                    if !self.presence().tokens.iter().any(|known| known == token) =>
+                    if !self.presence().policies.iter().any(|known| known == id) =>
                 {
                     return Err(Error::Link(format!("{key}: the policy went away")));
                 }
@@ -255,31 +277,28 @@ impl Policy for RemotePolicy {
     fn infer(&mut self, history: &[Observation], options: &InferOptions) -> Result<ActionChunk> {
         let mut failed: Vec<String> = Vec::new();
         let mut first = None;
-        while let Some(token) = self.choose(&failed) {
-            match self.question(&token, history, options) {
+        while let Some(id) = self.choose(&failed) {
+            match self.question(&id, history, options) {
                 // Another one may be there and may answer.
-                Err(error @ (Error::Link(_) | Error::Mismatch(_))) if !failed.contains(&token) => {
-                    self.presence().greeted.take_if(|greeted| *greeted == token);
-                    failed.push(token);
+                Err(error @ (Error::Link(_) | Error::Mismatch(_))) if !failed.contains(&id) => {
+                    self.presence().greeted.take_if(|greeted| *greeted == id);
+                    self.asks = None;
+                    failed.push(id);
                     first.get_or_insert(error);
                 }
                 other => return other,
             }
         }
+        self.asks = None;
         Err(first.unwrap_or_else(|| Error::Link(format!("no policy at {}", self.base))))
     }
 }
 
 impl RemotePolicy {
-    /// One question to the policy with this token.
-    fn question(
-        &mut self,
-        token: &str,
-        history: &[Observation],
-        options: &InferOptions,
-    ) -> Result<ActionChunk> {
-        if self.presence().greeted.as_deref() != Some(token) {
-            self.greet(token)?;
+    /// One question to the policy with this ID.
+    fn question(&mut self, id: &str, history: &[Observation], options: &InferOptions) -> Result<ActionChunk> {
+        if self.presence().greeted.as_deref() != Some(id) {
+            self.greet(id)?;
             if history.len() != self.spec.history {
                 let (wanted, got) = (self.spec.history, history.len());
                 return Err(Error::Policy(format!(
@@ -288,9 +307,14 @@ impl RemotePolicy {
             }
         }
         self.sequence += 1;
-        let question =
-            ask::Ask { sequence: self.sequence, history: history.to_vec(), options: options.clone() };
-        let bytes = self.ask(&self.keys(token).chunk, token, ask::encode(&question)?)?;
+        let question = ask::Ask {
+            robot: self.name.clone(),
+            sequence: self.sequence,
+            patience_secs: self.timeout.as_secs_f64(),
+            history: history.to_vec(),
+            options: options.clone(),
+        };
+        let bytes = self.ask(&Keys::new(&self.base, id).chunk, id, ask::encode(&question)?)?;
         let reply = answer::decode(&bytes)?;
         if reply.sequence != self.sequence {
             let (wanted, got) = (self.sequence, reply.sequence);

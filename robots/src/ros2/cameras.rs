@@ -25,7 +25,7 @@ pub enum ImageKind {
     /// `sensor_msgs/msg/CompressedImage`: JPEG or PNG.
     #[default]
     Compressed,
-    /// `sensor_msgs/msg/Image`: `rgb8`, `bgr8` or `mono8`.
+    /// `sensor_msgs/msg/Image`, its pixels as they are: colours, greys or YUV.
     Raw,
 }
 

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use vela_embodiment::{Embodiment, Error, Result, Stamp};
 use zenoh::Wait;
 use zenoh::pubsub::Subscriber;
-use zenoh::sample::Sample;
+use zenoh::sample::{Sample, SampleKind};
 
 /// A sentence is shorter than this many bytes.
 const LONGEST_SENTENCE: usize = 1000;
@@ -22,6 +22,7 @@ const LONGEST_SENTENCE: usize = 1000;
 /// The open ears of one arm.
 pub(super) struct Inlets {
     refusals: Arc<Mutex<Refusals>>,
+    _publishers: Subscriber<()>,
     _ears: Vec<Subscriber<()>>,
 }
 
@@ -46,7 +47,16 @@ impl Inlets {
         declaring.endpoint(EndpointKind::Subscription, &stop)?;
         let (session, domain) = (declaring.session(), declaring.domain());
         ears.push(listen_for_stop(session, domain, EMERGENCY_STOP, &handle.emergency_stop())?);
-        for (topic, act) in commands(embodiment, handle)? {
+        let commanders = Arc::new(Commanders::new(embodiment.joints.len(), &handle.emergency_stop()));
+        let key = keys::publishers(domain);
+        let publishers = session.liveliness().declare_subscriber(key.as_str()).history(true).callback({
+            let commanders = commanders.clone();
+            move |sample: Sample| {
+                commanders.saw(sample.key_expr().as_str(), sample.kind() == SampleKind::Put);
+            }
+        });
+        let publishers = publishers.wait().map_err(|e| failed(&key, e))?;
+        for (topic, act) in commands(embodiment, handle, &commanders)? {
             declaring.endpoint(EndpointKind::Subscription, &topic)?;
             let (key, refusals) = (keys::any_type(domain, &topic.name), refusals.clone());
             let ear = session.declare_subscriber(key.as_str()).callback(move |sample: Sample| {
@@ -60,7 +70,7 @@ impl Inlets {
             });
             ears.push(ear.wait().map_err(|e| failed(&key, e))?);
         }
-        Ok(Self { refusals, _ears: ears })
+        Ok(Self { refusals, _publishers: publishers, _ears: ears })
     }
 
     pub(super) fn refusals(&self) -> (u64, Option<String>) {
@@ -70,16 +80,19 @@ impl Inlets {
 }
 
 /// Every topic with what a message on it does.
-fn commands(embodiment: &Embodiment, handle: &ControlHandle) -> Result<Vec<(Topic, Act)>> {
+fn commands(
+    embodiment: &Embodiment,
+    handle: &ControlHandle,
+    commanders: &Arc<Commanders>,
+) -> Result<Vec<(Topic, Act)>> {
     let body = Arc::new(embodiment.clone());
     let gripper = body.gripper.as_ref().map(|gripper| body.joint_index(&gripper.joint)).transpose()?;
     let arm: Vec<usize> = (0..body.joints.len()).filter(|joint| Some(*joint) != gripper).collect();
-    let commanders = Arc::new(Commanders::new(body.joints.len()));
     let mut commands = vec![
         (Topic::new(INSTRUCTION, &keys::STRING), sentence(handle)),
         (Topic::new(TRAJECTORY, &keys::JOINT_TRAJECTORY), {
             let (body, arm) = (body.clone(), arm.clone());
-            moving(handle, &commanders, move |bytes, current, now| {
+            moving(handle, commanders, move |bytes, current, now| {
                 let trajectory: JointTrajectory = messages::decode(bytes)?;
                 let plan = plan_of(&trajectory, &body, current, now)?;
                 let mut places = Vec::new();
@@ -97,7 +110,7 @@ fn commands(embodiment: &Embodiment, handle: &ControlHandle) -> Result<Vec<(Topi
     for (name, places) in [(FORWARD, Some(arm)), (GRIPPER, gripper.map(|place| vec![place]))] {
         let Some(places) = places else { continue };
         let body = body.clone();
-        let act = moving(handle, &commanders, move |bytes, current, now| {
+        let act = moving(handle, commanders, move |bytes, current, now| {
             let numbers = messages::decode::<Float64MultiArray>(bytes)?.data;
             Ok((places.clone(), setpoint_of(&numbers, &places, &body, current, now)?))
         });

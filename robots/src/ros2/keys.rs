@@ -5,7 +5,9 @@
 //! endpoint also `/TOPIC/TYPE/HASH/QOS`, with `%` for every slash and for what is empty.
 
 use serde::{Deserialize, Serialize};
+use std::str::FromStr;
 use vela_embodiment::{Error, Result, Stamp};
+use zenoh::session::ZenohId;
 
 /// The ROS 2 distribution at the other end. The messages are the same in all of them; Humble knows no hashes of their
 /// definitions, and `rmw_zenoh` writes a word in their place.
@@ -184,6 +186,11 @@ impl EndpointKind {
     }
 }
 
+/// The tokens of every publisher.
+pub fn publishers(domain: u32) -> String {
+    format!("@ros2_lv/{domain}/*/*/*/MP/**")
+}
+
 /// The tokens of everyone who answers a service, whatever its type.
 pub fn servers(domain: u32, service: &str) -> String {
     format!("@ros2_lv/{domain}/*/*/*/SS/*/*/*/{}/*/*/*", service.replace('/', "%"))
@@ -225,6 +232,16 @@ pub fn gid(zid: &[u8; 16], number: u32) -> [u8; 16] {
         *byte ^= part;
     }
     gid
+}
+
+/// The identities that the endpoint with this token may have in its messages: as `rmw_zenoh` makes them (the 128-bit
+/// XXH3 of the token), and as we do ([`gid`]).
+pub fn gids_of(token: &str) -> Vec<[u8; 16]> {
+    let mut parts = token.split('/').skip(2);
+    let (zid, number) = (parts.next(), parts.nth(1).and_then(|number| number.parse().ok()));
+    let zid = zid.and_then(|zid| ZenohId::from_str(zid).ok());
+    let ours = zid.zip(number).map(|(zid, number)| gid(&zid.to_le_bytes(), number));
+    [Some(xxhash_rust::xxh3::xxh3_128(token.as_bytes()).to_le_bytes()), ours].into_iter().flatten().collect()
 }
 
 /// What rides beside every message.
@@ -270,6 +287,19 @@ impl Attachment {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_endpoint_s_token_tells_its_identity() {
+        // The 128-bit XXH3 of nothing, its lower half first.
+        let nothing = 0x99aa_06d3_0147_98d8_6001_c324_468d_497f_u128.to_le_bytes();
+        assert_eq!(gids_of(""), [nothing]);
+        let token =
+            Entity::node(0, "b3a1", "x").endpoint_token(7, EndpointKind::Publisher, &Topic::new("/t", &BOOL));
+        let mut zid = [0; 16];
+        (zid[0], zid[1]) = (0xa1, 0xb3);
+        assert_eq!(gids_of(&token)[1], gid(&zid, 7));
+        assert_eq!(gids_of("@ros2_lv/0/no identity/0/1/MP").len(), 1);
+    }
 
     #[test]
     fn type_hashes_are_those_of_ros_2_jazzy() -> std::result::Result<(), serde_json::Error> {

@@ -90,9 +90,31 @@ pub(super) struct ImageRef<'a> {
     pub(super) height: u32,
     pub(super) width: u32,
     pub(super) encoding: String,
-    _is_bigendian: u8,
+    pub(super) is_bigendian: u8,
     pub(super) step: u32,
     pub(super) data: &'a [u8],
+}
+
+#[cfg(test)]
+impl<'a> ImageRef<'a> {
+    /// Without a header.
+    pub(super) fn of(
+        encoding: &str,
+        is_bigendian: u8,
+        (width, height): (u32, u32),
+        step: u32,
+        data: &'a [u8],
+    ) -> Self {
+        Self {
+            _header: Header::default(),
+            height,
+            width,
+            encoding: encoding.into(),
+            is_bigendian,
+            step,
+            data,
+        }
+    }
 }
 
 /// A compressed one, in the same way.

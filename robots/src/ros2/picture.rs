@@ -2,6 +2,7 @@
 
 use super::cameras::ImageKind;
 use super::messages::{self, CompressedRef, ImageRef};
+use super::pixels;
 use std::io::Cursor;
 use std::sync::Arc;
 use vela_embodiment::{Camera, Frame, Stamp};
@@ -104,38 +105,7 @@ fn file(camera: &Camera, data: &[u8], rgb: &mut [u8]) -> Result<(), String> {
 /// A plain picture; its rows may be padded.
 fn raw(camera: &Camera, message: &ImageRef, rgb: &mut [u8]) -> Result<(), String> {
     right_size(camera, message.width, message.height)?;
-    let channels = match message.encoding.as_str() {
-        "rgb8" | "bgr8" => 3,
-        "mono8" => 1,
-        other => {
-            let other: String = other.chars().take(20).collect();
-            return Err(format!("expected the encoding rgb8, bgr8 or mono8, got '{other}'"));
-        }
-    };
-    let (row, step) = (message.width as usize * channels, message.step as usize);
-    if step < row {
-        return Err(format!("expected rows of at least {row} bytes, got a step of {step}"));
-    }
-    let expected = step.checked_mul(message.height as usize);
-    if expected != Some(message.data.len()) {
-        let (height, bytes) = (message.height, message.data.len());
-        return Err(format!("expected {height} rows of {step} bytes, got {bytes} bytes"));
-    }
-    if row == 0 {
-        return Ok(());
-    }
-    let rows = message.data.chunks_exact(step).zip(rgb.chunks_exact_mut(message.width as usize * 3));
-    for (padded, place) in rows {
-        let (pixels, places) = (&padded[..row], place.chunks_exact_mut(3));
-        match message.encoding.as_str() {
-            "rgb8" => place.copy_from_slice(pixels),
-            "bgr8" => places.zip(pixels.chunks_exact(3)).for_each(|(rgb, bgr)| {
-                rgb.copy_from_slice(&[bgr[2], bgr[1], bgr[0]]);
-            }),
-            _ => places.zip(pixels).for_each(|(rgb, grey)| rgb.fill(*grey)),
-        }
-    }
-    Ok(())
+    pixels::unpack(message, rgb)
 }
 
 #[cfg(test)]

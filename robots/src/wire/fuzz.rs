@@ -22,7 +22,9 @@ pub(super) fn sample_ask() -> ask::Ask {
         stamp: Stamp(7),
     };
     ask::Ask {
+        robot: "5f-3".into(),
         sequence: 9,
+        patience_secs: 0.5,
         history: vec![observation.clone(), observation],
         options: InferOptions { seed: 3, delay_ticks: 2, unexecuted: vec![vec![1.0, 2.0], vec![3.0, 4.0]] },
     }
@@ -88,7 +90,7 @@ fn try_all(bytes: &[u8]) {
 #[test]
 fn ten_thousand_torn_messages_never_panic() -> Result<()> {
     let spec = sample_spec()?;
-    let robot = hello::Hello { embodiment: spec.embodiment.clone() };
+    let robot = hello::Hello { robot: "5f-3".into(), embodiment: spec.embodiment.clone() };
     let moment = world::Moment {
         tick: 3,
         instruction: "go on".into(),
@@ -138,7 +140,7 @@ fn wrong_magic_version_kind_and_length_each_say_so() -> Result<()> {
     assert!(said(b"GET / HTTP/1.1").contains("starts with VELA"));
     let mut newer = good.clone();
     newer[5] = 9;
-    assert!(said(&newer).contains("expected version 1, got 9"));
+    assert!(said(&newer).contains("expected version 2, got 9"));
     assert!(said(&ask::encode(&sample_ask())?).contains("expected answer, got ask"));
     assert!(said(&good[..good.len() - 1]).contains("torn"));
     Ok(())

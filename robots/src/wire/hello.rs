@@ -1,6 +1,6 @@
 //! The first exchange: the robot says what it is, the policy says what it needs, or refuses with the differences.
 
-use super::{Kind, pack, refuse, unpack};
+use super::{Kind, check_name, pack, refuse, unpack};
 use crate::resolve::require_policy_fits;
 use serde::{Deserialize, Serialize};
 use vela_embodiment::{Embodiment, Error, PolicySpec, Result};
@@ -9,6 +9,8 @@ use vela_embodiment::{Embodiment, Error, PolicySpec, Result};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Hello {
+    /// Its name for as long as it is there; another's is another.
+    pub robot: String,
     /// What it is; without its URDF, which stays at home.
     pub embodiment: Embodiment,
 }
@@ -55,7 +57,9 @@ pub fn encode_hello(hello: &Hello) -> Result<Vec<u8>> {
 
 /// The hello in these bytes.
 pub fn decode_hello(bytes: &[u8]) -> Result<Hello> {
-    unpack(Kind::Hello, bytes)
+    let hello: Hello = unpack(Kind::Hello, bytes)?;
+    check_name(&hello.robot)?;
+    Ok(hello)
 }
 
 /// Bytes of a policy's welcome.
@@ -84,7 +88,7 @@ mod tests {
     #[test]
     fn a_robot_that_fits_is_welcomed_and_another_is_told_why_not() -> Result<()> {
         let spec = super::super::fuzz::sample_spec()?;
-        let mut hello = Hello { embodiment: spec.embodiment.clone() };
+        let mut hello = Hello { robot: "7-1".into(), embodiment: spec.embodiment.clone() };
         // Neither the URDF nor the robot's own safety rules cross the wire.
         hello.embodiment.urdf = String::new();
         hello.embodiment.safety = vela_embodiment::Safety::default();
@@ -138,7 +142,7 @@ mod tests {
         assert!(names.iter().all(|name| text.contains(name)));
         assert_eq!(
             (super::super::VERSION, bytes.len()),
-            (1, WELCOME_BYTES),
+            (2, WELCOME_BYTES),
             "raise VERSION and this length together"
         );
         Ok(())

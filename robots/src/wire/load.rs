@@ -8,7 +8,8 @@ use vela_embodiment::Result;
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Load {
-    /// Part of its time that it thinks, 0 to 1, and 1 more for every question without an answer.
+    /// Part of the last seconds that it thought, 0 to 1; 1 more for every question without an answer, and a tenth for
+    /// every robot that has just come and not asked yet.
     pub busy: f64,
 }
 

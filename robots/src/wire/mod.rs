@@ -16,7 +16,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use vela_embodiment::{Error, Result};
 
 /// The version of every message below; any change of a message's fields raises it.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 /// The largest message that is read.
 pub const MAX_BYTES: usize = 32 << 20;
 
@@ -65,6 +65,17 @@ impl Kind {
             other => format!("kind {other}"),
         }
     }
+}
+
+/// A robot's name has so many bytes at most.
+const LONGEST_NAME: usize = 100;
+
+fn check_name(robot: &str) -> Result<()> {
+    if !(1..=LONGEST_NAME).contains(&robot.len()) {
+        let got = robot.len();
+        return Err(refuse(format!("expected a robot with a name of 1 to {LONGEST_NAME} bytes, got {got}")));
+    }
+    Ok(())
 }
 
 fn refuse(why: String) -> Error {

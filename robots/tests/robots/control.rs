@@ -1,7 +1,7 @@
 //! The real-time loop. Figures of time are counted, never asserted at the tails.
 
 use crate::arm::{FakeArm, FakeCameras, FakePolicy, Switches, eventually};
-use crate::faults::within_limits;
+use crate::watched::within_limits;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
 use vela_embodiment::{Error, Result, Stamp};
@@ -38,6 +38,13 @@ fn short() -> ControlOptions {
 
 fn running(handle: &ControlHandle) -> bool {
     handle.state() == State::Running
+}
+
+/// Waits until it moves on from where it is.
+fn moves(handle: &ControlHandle) -> bool {
+    let at = || handle.joints().map_or(0.0, |reading| reading.positions[0]);
+    let from = at();
+    eventually(|| running(handle) && at() > from + 0.001)
 }
 
 fn holding(handle: &ControlHandle, what: &str) -> bool {
@@ -102,17 +109,21 @@ fn a_slow_policy_never_delays_a_tick() -> Result<()> {
 #[test]
 fn a_dying_policy_means_hold_then_stop_and_a_returning_one_goes_on() -> Result<()> {
     let run = start(&short())?;
-    assert!(eventually(|| running(&run.handle)));
+    assert!(moves(&run.handle));
+    let fault = run.handle.clock().now();
     run.policy.failing.store(true, Ordering::SeqCst);
     assert!(eventually(|| holding(&run.handle, "headache")));
+    let healed = run.handle.clock().now();
     run.policy.failing.store(false, Ordering::SeqCst);
-    assert!(eventually(|| running(&run.handle)));
+    assert!(moves(&run.handle));
     run.policy.failing.store(true, Ordering::SeqCst);
     assert!(eventually(|| stopped(&run.handle, "headache")));
     assert!(eventually(|| run.handle.ended()));
     let done = run.controller.wait();
     assert!(done.report.failures > 0 && done.report.held_ticks > 0);
-    assert!(within_limits(&done.report, run.events.try_iter())? > 10);
+    let watched = within_limits(&done.report, run.events.try_iter())?;
+    assert!(watched.ticks() > 10);
+    watched.toll(fault, healed).tell("policy fails");
     Ok(())
 }
 
@@ -136,12 +147,15 @@ fn a_nan_chunk_means_hold_and_never_a_motion() -> Result<()> {
 #[test]
 fn a_dark_camera_means_hold_and_a_returning_one_goes_on() -> Result<()> {
     let run = start(&ControlOptions { stop_after_hold_secs: 5.0, ..short() })?;
-    assert!(eventually(|| running(&run.handle)));
+    assert!(moves(&run.handle));
+    let fault = run.handle.clock().now();
     run.dark.store(true, Ordering::SeqCst);
     assert!(eventually(|| holding(&run.handle, "the cable is out")));
+    let healed = run.handle.clock().now();
     run.dark.store(false, Ordering::SeqCst);
-    assert!(eventually(|| running(&run.handle)));
-    run.controller.finish();
+    assert!(moves(&run.handle));
+    let report = run.controller.finish().report;
+    within_limits(&report, run.events.try_iter())?.toll(fault, healed).tell("camera unplugged");
     Ok(())
 }
 

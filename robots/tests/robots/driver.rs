@@ -3,9 +3,11 @@
 
 use crate::arm::{FakeArm, FakeCameras, FakePolicy, eventually};
 use crate::gripper::Still;
+use crate::toll::{Toll, excess_rad};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 use vela_embodiment::{Action, Embodiment, Error, GateConfig, JointSide, Result, SafetyGate};
 use vela_robots::ros2::cameras::{CameraTopic, ImageKind, TopicCameras};
 use vela_robots::ros2::driver::{Command, CommandKind, RosArm, RosConfig};
@@ -262,17 +264,28 @@ fn a_second_driver_of_an_arm_is_refused_and_takes_over_when_the_first_goes() -> 
     // Whichever session has the lower identity: who was there first stays.
     for (one, other) in [(&near, &far), (&far, &near)] {
         let mut first = connect(one)?;
+        let asked = Instant::now();
         let said = connect(other).err().map(|e| e.to_string()).unwrap_or_default();
         let who = format!("{}: expected no other driver, got the node 'vela_driver_so101'", topic.name);
         assert!(said.contains(&who) && said.contains(&one.zid().to_string()), "{said}");
-        assert!(first.joints().is_ok());
+        let refused = asked.elapsed();
+        let stands = first.joints()?.positions;
         // The same process that connects once more, when the refused one's word is gone, and one that drives another arm.
         assert!(eventually(|| connect(one).is_ok()));
         let mut elsewhere = config.clone();
         elsewhere.command.topic = "/other_arm/joint_trajectory".into();
         assert!(eventually(|| RosArm::connect(other, &robot, &elsewhere, 20.0).is_ok()));
         drop(first);
+        let gone = Instant::now();
         assert!(eventually(|| connect(other).is_ok()));
+        let counted = format!(
+            "the second refused after {:.0} ms, let in {:.0} ms after the first had gone",
+            refused.as_secs_f64() * 1e3,
+            gone.elapsed().as_secs_f64() * 1e3
+        );
+        let excess_rad = Some(excess_rad(&robot, &stands));
+        assert_eq!(excess_rad, Some(0.0));
+        Toll { counted, excess_rad, ..Toll::default() }.tell("two policies' drivers on one arm");
     }
     Ok(())
 }

@@ -22,6 +22,8 @@ pub struct Table {
     pub questions: u32,
     /// Lowest and highest goal that each servo was sent.
     pub goals: Vec<(u16, u16)>,
+    /// The longest way from one goal to the next, of each servo.
+    pub steps: Vec<u16>,
 }
 
 pub struct Emulator {
@@ -47,8 +49,13 @@ impl Emulator {
         servo[56..58].copy_from_slice(&2048_u16.to_le_bytes());
         (servo[62], servo[63]) = (74, 31);
         let servos = usize::from(SERVOS);
-        let goals = vec![(u16::MAX, 0); servos];
-        let table = Arc::new(Mutex::new(Table { registers: vec![servo; servos], goals, ..Table::default() }));
+        let table = Table {
+            registers: vec![servo; servos],
+            goals: vec![(u16::MAX, 0); servos],
+            steps: vec![0; servos],
+            ..Table::default()
+        };
+        let table = Arc::new(Mutex::new(table));
         let shared = table.clone();
         let thread = std::thread::spawn(move || {
             let _ = master.set_timeout(Duration::from_millis(20));
@@ -153,7 +160,7 @@ impl Table {
             return;
         }
         let at = usize::from(register);
-        let offset = self.offset(servo);
+        let (offset, last_goal) = (self.offset(servo), self.word(servo, 42));
         self.registers[servo][at..at + data.len()].copy_from_slice(data);
         if register == 31 {
             let turned = offset - self.offset(servo);
@@ -163,6 +170,7 @@ impl Table {
             let goal = u16::from_le_bytes([data[0], data[1]]);
             let seen = &mut self.goals[servo];
             *seen = (seen.0.min(goal), seen.1.max(goal));
+            self.steps[servo] = self.steps[servo].max(goal.abs_diff(last_goal));
             // Under torque it is there at once, inside its own range.
             if self.registers[servo][40] == 1 {
                 let inside = goal.clamp(self.word(servo, 9), self.word(servo, 11));

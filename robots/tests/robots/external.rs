@@ -38,7 +38,7 @@ impl World {
 
     fn answer(&mut self, name: &str, payload: &[u8]) -> Result<Vec<u8>> {
         match name {
-            "hello" => encode_hello(&Hello { embodiment: self.embodiment.clone() }),
+            "hello" => encode_hello(&Hello { robot: "7-1".into(), embodiment: self.embodiment.clone() }),
             "reset" => {
                 (self.seed, self.tick) = (world::decode_reset(payload)?.seed, 0);
                 self.joints.fill(0.0);

@@ -1,20 +1,23 @@
 //! What goes wrong beside an arm, one test each: in every one the arm ends inside its limits.
 
 use crate::arm::{FakeArm, FakeCameras, FakePolicy, LeapingClock, Switches, eventually};
+use crate::toll::Toll;
+use crate::watched::{Watched, within_limits};
 use rand::Rng;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 use vela_embodiment::{
-    ActionChunk, Embodiment, Error, InferOptions, Observation, Policy, PolicySpec, Result,
+    ActionChunk, Embodiment, Error, InferOptions, Observation, Policy, PolicySpec, Result, Stamp,
 };
 use vela_robots::ros2::keys::{self, Attachment, Topic};
 use vela_robots::ros2::messages::{Float64MultiArray, JointTrajectory, Time, TrajectoryPoint, encode};
 use vela_robots::ros2::{DOMAIN, FORWARD, GRIPPER, Node, TRAJECTORY};
 use vela_robots::wire::{answer, ask, hello};
 use vela_robots::{
-    ControlEvent, ControlHandle, ControlOptions, ControlReport, Controller, RemotePolicy, State,
-    listen_for_stop, loopback_pair, press_stop, release_stop,
+    ControlEvent, ControlHandle, ControlOptions, Controller, RemotePolicy, State, listen_for_stop,
+    loopback_pair, press_stop, release_stop,
 };
 use zenoh::query::Query;
 use zenoh::{Session, Wait};
@@ -63,46 +66,37 @@ fn holding(handle: &ControlHandle, what: &str) -> bool {
 }
 
 impl<P: Policy + 'static> Bench<P> {
+    pub fn now(&self) -> Stamp {
+        self.handle.clock().now()
+    }
+
+    /// Waits until it moves on from where it is.
+    pub fn moves(&self) -> bool {
+        let at = || self.handle.joints().map_or(0.0, |reading| reading.positions[0]);
+        let from = at();
+        eventually(|| running(&self.handle) && at() > from + 0.001)
+    }
+
     /// Ends the loop and looks at every tick.
-    pub fn within_limits(self) -> Result<u64> {
+    pub fn within_limits(self) -> Result<Watched> {
         let done = self.controller.finish();
         within_limits(&done.report, self.events.try_iter())
     }
 }
 
-/// Looks at every tick of a loop that has ended: position, speed and acceleration of what was sent. Counts them.
-pub fn within_limits(report: &ControlReport, events: impl IntoIterator<Item = ControlEvent>) -> Result<u64> {
-    let robot = Embodiment::so101()?;
-    let dt = robot.period_secs();
-    assert_eq!(report.events_dropped, 0);
-    let (mut q, mut v) = (vec![0.0; 6], vec![0.0; 6]);
-    let mut ticks = 0;
-    for event in events {
-        let ControlEvent::Tick(tick) = event else { continue };
-        assert!(!tick.held || !tick.trips.is_empty(), "a hold without a reason");
-        for (k, joint) in robot.joints.iter().enumerate() {
-            let (l, next) = (&joint.limits, tick.targets[k]);
-            let speed = (next - q[k]) / dt;
-            assert!(next >= l.lower && next <= l.upper && speed.abs() <= l.velocity + 1e-6);
-            assert!((speed - v[k]).abs() <= l.acceleration * dt + 1e-6);
-            (q[k], v[k]) = (next, speed);
-        }
-        ticks += 1;
-    }
-    assert!(v.iter().all(|speed| speed.abs() < 1e-6), "it ends standing: {v:?}");
-    assert_eq!(ticks, report.ticks, "no tick is unseen");
-    Ok(ticks)
-}
-
 #[test]
 fn a_black_camera_means_hold_and_light_goes_on() -> Result<()> {
     let run = bench(moving(0.0005)?.0, 30.0)?;
-    assert!(eventually(|| running(&run.handle)));
+    assert!(run.moves());
+    let fault = run.now();
     run.black.store(true, Ordering::SeqCst);
     assert!(eventually(|| holding(&run.handle, "is black")), "{:?}", run.handle.state());
+    let healed = run.now();
     run.black.store(false, Ordering::SeqCst);
-    assert!(eventually(|| running(&run.handle)));
-    assert!(run.within_limits()? > 10);
+    assert!(run.moves());
+    let watched = run.within_limits()?;
+    assert!(watched.ticks() > 10);
+    watched.toll(fault, healed).tell("camera black");
     Ok(())
 }
 
@@ -110,28 +104,32 @@ fn a_black_camera_means_hold_and_light_goes_on() -> Result<()> {
 #[test]
 fn a_camera_that_shows_the_same_picture_while_the_arm_moves_means_hold() -> Result<()> {
     let run = bench(moving(0.01)?.0, 30.0)?;
-    assert!(eventually(|| running(&run.handle)));
+    assert!(run.moves());
+    let fault = run.now();
     run.frozen.store(true, Ordering::SeqCst);
     assert!(eventually(|| holding(&run.handle, "is frozen")), "{:?}", run.handle.state());
+    let healed = run.now();
     run.frozen.store(false, Ordering::SeqCst);
-    assert!(eventually(|| running(&run.handle)));
-    run.within_limits()?;
+    assert!(run.moves());
+    run.within_limits()?.toll(fault, healed).tell("camera frozen");
     Ok(())
 }
 
 #[test]
 fn late_joint_states_mean_hold_and_fresh_ones_go_on() -> Result<()> {
     let run = bench(moving(0.0005)?.0, 30.0)?;
-    assert!(eventually(|| running(&run.handle)));
+    assert!(run.moves());
+    let fault = run.now();
     run.late_ms.store(400, Ordering::SeqCst);
     assert!(
         eventually(|| holding(&run.handle, "joints: the newest reading is 0.4")),
         "{:?}",
         run.handle.state()
     );
+    let healed = run.now();
     run.late_ms.store(0, Ordering::SeqCst);
-    assert!(eventually(|| running(&run.handle)));
-    run.within_limits()?;
+    assert!(run.moves());
+    run.within_limits()?.toll(fault, healed).tell("joint state late");
     Ok(())
 }
 
@@ -139,13 +137,16 @@ fn late_joint_states_mean_hold_and_fresh_ones_go_on() -> Result<()> {
 fn a_policy_slower_than_its_plans_means_hold_and_a_quick_one_goes_on() -> Result<()> {
     let (policy, switches) = moving(0.0005)?;
     let run = bench(policy, 1e9)?;
-    assert!(eventually(|| running(&run.handle)));
+    assert!(run.moves());
+    let fault = run.now();
     // Its chunks last half a second, and nothing older than that is carried out.
     switches.slow_ms.store(1500, Ordering::SeqCst);
     assert!(eventually(|| holding(&run.handle, "the plan has ended and no new one came")));
+    let healed = run.now();
     switches.slow_ms.store(0, Ordering::SeqCst);
-    assert!(eventually(|| running(&run.handle)), "{:?}", run.handle.state());
-    run.within_limits()?;
+    // Not before the question that it thinks about is answered.
+    assert!(run.moves(), "{:?}", run.handle.state());
+    run.within_limits()?.toll(fault, healed).tell("policy slow");
     Ok(())
 }
 
@@ -155,18 +156,32 @@ fn an_arm_whose_clock_leaps_stays_inside_its_limits_and_goes_on() -> Result<()> 
     let run = bench_of(FakeArm::on(clock.clone())?, moving(0.002)?.0, 1e9)?;
     let at = || run.handle.joints().map_or(0.0, |reading| reading.positions[0]);
     // Forward, as when a machine wakes; and back, which a monotonic clock never does.
-    for leap_ms in [10_000, -300, 3_600_000, -700] {
+    let mut moved = Vec::new();
+    for leap_ms in [10_000_i32, -300, 3_600_000, -700] {
         assert!(eventually(|| running(&run.handle)), "{leap_ms} {:?}", run.handle.state());
         let before = at();
-        clock.leap_ms(leap_ms);
+        let leapt = Instant::now();
+        clock.leap_ms(leap_ms.into());
         assert!(eventually(|| at() > before + 0.01), "{leap_ms} {:?}", run.handle.state());
+        moved.push((leap_ms, leapt.elapsed().as_secs_f64()));
     }
-    run.within_limits()?;
+    let watched = run.within_limits()?;
+    for (leap_ms, secs) in moved {
+        let counted = format!("{} ticks in all", watched.ticks());
+        let toll = Toll { moved_secs: Some(secs), ..watched.lasting(&counted) };
+        toll.tell(&format!("clock leaps {:+.1} s (until the arm is 0.01 rad on)", f64::from(leap_ms) * 1e-3));
+    }
     Ok(())
 }
 
 /// A policy's place on zenoh whose answers the network hurts: repeated, late by one, cut off, flipped, noise.
-fn hurting_link(session: &Session, mut policy: FakePolicy) -> Result<Vec<Box<dyn Send>>> {
+/// Counts how many it hurt and how many it let through.
+fn hurting_link(
+    session: &Session,
+    mut policy: FakePolicy,
+    counts: &Arc<[AtomicU64; 2]>,
+) -> Result<Vec<Box<dyn Send>>> {
+    let counts = counts.clone();
     let key = |name: &str| format!("vela/test/policy/hurting/{name}");
     let link = |error: zenoh::Error| Error::Link(error.to_string());
     let spec = policy.spec().clone();
@@ -184,7 +199,9 @@ fn hurting_link(session: &Session, mut policy: FakePolicy) -> Result<Vec<Box<dyn
         let whole = answer::encode(&answer::Answer { sequence: asked.sequence, infer_secs: 0.0, chunk })?;
         let before = std::mem::replace(&mut last, whole.clone());
         let mut hurt = whole;
-        match rng.random_range(0..8) {
+        let kind = rng.random_range(0..8);
+        counts[usize::from(kind > 3)].fetch_add(1, Ordering::SeqCst);
+        match kind {
             0 => hurt = before,
             1 => hurt.truncate(rng.random_range(0..hurt.len())),
             2 => {
@@ -215,14 +232,19 @@ fn hurting_link(session: &Session, mut policy: FakePolicy) -> Result<Vec<Box<dyn
 fn answers_repeated_reordered_torn_and_random_on_the_link_never_leave_the_limits() -> Result<()> {
     let (near, far) = loopback_pair()?;
     let (policy, switches) = moving(0.002)?;
-    let _link = hurting_link(&far, policy)?;
+    let counts = Arc::new([AtomicU64::new(0), AtomicU64::new(0)]);
+    let _link = hurting_link(&far, policy, &counts)?;
     let remote = RemotePolicy::new(&near, "vela/test", &Embodiment::so101()?, 1.0)?;
     let run = bench(remote, 1e9)?;
     assert!(eventually(|| switches.calls.load(Ordering::SeqCst) > 40), "{:?}", run.handle.state());
     // Between what is hurt it goes on.
     assert!(eventually(|| running(&run.handle)), "{:?}", run.handle.state());
     assert!(run.handle.joints().is_some_and(|reading| reading.positions[0] > 0.01));
-    assert!(run.within_limits()? > 25);
+    let watched = run.within_limits()?;
+    assert!(watched.ticks() > 25);
+    let [hurt, whole] = [0, 1].map(|k| counts[k].load(Ordering::SeqCst));
+    let counted = format!("{hurt} of {} answers hurt, each came twice", hurt + whole);
+    watched.lasting(&counted).tell("answers repeated, reordered, truncated, random");
     Ok(())
 }
 
@@ -282,8 +304,12 @@ fn commands_repeated_reordered_torn_and_random_never_leave_the_limits() -> Resul
         seen_moving |= moved();
         told && seen_moving && node.refusals().0 > 50
     }));
+    let refused = node.refusals().0;
     drop(node);
-    assert!(run.within_limits()? > 10);
+    let watched = run.within_limits()?;
+    assert!(watched.ticks() > 10);
+    let counted = format!("{refused} of {sent} commands refused");
+    watched.lasting(&counted).tell("commands repeated, reordered, truncated, random");
     Ok(())
 }
 
@@ -292,6 +318,8 @@ struct Scrambled {
     inner: FakePolicy,
     said: Vec<ActionChunk>,
     rng: rand_chacha::ChaCha8Rng,
+    /// Chunks that it changed.
+    hurt: Arc<AtomicU64>,
 }
 
 impl Policy for Scrambled {
@@ -302,6 +330,7 @@ impl Policy for Scrambled {
     fn infer(&mut self, history: &[Observation], options: &InferOptions) -> Result<ActionChunk> {
         let mut chunk = self.inner.infer(history, options)?;
         let kind = self.rng.random_range(0..6);
+        self.hurt.fetch_add(u64::from(kind < 5), Ordering::SeqCst);
         self.said.push(chunk.clone());
         let before = self.said.len().saturating_sub(1 + self.rng.random_range(0..3));
         match kind {
@@ -321,9 +350,14 @@ fn repeated_reordered_torn_and_random_chunks_never_leave_the_limits() -> Result<
     let inner = moving(0.002)?.0;
     let calls = inner.switches.calls.clone();
     let rng = vela_embodiment::stream(3, "scrambled");
-    let run = bench(Scrambled { inner, said: Vec::new(), rng }, 1e9)?;
+    let hurt = Arc::new(AtomicU64::new(0));
+    let run = bench(Scrambled { inner, said: Vec::new(), rng, hurt: hurt.clone() }, 1e9)?;
     assert!(eventually(|| calls.load(Ordering::SeqCst) > 25), "{}", calls.load(Ordering::SeqCst));
-    assert!(run.within_limits()? > 25);
+    let watched = run.within_limits()?;
+    assert!(watched.ticks() > 25);
+    let [hurt, calls] = [&hurt, &calls].map(|count| count.load(Ordering::SeqCst));
+    let counted = format!("{hurt} of {calls} chunks hurt");
+    watched.lasting(&counted).tell("chunks repeated, reordered, truncated, random");
     Ok(())
 }
 
@@ -333,7 +367,8 @@ fn an_operator_anywhere_on_zenoh_stops_the_arm_and_releases_it() -> Result<()> {
     let run = bench(moving(0.002)?.0, 0.3)?;
     let stop = run.handle.emergency_stop();
     let _listener = listen_for_stop(&robot, "vela/test", &stop)?;
-    assert!(eventually(|| running(&run.handle)));
+    assert!(run.moves());
+    let fault = run.now();
     press_stop(&operator, "vela/test", "smoke")?;
     let nobody = press_stop(&operator, "vela/other", "smoke");
     assert!(nobody.is_err_and(|e| e.to_string().contains("no arm listens at vela/other/stop")));
@@ -346,10 +381,11 @@ fn an_operator_anywhere_on_zenoh_stops_the_arm_and_releases_it() -> Result<()> {
     std::thread::sleep(std::time::Duration::from_millis(600));
     assert!(holding(&run.handle, "emergency stop"), "{:?}", run.handle.state());
     assert_eq!(at(&run.handle), stood);
+    let healed = run.now();
     release_stop(&operator, "vela/test")?;
-    assert!(eventually(|| running(&run.handle)), "{:?}", run.handle.state());
+    assert!(run.moves(), "{:?}", run.handle.state());
     assert!(eventually(|| at(&run.handle)[0] > stood[0] + 0.01));
-    run.within_limits()?;
+    run.within_limits()?.toll(fault, healed).tell("emergency stop pressed over zenoh and released");
     Ok(())
 }
 
@@ -385,8 +421,12 @@ fn of_two_nodes_that_command_one_arm_the_second_is_refused() -> Result<()> {
     assert!(eventually(|| node.refusals().0 == 1), "{:?}", node.refusals());
     assert!(node.refusals().1.is_some_and(|why| why.contains("another node commands the arm")));
     assert!(eventually(|| at(0) > 0.28));
-    assert!(at(4).abs() < 1e-6, "the second moved nothing: {}", at(4));
+    let moved = at(4).abs();
+    assert!(moved < 1e-6, "the second moved nothing: {moved}");
+    let refused = node.refusals().0;
     drop(node);
-    run.within_limits()?;
+    let watched = run.within_limits()?;
+    let counted = format!("{refused} command of the second refused, which moved its joint by {moved:.4} rad");
+    watched.lasting(&counted).tell("two nodes command one arm");
     Ok(())
 }

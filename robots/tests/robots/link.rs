@@ -1,7 +1,8 @@
 //! Policy and robot as two zenoh sessions over TCP on loopback.
 
 use crate::arm::{FakeArm, FakeCameras, FakePolicy, Switches, eventually};
-use crate::faults::within_limits;
+use crate::toll::Toll;
+use crate::watched::within_limits;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
@@ -133,14 +134,17 @@ fn the_arm_follows_a_far_policy_holds_when_it_dies_and_goes_on_with_the_next() -
     };
     assert!(eventually(state("no policy at")), "nobody is there yet");
     let server = serve(&far, slow_policy()?.0);
-    assert!(eventually(|| handle.state() == State::Running));
+    let at = || handle.joints().map_or(0.0, |reading| reading.positions[0]);
+    assert!(eventually(|| at() > 0.001), "{:?}", handle.state());
+    let fault = handle.clock().now();
     server.end()?;
     assert!(eventually(state("no policy at")), "{:?}", handle.state());
+    let (healed, stood) = (handle.clock().now(), at());
     let server = serve(&far, slow_policy()?.0);
-    assert!(eventually(|| handle.state() == State::Running), "{:?}", handle.state());
+    assert!(eventually(|| at() > stood + 0.001), "{:?}", handle.state());
     let report = controller.finish().report;
     assert!(report.chunks > 0 && report.failures > 0);
-    within_limits(&report, events.try_iter())?;
+    within_limits(&report, events.try_iter())?.toll(fault, healed).tell("policy ends and another comes");
     server.end()?;
     Ok(())
 }
@@ -178,12 +182,16 @@ fn a_far_policy_that_never_comes_back_stops_the_arm() -> Result<()> {
     let (controller, events) = control(&robot, options)?;
     let handle = controller.handle();
     assert!(eventually(|| handle.state() == State::Running));
+    let fault = handle.clock().now();
     server.end()?;
     // The whole session goes too, as when the process is killed.
     drop(far);
     let report = controller.wait().report;
     assert!(matches!(&report.state, State::Stopped { reason } if reason.contains("policy")), "{report:?}");
-    within_limits(&report, events.try_iter())?;
+    let watched = within_limits(&report, events.try_iter())?;
+    let toll = watched.toll(fault, fault);
+    assert!(toll.held_secs.is_some() && toll.moved_secs.is_none(), "it never moves again");
+    toll.tell("policy gone for good, the arm stops");
     Ok(())
 }
 
@@ -288,6 +296,7 @@ fn a_policy_killed_in_mid_question_costs_an_arm_at_most_one_chunk() -> Result<()
     slow.held.store(true, Ordering::SeqCst);
     let asked = slow.calls.load(Ordering::SeqCst);
     assert!(eventually(|| slow.calls.load(Ordering::SeqCst) > asked));
+    let fault = handle.clock().now();
     far.close().wait().map_err(|e| Error::Link(e.to_string()))?;
     assert!(eventually(|| calls.calls.load(Ordering::SeqCst) > 3), "{:?}", handle.state());
     let report = controller.finish().report;
@@ -297,9 +306,13 @@ fn a_policy_killed_in_mid_question_costs_an_arm_at_most_one_chunk() -> Result<()
         events.iter().filter(by).count()
     };
     assert!(taken("second") > 1);
-    within_limits(&report, events)?;
+    let watched = within_limits(&report, events)?;
     // The question that was lost was asked again elsewhere before anyone called it a failure.
     assert!(report.failures <= 1, "{report:?}");
+    let toll = watched.toll(fault, fault);
+    let held = if toll.held_secs.is_some() { "" } else { "never held, " };
+    let counted = format!("{held}{} questions failed", report.failures);
+    Toll { counted, ..toll }.tell("policy killed in mid question, another serves");
     slow.held.store(false, Ordering::SeqCst);
     let _ = first.end();
     second.end()?;

@@ -2,6 +2,7 @@
 //! that behave and misbehave.
 
 mod arm;
+mod cable;
 mod calibrate;
 mod control;
 mod cut;
@@ -11,7 +12,11 @@ mod external;
 mod faults;
 mod gripper;
 mod link;
+mod many;
 mod rollout;
 mod ros2;
+mod seats;
 mod servos;
 mod teleoperate;
+mod toll;
+mod watched;

@@ -2,6 +2,8 @@
 
 use crate::arm::{FakePolicy, eventually, frames};
 use crate::emulator::{Emulator, Table};
+use crate::toll::{Toll, excess_rad};
+use crate::watched::within_limits;
 use std::sync::Arc;
 use std::time::Duration;
 use vela_embodiment::{
@@ -35,6 +37,13 @@ pub fn config(emulator: &Emulator) -> ServoConfig {
         min_voltage_v: 6.0,
         max_voltage_v: 8.5,
     }
+}
+
+/// Where the servos are, rad.
+fn positions(robot: &Embodiment, table: &Table) -> Result<Vec<f64>> {
+    let calibration = calibration(robot);
+    let joints = robot.joints.iter().enumerate();
+    joints.map(|(k, joint)| calibration.position(robot, &joint.name, table.word(k, 56).into())).collect()
 }
 
 fn open(emulator: &Emulator) -> Result<ServoArm> {
@@ -148,17 +157,24 @@ fn a_policy_moves_the_servos_through_the_gate_until_the_cable_is_pulled() -> Res
     let eyes = Eyes(robot.clone(), arm.clock(), 0);
     let mut policy = FakePolicy::new()?;
     policy.step = 0.004;
-    let options =
-        ControlOptions { stop_after_hold_secs: 1.0, max_frame_age_secs: 1.0, ..ControlOptions::default() };
-    let (controller, _events) = Controller::start(arm, eyes, policy, "go on", &options)?;
+    let options = ControlOptions {
+        stop_after_hold_secs: 1.0,
+        max_frame_age_secs: 1.0,
+        events: 1 << 14,
+        ..ControlOptions::default()
+    };
+    let (controller, events) = Controller::start(arm, eyes, policy, "go on", &options)?;
     let handle = controller.handle();
     let goal = |emulator: &Emulator| emulator.set(|table| table.goals[0].1);
     assert!(eventually(|| goal(&emulator) > 2148), "{} {:?}", goal(&emulator), handle.state());
     // Warm: it holds. Cool again: it goes on.
+    let warm = handle.clock().now();
     emulator.set(|table| table.registers[0][63] = 65);
     assert!(eventually(|| matches!(handle.state(), State::Holding { reason } if reason.contains("65 °C"))));
+    let (cool, stood) = (handle.clock().now(), goal(&emulator));
     emulator.set(|table| table.registers[0][63] = 40);
-    assert!(eventually(|| handle.state() == State::Running), "{:?}", handle.state());
+    assert!(eventually(|| goal(&emulator) > stood + 10), "{:?}", handle.state());
+    let pulled = handle.clock().now();
     emulator.set(|table| table.unplugged = true);
     assert!(eventually(|| handle.ended()), "{:?}", handle.state());
     let report = controller.wait().report;
@@ -169,6 +185,14 @@ fn a_policy_moves_the_servos_through_the_gate_until_the_cable_is_pulled() -> Res
             assert!(seen.0 >= 1000 && seen.1 <= 3096);
         }
     });
+    let watched = within_limits(&report, events.try_iter())?;
+    // Where the servos themselves stand.
+    let robot = Embodiment::so101()?;
+    let stands = emulator.set(|table| positions(&robot, table))?;
+    let excess = watched.excess_rad.max(excess_rad(&robot, &stands));
+    assert!(excess == 0.0, "{stands:?}");
+    watched.toll(warm, cool).tell("servo too warm and cool again");
+    Toll { excess_rad: Some(excess), ..watched.toll(pulled, pulled) }.tell("servo bus pulled out");
     Ok(())
 }
 

@@ -19,6 +19,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use std::convert::Infallible;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 use talk::Job;
 use tokio::net::{TcpListener, TcpStream};
@@ -67,6 +68,8 @@ struct Shared {
     spec: PolicySpec,
     jobs: mpsc::Sender<Job>,
     clock: MonotonicClock,
+    /// Robots that have come so far.
+    robots: AtomicU64,
 }
 
 /// The policy, which thinks on the thread that runs it.
@@ -80,7 +83,8 @@ pub struct Thinker {
 pub fn openpi(policy: Box<dyn Policy>, config: OpenpiConfig) -> (OpenpiServer, Thinker) {
     let (sender, jobs) = mpsc::channel(config.robots.max(1));
     let (spec, clock) = (policy.spec().clone(), MonotonicClock::new());
-    let shared = Shared { config, spec, jobs: sender, clock: MonotonicClock::new() };
+    let shared =
+        Shared { config, spec, jobs: sender, clock: MonotonicClock::new(), robots: AtomicU64::new(0) };
     (OpenpiServer { shared: Arc::new(shared) }, Thinker { policy, jobs, clock })
 }
 
@@ -89,6 +93,7 @@ impl Thinker {
     pub fn run(mut self, listener: &mut dyn FnMut(OpenpiEvent)) {
         while let Some(job) = self.jobs.blocking_recv() {
             let start = self.clock.now();
+            self.policy.turn_to(&job.robot.to_string());
             let spec = self.policy.spec();
             let looked = job.history.iter().try_for_each(|seen| seen.check(&spec.embodiment));
             let chunk = looked.and_then(|()| self.policy.infer(&job.history, &job.options));

@@ -4,6 +4,7 @@ use super::{Shared, contract, value};
 use crate::Fault;
 use futures_util::{SinkExt, StreamExt};
 use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::sync::{oneshot, watch};
@@ -15,6 +16,8 @@ use vela_embodiment::{ActionChunk, Clock, InferOptions, Observation, Stamp};
 
 /// A question for the policy.
 pub(super) struct Job {
+    /// Whose it is: another connection's is another.
+    pub(super) robot: u64,
     pub(super) history: Vec<Observation>,
     pub(super) options: InferOptions,
     /// The chunk or why there is none, and the seconds of thought.
@@ -70,6 +73,7 @@ async fn answers<S: AsyncRead + AsyncWrite + Unpin>(socket: &mut WebSocketStream
     if socket.send(Message::binary(contract::metadata(&shared.spec))).await.is_err() {
         return End::Gone;
     }
+    let robot = shared.robots.fetch_add(1, Ordering::Relaxed);
     let mut history = VecDeque::new();
     let (mut number, mut previous_ms, mut early) = (0, None, None);
     loop {
@@ -91,7 +95,7 @@ async fn answers<S: AsyncRead + AsyncWrite + Unpin>(socket: &mut WebSocketStream
             Some(Err(error)) => return broken(&error, shared.config.message_bytes),
         };
         let start = shared.clock.now();
-        let mut answer = match ask(&bytes, shared, &mut history, number, start).await {
+        let mut answer = match ask(&bytes, shared, &mut history, (robot, number), start).await {
             Ok(answer) => answer,
             Err(fault) => return End::Refused(fault),
         };
@@ -142,7 +146,7 @@ async fn ask(
     bytes: &[u8],
     shared: &Shared,
     history: &mut VecDeque<Observation>,
-    number: u64,
+    (robot, number): (u64, u64),
     stamp: Stamp,
 ) -> Result<Thought, Fault> {
     let wanted = shared.spec.history.max(1);
@@ -157,7 +161,7 @@ async fn ask(
     }
     let (reply, answer) = oneshot::channel();
     let options = InferOptions { seed: shared.config.seed.wrapping_add(number), ..InferOptions::default() };
-    let job = Job { history: history.iter().cloned().collect(), options, reply };
+    let job = Job { robot, history: history.iter().cloned().collect(), options, reply };
     shared.jobs.send(job).await.map_err(|_| Fault::internal("the policy has ended"))?;
     Ok(answer)
 }
