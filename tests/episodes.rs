@@ -112,6 +112,12 @@ fn killed_at_any_moment(form: &[&str], [few, many]: [u64; 2], largest: u64) -> O
             assert!(last.extra["interrupted"] == true || last.extra["success"].is_boolean());
         }
         episodes = mended.len();
+        eprintln!(
+            "fault: SIGKILL while recording{}: {recovered} frames of the open episode kept ({waiting} bytes), \
+             {} whole episodes kept",
+            form.iter().map(|word| format!(" {word}")).collect::<String>(),
+            dataset.len()
+        );
     }
     assert!(episodes >= 6, "{episodes}");
     // Recording goes on in what is left.
@@ -161,6 +167,10 @@ fn full_disk(form: &str, blocks: u32) -> Outcome {
     let repaired = json(&["episodes", "check", &data, "--repair", "--json"])?;
     assert_eq!(repaired["problems"], serde_json::json!([]));
     assert_eq!(repaired["episodes"], committed as u64 + 1, "the frames of the last episode are there");
+    let kept = Dataset::open(Path::new(&data))?.episode(committed)?.frames.len();
+    eprintln!(
+        "fault: disk full while recording {form}: {committed} whole episodes kept, {kept} frames of the open one"
+    );
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use vela_embodiment::{Embodiment, EmergencyStop, Frame, InferOptions, Observation, Policy, Stamp};
 use vela_robots::{RemotePolicy, Side, listen_for_stop, open_session, press_stop, release_stop};
 use zenoh::{Session, Wait};
@@ -158,12 +158,20 @@ fn an_arm_with_its_certificate_and_user_gets_chunks_through_the_router() -> Fall
 
     // The router goes: nobody is there any more. It comes back: so do they, by themselves.
     let router = fleet.router.take().ok_or("no router")?;
+    let gone = Instant::now();
     router.close().wait().map_err(|e| e.to_string())?;
     drop(router);
     assert!(eventually(|| !remote.alive()));
+    let missed = gone.elapsed().as_secs_f64() * 1e3;
     assert!(remote.infer(&history, &InferOptions::default()).is_err());
     fleet.open_router()?;
+    let back = Instant::now();
     assert!(eventually(|| remote.infer(&history, &InferOptions::default()).is_ok()));
+    let again = back.elapsed().as_secs_f64() * 1e3;
+    eprintln!(
+        "fault: the fleet's router goes and comes back: the policy missed after {missed:.0} ms, chunks again \
+         {again:.0} ms after it was back"
+    );
     Ok(())
 }
 

@@ -24,7 +24,7 @@ struct World {
 impl World {
     fn answer(&mut self, name: &str, payload: &[u8]) -> vela_embodiment::Result<Vec<u8>> {
         match name {
-            "hello" => return encode_hello(&Hello { embodiment: self.robot.clone() }),
+            "hello" => return encode_hello(&Hello { robot: "world".into(), embodiment: self.robot.clone() }),
             "reset" => {
                 let seed = world::decode_reset(payload)?.seed;
                 (self.joints, self.tick) = (vec![0.01 * seed as f64; 6], 0);

@@ -1,11 +1,20 @@
 //! `vela record --robot` over the built binary: a live arm on zenoh, driven by a policy in a process of its own.
 
+#[path = "../robots/tests/robots/cable.rs"]
+mod cable;
+mod program;
+#[path = "../robots/tests/robots/toll.rs"]
+mod toll;
+
+use cable::{SILENT, WHOLE, Wire};
+use program::Program;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
-use vela_embodiment::Stamp;
-use vela_episodes::Dataset;
+use std::time::{Duration, Instant};
+use toll::{Toll, excess_rad};
+use vela_embodiment::{Embodiment, Stamp};
+use vela_episodes::{Dataset, Recording};
 use vela_robots::ros2::keys::{self, Topic};
 use vela_robots::ros2::messages::{self, JointTrajectory, TrajectoryPoint};
 use vela_robots::ros2::{DOMAIN, TRAJECTORY};
@@ -34,44 +43,81 @@ fn text(path: &Path) -> String {
     path.display().to_string()
 }
 
-/// The simulated arm, its policy if it is to have one, and the zenoh config of who listens. Without a policy it stands
-/// for two minutes.
-fn arm(dir: &Path, driven: bool) -> Result<(Vec<Running>, String), Box<dyn std::error::Error>> {
-    let port = std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
-    let config = |listen: &str, connect: &str| {
-        format!(
-            "{{mode: 'peer', listen: {{endpoints: [{listen}]}}, connect: {{endpoints: [{connect}]}}, \
-             scouting: {{multicast: {{enabled: false}}, gossip: {{enabled: false}}}}}}"
-        )
-    };
-    let (robot, other) = (dir.join("robot.json5"), dir.join("other.json5"));
-    let endpoint = format!("'tcp/127.0.0.1:{port}'");
-    std::fs::write(&robot, config(&endpoint, ""))?;
-    std::fs::write(&other, config("", &endpoint))?;
-    let other = text(&other);
-    let sim =
-        ["sim", "--task", "stack", "--wait-secs", "120", "--hold-secs", "120", "--zenoh", &text(&robot)];
+/// A session's file: where it listens, where it connects.
+fn session(path: &Path, listen: &str, connect: &str) -> std::io::Result<String> {
+    let config = format!(
+        "{{mode: 'peer', listen: {{endpoints: [{listen}]}}, connect: {{endpoints: [{connect}]}}, \
+         scouting: {{multicast: {{enabled: false}}, gossip: {{enabled: false}}}}}}"
+    );
+    std::fs::write(path, config)?;
+    Ok(text(path))
+}
+
+fn free_port() -> std::io::Result<u16> {
+    Ok(std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+}
+
+/// The simulated arm, and its policy if it is to have one. Without a policy it stands for two minutes.
+fn start(robot: &str, policy: Option<&str>) -> std::io::Result<Vec<Running>> {
+    let sim = ["sim", "--task", "stack", "--wait-secs", "120", "--hold-secs", "120", "--zenoh", robot];
     let mut running = vec![Running(vela(&sim).stdout(Stdio::null()).spawn()?)];
-    if driven {
-        let act = ["act", "--for-secs", "120", "--zenoh", &other];
+    if let Some(policy) = policy {
+        let act = ["act", "--for-secs", "120", "--zenoh", policy];
         running.push(Running(vela(&act).stdout(Stdio::null()).spawn()?));
     }
-    Ok((running, other))
+    Ok(running)
+}
+
+/// The same, and the port where others join it.
+fn arm(dir: &Path, driven: bool) -> std::io::Result<(Vec<Running>, u16)> {
+    let port = free_port()?;
+    let robot = session(&dir.join("robot.json5"), &format!("'tcp/127.0.0.1:{port}'"), "")?;
+    Ok((start(&robot, driven.then_some(joins(dir, port)?.as_str()))?, port))
+}
+
+/// The session's file of who joins an arm at this port.
+fn joins(dir: &Path, port: u16) -> std::io::Result<String> {
+    session(&dir.join(format!("at-{port}.json5")), "", &format!("'tcp/127.0.0.1:{port}'"))
 }
 
 fn record(out: &Path, other: &str, rest: &[&str]) -> Command {
     let file = text(&Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/arms/so101-ros2.toml"));
     let mut args = vec!["record", "--robot", &file, "--task", "stack them", "--json", "--zenoh", other];
     let out = text(out);
-    args.extend(["--out", &out, "--wait-secs", "60"]);
+    args.extend(["--out", &out]);
+    if !rest.contains(&"--wait-secs") {
+        args.extend(["--wait-secs", "60"]);
+    }
     args.extend(rest);
     vela(&args)
+}
+
+/// Frames of a recording at 30 Hz that has run since then.
+fn frames_since(begun: Instant) -> u64 {
+    (begun.elapsed().as_secs_f64() * 30.0).round() as u64
+}
+
+/// How far the arm was measured outside its limits in these episodes at worst, rad.
+fn worst_rad(episodes: &[Recording]) -> Result<f64, Box<dyn std::error::Error>> {
+    let so101 = Embodiment::so101()?;
+    let frames = episodes.iter().flat_map(|episode| &episode.frames);
+    let each = frames.map(|frame| excess_rad(&so101, &frame.observation.joint_positions));
+    Ok(each.fold(0.0, f64::max))
+}
+
+/// `vela episodes check`, which must find nothing wrong.
+fn sound(out: &Path, rest: &[&str]) -> Result<Value, Box<dyn std::error::Error>> {
+    let output = vela(&[&["episodes", "check", &text(out), "--json"], rest].concat()).output()?;
+    let said: Value = serde_json::from_slice(&output.stdout)?;
+    assert!(output.status.success() && said["problems"] == serde_json::json!([]), "{said}");
+    Ok(said)
 }
 
 #[test]
 fn a_policy_s_commands_are_the_actions_and_a_kill_loses_at_most_a_second() -> Outcome {
     let dir = tempfile::tempdir()?;
-    let (driven, other) = arm(dir.path(), true)?;
+    let (driven, port) = arm(dir.path(), true)?;
+    let other = joins(dir.path(), port)?;
     let out: PathBuf = dir.path().join("live");
     let output = record(&out, &other, &["--episodes", "2", "--episode-secs", "1"]).output()?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -87,7 +133,8 @@ fn a_policy_s_commands_are_the_actions_and_a_kill_loses_at_most_a_second() -> Ou
 
     // Killed in the middle of an episode that has been recorded for three seconds, of an arm that nobody drives.
     drop(driven);
-    let (_standing, other) = arm(dir.path(), false)?;
+    let (_standing, port) = arm(dir.path(), false)?;
+    let other = joins(dir.path(), port)?;
     let mut third = record(&out, &other, &["--episodes", "1", "--episode-secs", "100"]).spawn()?;
     let journal = out.join("meta/.pending");
     let begun = (0..600).any(|_| {
@@ -95,7 +142,9 @@ fn a_policy_s_commands_are_the_actions_and_a_kill_loses_at_most_a_second() -> Ou
         journal.exists()
     });
     assert!(begun, "the third episode never began");
+    let begun = Instant::now();
     std::thread::sleep(Duration::from_secs(3));
+    let recorded = frames_since(begun);
     third.kill()?;
     third.wait()?;
     let output = record(&out, &other, &["--episodes", "1", "--episode-secs", "0.5"]).output()?;
@@ -104,6 +153,12 @@ fn a_policy_s_commands_are_the_actions_and_a_kill_loses_at_most_a_second() -> Ou
     let recovered = said["recovered_frames"].as_u64().unwrap_or(0);
     assert!(recovered >= 60, "of 90 frames {recovered} were found");
     assert_eq!(said["episodes"], 4);
+    let dataset = Dataset::open(&out)?;
+    let excess = worst_rad(&dataset.iter().collect::<Result<Vec<_>, _>>()?)?;
+    assert!(excess == 0.0, "{excess}");
+    let counted = format!("{recovered} frames kept of {recorded} that its time has, at 30 Hz");
+    let toll = Toll { counted, excess_rad: Some(excess), ..Toll::default() };
+    toll.tell("SIGKILL while a live arm is recorded");
     Ok(())
 }
 
@@ -111,7 +166,8 @@ fn a_policy_s_commands_are_the_actions_and_a_kill_loses_at_most_a_second() -> Ou
 #[test]
 fn an_operator_s_takeover_is_marked_and_the_policy_goes_on_after_it() -> Outcome {
     let dir = tempfile::tempdir()?;
-    let (_driven, other) = arm(dir.path(), true)?;
+    let (_driven, port) = arm(dir.path(), true)?;
+    let other = joins(dir.path(), port)?;
     let operator = open_session(Side::Policy, Some(Path::new(&other)))?;
     let out = dir.path().join("live");
     let mut recording =
@@ -166,7 +222,8 @@ fn an_operator_s_takeover_is_marked_and_the_policy_goes_on_after_it() -> Outcome
 #[test]
 fn ctrl_c_ends_it_with_what_it_has() -> Outcome {
     let dir = tempfile::tempdir()?;
-    let (_standing, other) = arm(dir.path(), false)?;
+    let (_standing, port) = arm(dir.path(), false)?;
+    let other = joins(dir.path(), port)?;
     let out = dir.path().join("live");
     let mut recording =
         record(&out, &other, &["--episodes", "5", "--episode-secs", "100"]).stdout(Stdio::piped()).spawn()?;
@@ -213,5 +270,93 @@ fn an_arm_that_is_not_there_and_an_episode_without_an_end_are_clear_sentences() 
     assert!(absent.contains("no joint states came from the arm"), "{absent}");
     let endless = complaint(&[])?;
     assert!(endless.contains("--episode-secs is needed"), "{endless}");
+    Ok(())
+}
+
+/// The wire between arm and recorder is pulled out and put back; then the arm dies. What was recorded stands, what
+/// happened is said, and a link that is there again is recorded again.
+#[test]
+fn a_link_that_is_cut_and_an_arm_that_dies_each_end_an_episode_and_lose_nothing() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (driven, port) = arm(dir.path(), true)?;
+    let wire = Wire::to(port)?;
+    let out = dir.path().join("live");
+    let rest = ["--episodes", "3", "--episode-secs", "100", "--wait-secs", "10"];
+    let mut recorder = Program::start(&mut record(&out, &joins(dir.path(), wire.port)?, &rest))?;
+    let begun = recorder.says("episode 0: recording")?;
+    std::thread::sleep(Duration::from_secs(2));
+    let (pulled, first) = (Instant::now(), frames_since(begun));
+    wire.set(SILENT);
+    let ended = recorder.says("episode 0 ended after")?;
+    std::thread::sleep(Duration::from_millis(1500));
+    let healed = Instant::now();
+    wire.set(WHOLE);
+    let again = recorder.says("episode 1: recording")?;
+    std::thread::sleep(Duration::from_secs(1));
+    let (killed, second) = (Instant::now(), frames_since(again));
+    drop(driven);
+    let dead = recorder.says("episode 1 ended after")?;
+    recorder.says("vela: after 2 episodes, for 10.0 s: ")?;
+    assert_eq!(recorder.child.wait()?.code(), Some(1));
+    for line in recorder.heard.iter().filter(|line| line.contains(" ended after ")) {
+        assert!(line.contains(" old") && (line.contains("joints: ") || line.contains("camera '")), "{line}");
+    }
+    let whole = sound(&out, &[])?;
+    assert_eq!(whole["episodes"], 2, "{whole}");
+    let episodes = Dataset::open(&out)?.iter().collect::<Result<Vec<_>, _>>()?;
+    let excess = worst_rad(&episodes)?;
+    assert!(excess == 0.0, "{excess}");
+    let ms = |from: Instant, to: Instant| to.saturating_duration_since(from).as_secs_f64() * 1e3;
+    let told = [
+        (0, first, pulled, ended, "link to the recorder falls silent"),
+        (1, second, killed, dead, "arm dies while it is recorded"),
+    ];
+    for (k, recorded, fault, end, name) in told {
+        let kept = episodes[k].frames.len() as u64;
+        assert!(kept + 30 >= recorded, "{name}: {kept} frames of {recorded}");
+        assert!(episodes[k].extra["ended"].as_str().is_some_and(|why| why.contains(" old")));
+        let mut counted = format!(
+            "the episode ended after {:.0} ms, {kept} frames kept of {recorded} that its time until then has",
+            ms(fault, end)
+        );
+        if k == 0 {
+            counted += &format!(", recorded again {:.0} ms after it was healed", ms(healed, again));
+        }
+        Toll { counted, excess_rad: Some(excess), ..Toll::default() }.tell(name);
+    }
+    Ok(())
+}
+
+/// No file may grow beyond 1.5 MB: what a full disk does, for one process alone.
+#[test]
+fn a_full_disk_ends_a_live_recording_in_one_clear_sentence_and_loses_at_most_a_second() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (_standing, port) = arm(dir.path(), false)?;
+    let (other, out) = (joins(dir.path(), port)?, dir.path().join("live"));
+    assert!(record(&out, &other, &["--episodes", "1", "--episode-secs", "0.5"]).status()?.success());
+    let before = Dataset::open(&out)?.episode(0)?;
+    let endless = record(&out, &other, &["--episodes", "1", "--episode-secs", "100"]);
+    let mut limited = Command::new("sh");
+    limited.args(["-c", "trap '' XFSZ; ulimit -f 3000; exec \"$0\" \"$@\""]);
+    limited.arg(endless.get_program()).args(endless.get_args());
+    let mut recorder = Program::start(&mut limited)?;
+    let begun = recorder.says("episode 0: recording")?;
+    let failed = recorder.says("vela: recording into")?;
+    let recorded = (failed.duration_since(begun).as_secs_f64() * 30.0).round() as u64;
+    assert_eq!(recorder.child.wait()?.code(), Some(1));
+    let words = recorder.heard.last().ok_or("it said nothing")?;
+    assert!(words.contains("File too large") && words.contains("live"), "{words}");
+    // What was committed opens as it is; the frames of the episode that was open are found.
+    assert_eq!(Dataset::open(&out)?.episode(0)?.frames, before.frames);
+    let repaired = sound(&out, &["--repair"])?;
+    assert_eq!(repaired["episodes"], 2, "{repaired}");
+    let episodes = Dataset::open(&out)?.iter().collect::<Result<Vec<_>, _>>()?;
+    let kept = episodes[1].frames.len() as u64;
+    assert!(kept + 30 >= recorded, "{kept} frames of {recorded}");
+    let excess = worst_rad(&episodes)?;
+    assert!(excess == 0.0, "{excess}");
+    let counted = format!("{kept} frames kept of {recorded} that the time until it said so has, at 30 Hz");
+    Toll { counted, excess_rad: Some(excess), ..Toll::default() }
+        .tell("disk full while a live arm is recorded");
     Ok(())
 }

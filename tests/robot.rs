@@ -6,7 +6,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use vela_embodiment::{Embodiment, Frame, InferOptions, Observation, Policy, Stamp};
 use vela_robots::ros2::keys::{self, Topic};
 use vela_robots::ros2::messages::{JointState, encode};
@@ -16,8 +16,15 @@ use zenoh::{Session, Wait};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
+/// What it would keep between runs is kept beside the build.
+fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vela"));
+    command.args(args).env("VELA_STATE_DIR", env!("CARGO_TARGET_TMPDIR")).stdin(Stdio::null());
+    command
+}
+
 fn vela(args: &[&str]) -> Result<Output, Box<dyn std::error::Error>> {
-    Ok(Command::new(env!("CARGO_BIN_EXE_vela")).args(args).stdin(Stdio::null()).output()?)
+    Ok(command(args).output()?)
 }
 
 /// A zenoh config for the robot's side and one for everyone else, on a free port.
@@ -54,9 +61,7 @@ impl Drop for Running {
 fn the_doctor_sees_the_arm_and_says_what_a_policy_misses() -> Outcome {
     let dir = tempfile::tempdir()?;
     let (robot, other) = sessions(dir.path())?;
-    let arm = Command::new(env!("CARGO_BIN_EXE_vela"))
-        .args(["sim", "--task", "reach", "--wait-secs", "60", "--zenoh", &text(&robot)])
-        .stdin(Stdio::null())
+    let arm = command(&["sim", "--task", "reach", "--wait-secs", "60", "--zenoh", &text(&robot)])
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()?;
@@ -93,9 +98,7 @@ fn the_doctor_sees_the_arm_and_says_what_a_policy_misses() -> Outcome {
 fn the_shipped_file_of_a_ros_2_arm_reaches_it() -> Outcome {
     let dir = tempfile::tempdir()?;
     let (robot, other) = sessions(dir.path())?;
-    let arm = Command::new(env!("CARGO_BIN_EXE_vela"))
-        .args(["sim", "--task", "reach", "--wait-secs", "120", "--zenoh", &text(&robot)])
-        .stdin(Stdio::null())
+    let arm = command(&["sim", "--task", "reach", "--wait-secs", "120", "--zenoh", &text(&robot)])
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()?;
@@ -200,10 +203,8 @@ fn an_arm_held_by_the_stop_has_every_verdict_with_its_reason_in_the_log() -> Out
     let (front, wrist) = (camera("front"), camera("wrist"));
     std::fs::write(&file, format!("robot = '{so101}'\nkey = 'vela/held'\n[ros2]\n{front}{wrist}"))?;
     let (file, verdicts) = (text(&file), text(&log));
-    let mut child = Command::new(env!("CARGO_BIN_EXE_vela"))
-        .args(["robot", "--config", &file, "--log", &verdicts, "--json", "--wait-secs", "10"])
+    let mut child = command(&["robot", "--config", &file, "--log", &verdicts, "--json", "--wait-secs", "10"])
         .args(["--zenoh", &text(&other)])
-        .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()?;
@@ -211,7 +212,7 @@ fn an_arm_held_by_the_stop_has_every_verdict_with_its_reason_in_the_log() -> Out
     let _child = Running(child);
     let pressed = || (0..60).any(|_| press_stop(&session, "vela/held", "a hand in the way").is_ok());
     assert!(pressed(), "the arm never listened");
-    // Every whole line is one verdict.
+    // Every whole line is a verdict and the ticks in a row that repeat it.
     let stopped = || {
         std::fs::read_to_string(&log).unwrap_or_default().lines().any(|line| {
             let verdict = serde_json::from_str::<Value>(line).unwrap_or_default();
@@ -229,7 +230,10 @@ fn an_arm_held_by_the_stop_has_every_verdict_with_its_reason_in_the_log() -> Out
     let answer: Value = serde_json::from_reader(answer)?;
     assert_eq!(answer["events_dropped"], 0, "{answer}");
     let held = answer["ticks_held"].as_u64().ok_or("no ticks_held")?;
-    assert_eq!(std::fs::read_to_string(&log)?.lines().count() as u64, held, "{answer}");
+    let lines = std::fs::read_to_string(&log)?;
+    let ticks =
+        lines.lines().map(|line| Ok(serde_json::from_str::<Value>(line)?["ticks"].as_u64().unwrap_or(0)));
+    assert_eq!(ticks.sum::<Result<u64, serde_json::Error>>()?, held, "{answer}");
     assert!(answer["trips"]["emergency_stop"].as_u64() > Some(0), "{answer}");
     Ok(())
 }
@@ -241,12 +245,11 @@ fn a_policy_server_says_in_json_how_it_went() -> Outcome {
     let (robot, other) = sessions(dir.path())?;
     let session = open_session(Side::Robot, Some(&robot))?;
     let so101 = Embodiment::so101()?;
-    let child = Command::new(env!("CARGO_BIN_EXE_vela"))
-        .args(["act", "--json", "--key", "vela/told", "--for-secs", "300", "--zenoh", &text(&other)])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()?;
+    let child =
+        command(&["act", "--json", "--key", "vela/told", "--for-secs", "300", "--zenoh", &text(&other)])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()?;
     let mut act = Running(child);
     let mut remote = RemotePolicy::new(&session, "vela/told", &so101, 60.0)?;
     remote.wait_ready(60.0)?;
@@ -283,9 +286,7 @@ fn observation(robot: &Embodiment) -> Observation {
 }
 
 fn act(config: &Path) -> Result<Running, Box<dyn std::error::Error>> {
-    let act = Command::new(env!("CARGO_BIN_EXE_vela"))
-        .args(["act", "--key", "vela/killed", "--for-secs", "120", "--zenoh", &text(config)])
-        .stdin(Stdio::null())
+    let act = command(&["act", "--key", "vela/killed", "--for-secs", "120", "--zenoh", &text(config)])
         .stderr(Stdio::null())
         .spawn()?;
     Ok(Running(act))
@@ -300,7 +301,7 @@ fn a_policy_server_killed_in_mid_episode_costs_a_robot_at_most_one_chunk() -> Ou
     let so101 = Embodiment::so101()?;
     let history = [observation(&so101)];
     let mut remote = RemotePolicy::new(&session, "vela/killed", &so101, 5.0)?;
-    let (mut lost, mut got) = (0, 0);
+    let (mut lost, mut got, mut longest) = (0, 0, Duration::ZERO);
     let mut first = act(&other)?;
     remote.wait_ready(60.0)?;
     for _ in 0..3 {
@@ -316,13 +317,23 @@ fn a_policy_server_killed_in_mid_episode_costs_a_robot_at_most_one_chunk() -> Ou
                 // A question is on its way, or will be in a moment.
                 first.0.kill()?;
             }
+            let asked = Instant::now();
             match remote.infer(&history, &InferOptions::default()) {
                 Ok(_) => got += 1,
                 Err(_) => lost += 1,
+            }
+            if k >= 10 {
+                longest = longest.max(asked.elapsed());
             }
         }
         first = second;
     }
     assert!(lost <= 3 && got >= 57, "{lost} chunks lost in three kills, {got} came");
+    eprintln!(
+        "fault: three policy servers killed in turn, each with another beside it: {lost} of {} chunks lost, the \
+         slowest answer after a kill took {:.0} ms",
+        lost + got,
+        longest.as_secs_f64() * 1e3
+    );
     Ok(())
 }

@@ -1,7 +1,11 @@
-//! ROS 2 messages and what rides beside them: the first byte says as which message the rest is read.
+//! ROS 2 messages, those of the gripper's action, and what rides beside them: the first byte says as which message the rest is read.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use vela_robots::ros2::actions::{
+    CancelGoalResponse, Feedback, GetResultRequest, GetResultResponse, GoalInfo, GripperState,
+    SendGoalRequest, SendGoalResponse,
+};
 use vela_robots::ros2::keys::Attachment;
 use vela_robots::ros2::messages::{
     Bool, CompressedImage, Float64MultiArray, Image, JointState, JointTrajectory, Text, TfMessage, decode,
@@ -21,7 +25,7 @@ macro_rules! round {
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((kind, rest)) = bytes.split_first() else { return };
-    match kind % 9 {
+    match kind % 17 {
         0 => round!(JointState, rest),
         1 => round!(CompressedImage, rest),
         2 => round!(Image, rest),
@@ -30,6 +34,14 @@ fuzz_target!(|bytes: &[u8]| {
         5 => round!(JointTrajectory, rest),
         6 => round!(Text, rest),
         7 => round!(TfMessage, rest),
+        8 => round!(SendGoalRequest, rest),
+        9 => round!(SendGoalResponse, rest),
+        10 => round!(GetResultRequest, rest),
+        11 => round!(GetResultResponse, rest),
+        12 => round!(GripperState, rest),
+        13 => round!(Feedback, rest),
+        14 => round!(GoalInfo, rest),
+        15 => round!(CancelGoalResponse, rest),
         _ => {
             if let Ok(beside) = Attachment::decode(rest) {
                 assert_eq!(Attachment::decode(&beside.encode()).ok(), Some(beside));
