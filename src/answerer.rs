@@ -20,6 +20,8 @@ pub struct Answerer {
     template: ChatTemplate,
     /// Tokens that end an answer.
     stop: Vec<u32>,
+    /// Tokens of each picture, those that are alike merged; all if nothing is said.
+    keep: Option<usize>,
 }
 
 /// A picture that was looked at.
@@ -32,14 +34,14 @@ pub struct Look {
 const LONGEST: usize = 64;
 
 impl Answerer {
-    /// The one inside the binary, or a folder's.
-    pub fn choose(model: &str) -> Result<Self> {
+    /// The one inside the binary, or a folder's, with so many tokens of each picture (`None`: all).
+    pub fn choose(model: &str, keep: Option<usize>) -> Result<Self> {
         if model != "builtin" {
-            return Self::load(Path::new(model));
+            return Ok(Self { keep, ..Self::load(Path::new(model))? });
         }
         let (vlm, preprocessor, text) = builtin::vlm().context("the VLM inside the binary")?;
         let template = text.template.context("the VLM inside the binary has no chat template")?;
-        Ok(Self { vlm, preprocessor, tokenizer: text.tokenizer, template, stop: text.stop })
+        Ok(Self { vlm, preprocessor, tokenizer: text.tokenizer, template, stop: text.stop, keep })
     }
 
     /// Reads a Hugging Face folder.
@@ -49,14 +51,15 @@ impl Answerer {
         let template = ChatTemplate::from_dir(dir)?
             .with_context(|| format!("{}: expected a chat template, found none", dir.display()))?;
         let stop = folder_stop(dir, &config, Some(&template), &tokenizer)?;
-        Ok(Self { vlm: Vlm::load(dir)?, preprocessor: Preprocessor::load(dir)?, tokenizer, template, stop })
+        let (vlm, preprocessor) = (Vlm::load(dir)?, Preprocessor::load(dir)?);
+        Ok(Self { vlm, preprocessor, tokenizer, template, stop, keep: None })
     }
 
     /// Looks at a picture, `[height, width, 3]` in bytes.
     pub fn look(&self, rgb: &[u8], width: usize, height: usize) -> Result<Look> {
         let picture = Picture { width, height, rgb: rgb.to_vec() };
         let prepared = self.preprocessor.apply(&picture)?;
-        let encoded = self.vlm.encode(&Visual::picture(&prepared)?)?;
+        let encoded = self.vlm.encode_merged(&Visual::picture(&prepared)?, self.keep)?;
         Ok(Look { room: Room::of(&prepared, &encoded)?, encoded })
     }
 

@@ -44,6 +44,9 @@ pub fn run(args: &Args) -> Result<()> {
     if pictures.is_empty() && PathBuf::from(question).is_file() {
         bail!("expected a question after the pictures, got the file {question}");
     }
+    if pictures.is_empty() && args.loading.merge.is_some() {
+        bail!("--merge: expected a picture whose tokens are to be merged, got none");
+    }
     let mut ask = Ask::about(pictures, question);
     ask.max_tokens = Some(args.max_tokens);
     ask.sampling.temperature = args.temperature;

@@ -75,7 +75,7 @@ fn broken_off(why: anyhow::Error, calibrator: Calibrator) -> anyhow::Error {
 /// Whether Enter was pressed.
 fn pressed(lines: &Receiver<String>, interrupted: &AtomicBool) -> Result<bool> {
     if interrupted.load(Ordering::Acquire) {
-        bail!("Ctrl-C");
+        bail!("interrupted");
     }
     match lines.recv_timeout(LOOK) {
         Ok(_) => Ok(true),

@@ -2,6 +2,7 @@
 
 use crate::chooser::{self, Following, Switch};
 use crate::live::Live;
+use crate::operator;
 use crate::realtime::{self, Moment, Stage};
 use crate::showing;
 use crate::stats::quantile;
@@ -11,6 +12,7 @@ use serde_json::json;
 use std::io::{IsTerminal, Write};
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
@@ -29,7 +31,8 @@ pub const BASE_KEY: &str = "vela/arm";
 /// How long a chunk may take over the link before the policy counts as gone, s.
 pub const LINK_TIMEOUT_SECS: f64 = 1.0;
 
-/// Watch a simulated arm do what sentences ask: cameras, zenoh, policy, safety gate, physics, in real time.
+/// Watch a simulated arm do what sentences ask: cameras, zenoh, policy, safety gate, physics, in real time. Ctrl-C
+/// or SIGTERM brakes the arm and ends it; the episodes before are told.
 #[derive(clap::Args)]
 pub struct Args {
     /// One task (reach, push, pick, place, stack) or a sentence of your own: "pick up the green cube".
@@ -115,8 +118,9 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let show = showing::open(args.rrd.as_deref(), args.view, &embodiment)?;
     let live = if args.serve { Some(Live::start(args.host, args.port)?) } else { None };
+    let interrupted = operator::ending()?;
     let log = args.logging.open("demo")?;
-    let watching = Watching { show: show.as_ref(), live: live.as_ref(), log };
+    let watching = Watching { show: show.as_ref(), live: live.as_ref(), interrupted, log };
     let (robot_session, policy_session) = loopback_pair()?;
     let shutdown = AtomicBool::new(false);
     let rows = std::thread::scope(|scope| -> Result<Vec<Row>> {
@@ -160,13 +164,14 @@ pub fn run(args: &Args) -> Result<()> {
 struct Watching<'a> {
     show: Option<&'a Show>,
     live: Option<&'a Live>,
+    interrupted: Arc<AtomicBool>,
     log: Log,
 }
 
 impl Watching<'_> {
     /// Whether somebody ended the program.
     fn is_ended(&self) -> bool {
-        self.live.is_some_and(Live::is_ended)
+        self.interrupted.load(Ordering::Acquire) || self.live.is_some_and(Live::is_ended)
     }
 }
 

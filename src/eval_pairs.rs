@@ -74,7 +74,9 @@ fn published(args: &Args, data: &Path) -> Result<()> {
     vela_nn::threads::set(args.threads);
     let mut config = ServiceConfig::default();
     (config.engine.context, config.engine.max_running, config.engine.threads) = (1024, AT_ONCE, args.threads);
-    let chat = ChatModel::load(Path::new(model), 1 << 24).with_context(|| model.clone())?;
+    let chat = ChatModel::load(Path::new(model), 1 << 24)
+        .and_then(|chat| chat.keeping(args.simulated.merge))
+        .with_context(|| model.clone())?;
     let service = Service::start(chat, model, config, Arc::new(MonotonicClock::new()))?;
     let mut grey = Cursor::new(Vec::new());
     image::RgbImage::from_pixel(GREY_PX, GREY_PX, image::Rgb([128; 3]))

@@ -8,7 +8,7 @@ use rand::seq::{IndexedRandom, SliceRandom};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use vela_embodiment::stream;
+use vela_embodiment::{Clock, MonotonicClock, stream};
 use vela_nn::threads;
 use vela_sim::questions::{Kind, Phrasing, absent, ask, is_there, says_the_same};
 use vela_sim::sayings::say;
@@ -28,6 +28,9 @@ pub struct Args {
     /// builtin, or a VLM's folder.
     #[arg(long, default_value = "builtin")]
     pub model: String,
+    /// So many tokens of each picture stay, those that are alike merged; all if nothing is said.
+    #[arg(long, value_name = "N")]
+    pub merge: Option<usize>,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
@@ -90,6 +93,8 @@ struct Row {
     seen: Score,
     held_out: Score,
     grey: Score,
+    /// Of all answers with the picture, looking apart.
+    answer_secs: f64,
     answers: BTreeMap<String, usize>,
 }
 
@@ -98,6 +103,7 @@ impl Row {
         self.seen = self.seen.plus(other.seen);
         self.held_out = self.held_out.plus(other.held_out);
         self.grey = self.grey.plus(other.grey);
+        self.answer_secs += other.answer_secs;
         other.answers.into_iter().for_each(|(answer, n)| *self.answers.entry(answer).or_default() += n);
         self
     }
@@ -112,7 +118,8 @@ type Rows = BTreeMap<&'static str, Row>;
 
 /// Questions of every kind: with the picture, in a phrasing that training never used, and with a grey picture.
 pub fn vqa(args: &Args) -> Result<()> {
-    let (model, photos) = (Answerer::choose(&args.model)?, args.photos()?);
+    let (model, photos) = (Answerer::choose(&args.model, args.merge)?, args.photos()?);
+    let clock = MonotonicClock::new();
     let grey = model.look(&vec![128; photos.first().map_or(0, |photo| photo.rgb.len())], EDGE, EDGE)?;
     let of_picture = |(k, photo): (usize, &Photo)| -> Result<Rows> {
         threads::with_threads(1, || {
@@ -125,7 +132,9 @@ pub fn vqa(args: &Args) -> Result<()> {
                     let right = |look| -> Result<bool> {
                         Ok(says_the_same(&model.answer(Some(look), &asked.question)?, &asked.answer))
                     };
+                    let start = clock.now();
                     row.seen.add(right(&look)?);
+                    row.answer_secs += clock.now().secs_since(start);
                     row.grey.add(right(&grey)?);
                     *row.answers.entry(asked.answer.clone()).or_default() += 1;
                 }
@@ -151,6 +160,7 @@ pub fn vqa(args: &Args) -> Result<()> {
     }
     let all = sum.values().cloned().fold(Row::default(), Row::plus);
     let constant = sum.values().map(Row::constant).fold(Score::default(), Score::plus);
+    let secs_per_answer = all.answer_secs / all.seen.all.max(1) as f64;
     if args.json {
         let one = |row: &Row, constant: Score| {
             json!({"picture": row.seen.json(), "held_out_phrasing": row.held_out.json(), "grey": row.grey.json(),
@@ -161,7 +171,8 @@ pub fn vqa(args: &Args) -> Result<()> {
         println!(
             "{}",
             json!({"model": args.model, "pictures": photos.len(), "seed": args.seed, "kinds": kinds,
-                "all": one(&all, constant), "text_only": text.json()})
+                "all": one(&all, constant), "text_only": text.json(), "merge": args.merge,
+                "secs_per_answer": secs_per_answer})
         );
         return Ok(());
     }
@@ -176,6 +187,7 @@ pub fn vqa(args: &Args) -> Result<()> {
     sum.iter().for_each(|(kind, row)| line(kind, row, row.constant()));
     line("all", &all, constant);
     println!("without a picture: {}", text.text());
+    println!("an answer about a picture: {:.1} ms on one thread", secs_per_answer * 1e3);
     Ok(())
 }
 
@@ -200,7 +212,7 @@ const EACH: usize = 3;
 
 /// Whether the model says that things are there which are not: three settings.
 pub fn pope(args: &Args) -> Result<()> {
-    let (model, photos) = (Answerer::choose(&args.model)?, args.photos()?);
+    let (model, photos) = (Answerer::choose(&args.model, args.merge)?, args.photos()?);
     let mut shown: BTreeMap<Pair, usize> = BTreeMap::new();
     photos
         .iter()
@@ -280,7 +292,8 @@ pub fn pope(args: &Args) -> Result<()> {
     if args.json {
         println!(
             "{}",
-            json!({"model": args.model, "pictures": photos.len(), "seed": args.seed, "settings": report})
+            json!({"model": args.model, "pictures": photos.len(), "seed": args.seed, "merge": args.merge,
+                "settings": report})
         );
     }
     Ok(())

@@ -1,6 +1,7 @@
 //! The `vela` command line: one file per verb. Only here is anything printed or a device picked.
 //!
-//! Exit status: 0 done, 1 failed (one sentence on stderr), 2 wrong usage, 141 nobody reads what is printed.
+//! Exit status: 0 done, 1 failed (one sentence on stderr), 2 wrong usage, 141 nobody reads what is printed. What runs until
+//! Ctrl-C or SIGTERM ends in order, as done; a second signal ends what moves an arm at once, with 130 or 143.
 
 #[macro_use]
 mod out;

@@ -1,10 +1,12 @@
-//! A person at the terminal: what is typed, and where an arm moves, Enter is the emergency stop and `go` releases it.
+//! A person at the terminal: what is typed, Ctrl-C, and where an arm moves, Enter is the emergency stop and `go` releases
+//! it.
 
 use anyhow::Result;
 use std::io::{BufRead, IsTerminal};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
+use tokio::signal::unix::{SignalKind, signal};
 use vela_embodiment::EmergencyStop;
 
 /// Lines that a person types, read on a thread of its own that ends with the program; the other end goes when nobody can
@@ -22,16 +24,39 @@ pub fn lines() -> Receiver<String> {
     lines
 }
 
-/// Set by Ctrl-C, which from then on ends nothing by itself: a second one does not cut short what the first began to save.
+/// Set by Ctrl-C or SIGTERM, which from then on end nothing by themselves: a second one does not cut short what the first
+/// began to save.
 pub fn interruption() -> Result<Arc<AtomicBool>> {
+    signalled(|_| {})
+}
+
+/// The same where an arm moves: whoever looks at it brakes the arm and says how it went. A second one ends the program at
+/// once, with a shell's status of that signal.
+pub fn ending() -> Result<Arc<AtomicBool>> {
+    signalled(|status| std::process::exit(status))
+}
+
+/// Sets a flag at the first signal; `again` is told the status of every other.
+fn signalled(again: fn(i32)) -> Result<Arc<AtomicBool>> {
     let pressed = Arc::new(AtomicBool::new(false));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let inside = runtime.enter();
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    drop(inside);
     std::thread::Builder::new().name("vela-signals".into()).spawn({
         let pressed = pressed.clone();
         move || {
-            if runtime.block_on(tokio::signal::ctrl_c()).is_ok() {
-                pressed.store(true, Ordering::Release);
-            }
+            runtime.block_on(async {
+                loop {
+                    let status = tokio::select! {
+                        _ = interrupt.recv() => 130,
+                        _ = terminate.recv() => 143,
+                    };
+                    if pressed.swap(true, Ordering::AcqRel) {
+                        again(status);
+                    }
+                }
+            })
         }
     })?;
     Ok(pressed)

@@ -6,17 +6,17 @@ use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::PathBuf;
 use vela_llm::Tokenizer;
-use vela_llm::quantise::{Bits, Sample, Settings, quantise};
+use vela_llm::quantise::{Bits, Sample, Settings, expect_text_decoder, quantise};
 use vela_nn::threads;
 use vela_policy::describe::is_policy;
 
 /// What calibration reads unless it is told otherwise.
 const TEXT: &str = include_str!("calibration.txt");
 
-/// Write a text model or a policy with its weights in few bits, into a folder that loads wherever the model does.
+/// Write a text decoder or a policy with its weights in few bits, into a folder that loads wherever the model does.
 #[derive(clap::Args)]
 pub struct Args {
-    /// A Hugging Face folder of a text model, or a policy folder, with safetensors.
+    /// A Hugging Face folder of a text decoder, or a policy folder, with safetensors.
     #[arg(long)]
     model: PathBuf,
     /// The folder to write; it must not exist yet.
@@ -62,6 +62,7 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 fn make(args: &Args) -> Result<()> {
+    expect_text_decoder(&args.model)?;
     let bits = match args.bits.as_str() {
         "4" => Bits::Four,
         "8" => Bits::Eight,

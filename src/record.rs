@@ -30,7 +30,8 @@ pub struct Args {
     /// Seed of the first episode.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Who drives: expert (scripted, reads the simulator's state), builtin, or a policy folder.
+    /// Who drives: expert (scripted, reads the simulator's state), builtin, or a policy folder. A live arm's policy is no
+    /// matter of the recording: it runs as `vela act`.
     #[arg(long, default_value = "expert")]
     policy: String,
     /// The expert takes over from the policy after this many seconds of an episode; what it does is marked in the
@@ -40,14 +41,18 @@ pub struct Args {
     /// Domain randomisation.
     #[arg(long)]
     randomise: bool,
+    /// Record the simulated arm, which is what happens without --robot and --env too.
+    #[arg(long = "sim", conflicts_with_all = ["robot", "env"])]
+    _sim: bool,
     #[command(flatten)]
     video: Video,
     #[command(flatten)]
     outside: Outside,
     /// Record this live arm instead, whoever drives it (`vela robot`, `vela sim`, any ROS 2 node on zenoh): the file that
     /// `vela robot --config` takes. It only listens; what the arm is commanded is the action, and frames where somebody
-    /// took over from the policy are marked. Needs --task; Ctrl-C ends it with what it has.
-    #[arg(long, value_name = "FILE", requires = "task", conflicts_with_all = ["policy", "rescue_secs", "randomise", "env"])]
+    /// took over from the policy are marked. The numbers are in the file's `policy_units`. Needs --task; nothing here is
+    /// random, so --seed is refused. Ctrl-C or SIGTERM ends it with what it has.
+    #[arg(long, value_name = "FILE", requires = "task", conflicts_with_all = ["policy", "seed", "rescue_secs", "randomise", "env"])]
     robot: Option<PathBuf>,
     /// With --robot: an episode ends after so many seconds; otherwise when Enter is pressed.
     #[arg(long, requires = "robot")]

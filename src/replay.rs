@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use shown::Shown;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use vela_embodiment::{Embodiment, PolicySpec};
+use vela_embodiment::{Embodiment, GateConfig, PolicySpec};
 use vela_episodes::{Dataset, EncodedEpisode};
 use vela_robots::{ArmFile, JointScales, PolicyUnits, require_policy_fits};
 use vela_sim::tabletop::Tabletop;
@@ -39,7 +39,7 @@ pub struct Args {
     /// What the dataset's robot is: a file as in configs/robots (the built-in SO-101 where the dataset says that it is
     /// one), or the arm's own file, which `vela robot --config` takes. Needed for --policy and --sim. The dataset's
     /// numbers are in the units that it says, else in the arm's policy_units, else rad and m; its arm's file is needed
-    /// where they are LeRobot's.
+    /// where they are LeRobot's. What its [gate] narrows, the gate's figures are of.
     #[arg(long, value_name = "FILE")]
     robot: Option<PathBuf>,
     /// Infer at every this many frames.
@@ -80,6 +80,7 @@ pub fn run(args: &Args) -> Result<()> {
         None => (0..dataset.len()).collect(),
     };
     let (mut asked, mut table) = (None, None);
+    let gate = body.as_ref().map(Body::gate).unwrap_or_default();
     if let Some(Body { robot, arm, .. }) = &body {
         if let Some(name) = &args.policy {
             let mut policy = chooser::policy(name, robot)?;
@@ -87,7 +88,7 @@ pub fn run(args: &Args) -> Result<()> {
             if let Some(arm) = arm {
                 policy = arm.translated(policy, robot)?;
             }
-            asked = Some((policy, Compared::new(robot, args.seed, args.every)?));
+            asked = Some((policy, Compared::new(robot, gate.clone(), args.seed, args.every)?));
         }
         if args.sim {
             table = Some((Tabletop::blind(robot, Split::Train)?, robot));
@@ -108,7 +109,7 @@ pub fn run(args: &Args) -> Result<()> {
             None => Vec::new(),
         };
         if let Some((table, robot)) = &mut table {
-            followed.push(play(table, robot, &recorded)?);
+            followed.push(play(table, robot, &gate, &recorded)?);
         }
         if let Some(show) = &show {
             let worst = asked.as_ref().and_then(|(_, compared)| compared.worst_of(k));
@@ -153,6 +154,11 @@ struct Body {
 }
 
 impl Body {
+    /// What its own file narrows.
+    fn gate(&self) -> GateConfig {
+        self.arm.as_ref().map(|arm| arm.gate.clone()).unwrap_or_default()
+    }
+
     /// An episode as it was stored, in rad and m.
     fn in_rad(&self, recorded: &mut EncodedEpisode) {
         for row in recorded.states.iter_mut().chain(&mut recorded.actions) {
@@ -195,7 +201,7 @@ fn body(args: &Args, dataset: &Dataset) -> Result<Option<Body>> {
 }
 
 /// The robot of a file: the robot's own, or an arm's that names it.
-fn named(file: &Path) -> Result<(Option<ArmFile>, Embodiment)> {
+pub(crate) fn named(file: &Path) -> Result<(Option<ArmFile>, Embodiment)> {
     let text = std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
     // An arm's file names its robot's; a file that is no TOML is refused below.
     if toml::from_str::<toml::Table>(&text).is_ok_and(|table| table.contains_key("robot")) {

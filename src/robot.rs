@@ -7,7 +7,9 @@ use crate::verdicts::Logging;
 use crate::{calibrate, operator};
 use anyhow::{Context, Result, bail};
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use vela_embodiment::{JointSide, Policy};
 use vela_robots::feetech::HandGuided;
@@ -18,7 +20,8 @@ use vela_robots::{
     open_session, press_stop, release_stop, ros2,
 };
 
-/// Run a real arm as a robot on zenoh and let a policy (`vela act`) move it through the safety gate.
+/// Run a real arm as a robot on zenoh and let a policy (`vela act`) move it through the safety gate. Ctrl-C or SIGTERM
+/// brakes it, leaves its torque on and ends it.
 #[derive(clap::Args)]
 pub struct Args {
     /// The arm's file: which robot, how it is reached (servos on USB, or ROS 2 over zenoh), its cameras.
@@ -56,7 +59,7 @@ pub struct Args {
     /// Seconds to wait for the arm and then for a policy.
     #[arg(long, default_value_t = 60.0)]
     wait_secs: f64,
-    /// Seconds to hold when the policy, a camera or the link is gone before giving up: 2, behind a leader 600.
+    /// Seconds to hold when the policy, a camera or the link is gone before it stops for good: 2, behind a leader 600.
     #[arg(long)]
     hold_secs: Option<f64>,
     /// Print how it went as JSON.
@@ -74,6 +77,11 @@ pub fn run(args: &Args) -> Result<()> {
         if let Some(key) = &args.release {
             release_stop(&session, key)?;
         }
+        if args.json {
+            let said = [("stopped", &args.stop), ("released", &args.release)];
+            let said: BTreeMap<_, _> = said.into_iter().filter(|(_, key)| key.is_some()).collect();
+            println!("{}", json!(said));
+        }
         return Ok(());
     }
     let path = args.config.as_ref().context("--config FILE is needed")?;
@@ -89,7 +97,11 @@ pub fn run(args: &Args) -> Result<()> {
     let mut arm = file.connect(&session, &embodiment, args.wait_secs)?;
     if args.relax {
         let RealArm::Servos(servos) = &mut arm else { bail!("only servos on USB can be relaxed from here") };
-        return Ok(servos.relax()?);
+        servos.relax()?;
+        if args.json {
+            println!("{}", json!({"relaxed": embodiment.joint_names()}));
+        }
+        return Ok(());
     }
     if args.look {
         return look(args, &mut arm);
@@ -113,6 +125,7 @@ pub fn run(args: &Args) -> Result<()> {
         real_time,
         ..ControlOptions::default()
     };
+    let interrupted = operator::ending()?;
     let log = args.logging.open("robot")?;
     let (mut controller, events) = Controller::start(arm, cameras, policy, &args.task, &options)?;
     let verdicts = log.follow(&mut controller, None)?;
@@ -134,14 +147,20 @@ pub fn run(args: &Args) -> Result<()> {
     let (mut node, _topic) = match &file.ros2 {
         None => (Some(ros2::Node::start(&session, &embodiment, &handle)?), None),
         Some(own) => {
-            let describe = || ros2::Node::describe(&session, &embodiment, own.domain, own.distribution);
+            let describe =
+                || ros2::Node::describe(&session, &embodiment, &*clock, own.domain, own.distribution);
             let describing = own.describe.then(describe);
             let topic = ros2::listen_for_stop(&session, own.domain, &own.emergency_stop, &stop)?;
             (describing.transpose()?, Some(topic))
         }
     };
+    let mut frame_age_secs = None;
     loop {
-        match events.recv_timeout(Duration::from_millis(100)) {
+        let event = events.recv_timeout(Duration::from_millis(100));
+        if interrupted.load(Ordering::Acquire) {
+            handle.stop("interrupted");
+        }
+        match event {
             Ok(event) => {
                 if let Some(node) = &mut node {
                     node.publish(&event)?;
@@ -149,6 +168,7 @@ pub fn run(args: &Args) -> Result<()> {
                 match event {
                     ControlEvent::Scheduled(scheduling) => eprintln!("{scheduling}"),
                     ControlEvent::State { state, .. } => eprintln!("{}", words(&state)),
+                    ControlEvent::Tick(tick) => frame_age_secs = tick.frame_age_secs,
                     _ => {}
                 }
             }
@@ -162,7 +182,8 @@ pub fn run(args: &Args) -> Result<()> {
     if args.json {
         let answer = json!({"state": words(&report.state), "ticks": report.ticks, "ticks_late": report.late_ticks,
             "ticks_held": report.held_ticks, "real_time": report.real_time, "chunks": report.chunks, "trips": report.trips,
-            "events_dropped": report.events_dropped, "verdicts_dropped": dropped, "log": log.path(), "gripper": gripper});
+            "events_dropped": report.events_dropped, "verdicts_dropped": dropped, "log": log.path(), "gripper": gripper,
+            "frame_age_ms": frame_age_secs.map(|secs| secs * 1e3)});
         println!("{answer}");
     } else {
         println!("{} after {} ticks, {} chunks", words(&report.state), report.ticks, report.chunks);
@@ -172,7 +193,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     if let Some(leading) = leading {
         leading.finish()?;
-    } else if report.chunks == 0 {
+    } else if report.chunks == 0 && !interrupted.load(Ordering::Acquire) {
         bail!("no policy moved the arm: {}", words(&report.state));
     }
     Ok(())

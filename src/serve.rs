@@ -36,6 +36,10 @@ pub struct Loading {
     /// How keys and values are kept: f32, f16 (half the memory) or int8 (a quarter); docs/performance.md has the cost.
     #[arg(long, value_name = "KIND", default_value = "f32", value_parser = kept)]
     kv: PagedKind,
+    /// So many tokens of each picture stay, those that are alike merged: less to read, at a cost in accuracy (measured in
+    /// models/tabletop-vlm/README.md).
+    #[arg(long, value_name = "N")]
+    pub merge: Option<usize>,
     /// Threads; 0: as many as the machine has.
     #[arg(long, default_value_t = 0)]
     threads: usize,
@@ -54,7 +58,7 @@ pub fn kept(name: &str) -> Result<PagedKind, String> {
 impl Loading {
     /// The VLM inside the binary, on so many threads.
     pub fn builtin(threads: usize) -> Self {
-        Self { model: None, lora: None, context: 0, kv: PagedKind::F32, threads }
+        Self { model: None, lora: None, context: 0, kv: PagedKind::F32, merge: None, threads }
     }
 }
 
@@ -145,6 +149,9 @@ pub fn run(args: &Args) -> Result<()> {
         eprintln!("vela: anyone who reaches {} may ask: give --api-key-file to change that", args.host);
     }
     if args.openpi {
+        if args.loading.merge.is_some() {
+            bail!("--merge: expected a model that answers questions, got --openpi");
+        }
         let policy = args.loading.model.as_ref().map_or("builtin".into(), |model| model.to_string_lossy());
         return openpi::run(openpi::Serving {
             policy: &policy,
@@ -229,9 +236,10 @@ fn load(loading: &Loading) -> Result<(ChatModel, String)> {
     // Of the encoder; the engine's thread is told by its own setting.
     vela_nn::threads::set(loading.threads);
     let Some(path) = &loading.model else {
-        return Ok((builtin::default_vlm(PICTURE_BYTES)?, "vela".to_owned()));
+        return Ok((builtin::default_vlm(PICTURE_BYTES)?.keeping(loading.merge)?, "vela".to_owned()));
     };
     let model = ChatModel::load_adapted(path, loading.lora.as_deref(), PICTURE_BYTES)
+        .and_then(|model| model.keeping(loading.merge))
         .with_context(|| path.display().to_string())?;
     let whole = path.canonicalize().unwrap_or_else(|_| path.clone());
     let name = whole.file_name().map(|name| name.to_string_lossy().into_owned());

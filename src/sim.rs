@@ -17,7 +17,8 @@ use vela_robots::{
 use vela_sim::tabletop::Tabletop;
 use vela_sim::tasks::Split;
 
-/// Run the simulated arm in real time as a robot on zenoh, and wait for a policy (`vela act`) to move it.
+/// Run the simulated arm in real time as a robot on zenoh, and wait for a policy (`vela act`) to move it. Ctrl-C or SIGTERM
+/// brakes it and ends it.
 #[derive(clap::Args)]
 pub struct Args {
     /// The task (reach, push, pick, place, stack) or a sentence of your own.
@@ -41,7 +42,7 @@ pub struct Args {
     /// Seconds to wait for a policy before giving up.
     #[arg(long, default_value_t = 60.0)]
     wait_secs: f64,
-    /// Seconds to hold when policy or link are gone before giving up.
+    /// Seconds to hold when policy or link are gone before it stops for good.
     #[arg(long, default_value_t = 2.0)]
     hold_secs: f64,
     #[command(flatten)]
@@ -98,6 +99,7 @@ fn serve(args: &Args, embodiment: &Embodiment, table: Tabletop) -> Result<()> {
         stop_after_hold_secs: args.hold_secs,
         ..ControlOptions::default()
     };
+    let interrupted = operator::ending()?;
     let log = args.logging.open("sim")?;
     let (mut controller, events) = Controller::start(arm, cameras, remote, &instruction, &options)?;
     let verdicts = log.follow(&mut controller, None)?;
@@ -108,7 +110,11 @@ fn serve(args: &Args, embodiment: &Embodiment, table: Tabletop) -> Result<()> {
     let mut begun = false;
     let mut node = ros2::Node::start(&session, embodiment, &handle)?;
     loop {
-        match events.recv_timeout(Duration::from_millis(100)) {
+        let event = events.recv_timeout(Duration::from_millis(100));
+        if interrupted.load(Ordering::Acquire) {
+            handle.stop("interrupted");
+        }
+        match event {
             Ok(event) => {
                 node.publish(&event)?;
                 match event {
@@ -134,7 +140,7 @@ fn serve(args: &Args, embodiment: &Embodiment, table: Tabletop) -> Result<()> {
     }
     let report = controller.wait().report;
     verdicts.finish()?;
-    if !begun {
+    if !begun && !interrupted.load(Ordering::Acquire) {
         bail!("no policy came in {} s: run `vela act` in another shell", args.wait_secs);
     }
     let outcome = moments.get().context("the arm never moved")?.outcome;

@@ -41,6 +41,18 @@ fn every_verb_explains_itself_and_wrong_usage_is_status_2() -> Outcome {
     }
     assert_eq!(vela(&["juggle"])?.status.code(), Some(2));
     assert_eq!(vela(&["eval", "--episodes", "many"])?.status.code(), Some(2));
+    // What a live arm's recording has no use for is refused, and said why in the help.
+    let live = ["record", "--out", "nowhere", "--task", "x", "--robot", "arm.toml"];
+    for rest in [&["--sim"][..], &["--seed", "3"], &["--policy", "builtin"]] {
+        let refused = vela(&[&live[..], rest].concat())?;
+        let words = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert_eq!(refused.status.code(), Some(2), "{words}");
+        assert!(words.contains("'--robot <FILE>' cannot be used with") && words.contains(rest[0]), "{words}");
+    }
+    let help = String::from_utf8_lossy(&vela(&["record", "--help"])?.stdout).into_owned();
+    assert!(help.contains("it runs as `vela act`") && help.contains("the file's `policy_units`"), "{help}");
+    let env = ["record", "--out", "nowhere", "--sim", "--env", "vela/gym"];
+    assert_eq!(vela(&env)?.status.code(), Some(2));
     Ok(())
 }
 
@@ -126,7 +138,8 @@ fn a_recording_is_replayed_and_compared_with_a_policy() -> Outcome {
     let dir = tempfile::tempdir()?;
     let data = text(&dir.path().join("data"));
     let rrd = dir.path().join("replay.rrd");
-    let recorded = json(&["record", "--out", &data, "--episodes", "2", "--task", "reach", "--json"])?;
+    let recorded =
+        json(&["record", "--sim", "--out", &data, "--episodes", "2", "--task", "reach", "--json"])?;
     assert_eq!(recorded["episodes"], 2);
     let shown = json(&["replay", &data, "--rrd", &text(&rrd), "--json"])?;
     assert_eq!(shown["frames"], recorded["frames"]);
@@ -140,6 +153,19 @@ fn a_recording_is_replayed_and_compared_with_a_policy() -> Outcome {
     let compared = compare()?;
     assert!(compared["mae_rad"].as_f64().ok_or("no error")? < 1.0);
     assert_eq!(compared, compare()?);
+    // An arm's own file narrows the gate, for the policy's chunks and for what is played again.
+    let robot = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/robots/so101.toml");
+    let trips = |gate: &str| -> Result<[u64; 2], Box<dyn std::error::Error>> {
+        let arm = dir.path().join("arm.toml");
+        std::fs::write(&arm, format!("robot = '{}'\n[ros2]\n{gate}", text(&robot)))?;
+        let args =
+            ["replay", &data, "--policy", "builtin", "--robot", &text(&arm), "--sim", "--episode", "0"];
+        let told = json(&[&args[..], &["--json"]].concat())?;
+        let ticks = [&told["gate"]["tripped_ticks"], &told["sim"][0]["tripped_ticks"]];
+        Ok(ticks.map(|ticks| ticks.as_u64().unwrap_or(u64::MAX)))
+    };
+    let (wide, narrow) = (trips("")?, trips("[gate.joints.shoulder_lift]\nvelocity = 0.02\n")?);
+    assert!(narrow[0] > wide[0] + 5 && narrow[1] > wide[1] + 5, "{wide:?} {narrow:?}");
     // Adding to it works; another robot's data would be refused by the dataset's own tests.
     let more = json(&["record", "--out", &data, "--episodes", "1", "--task", "reach", "--json"])?;
     assert_eq!(more["episodes"], 3);

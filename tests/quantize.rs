@@ -126,6 +126,23 @@ fn a_loss_beyond_the_threshold_writes_nothing() -> Outcome {
 }
 
 #[test]
+fn what_is_no_text_decoder_is_refused_in_one_sentence() -> Outcome {
+    let out = tempfile::tempdir()?;
+    let small = out.path().join("small").display().to_string();
+    // Of neither is there a tokenizer: that is not what they are told.
+    for (name, what) in [("t5", "an encoder-decoder ('t5')"), ("smolvlm", "a model that sees ('smolvlm')")] {
+        let model = format!("tests/golden/{name}");
+        let output = vela(&["quantize", "--model", &model, "--out", &small, "--bits", "4"])?;
+        let words = String::from_utf8(output.stderr)?;
+        assert_eq!(output.status.code(), Some(1), "{words}");
+        let said = format!("{model}: expected a text decoder, got {what}");
+        assert!(words.contains(&said) && words.trim().lines().count() == 1, "{words}");
+    }
+    assert_eq!(std::fs::read_dir(out.path())?.count(), 0);
+    Ok(())
+}
+
+#[test]
 fn chat_takes_an_adapter_also_beside_quantised_weights() -> Outcome {
     let dir = model()?;
     let adapter = tempfile::tempdir()?;

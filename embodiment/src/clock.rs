@@ -31,9 +31,14 @@ impl Stamp {
     }
 }
 
-/// Seconds since 1970 by the machine's calendar, 0 before: for dates that people read, never for control.
+/// Now by the machine's calendar, since 1970, 0 before: for what other programs read, never for control.
+pub fn unix_time() -> Stamp {
+    Stamp(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64))
+}
+
+/// The same in whole seconds, for dates that people read.
 pub fn unix_seconds() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64)
+    (unix_time().0 / 1_000_000_000) as i64
 }
 
 /// A source of time: real or virtual.

@@ -17,7 +17,7 @@ pub mod safety;
 pub mod stream;
 
 pub use action::{Action, ActionChunk, ActionSpace};
-pub use clock::{Clock, MonotonicClock, Stamp, VirtualClock, unix_seconds};
+pub use clock::{Clock, MonotonicClock, Stamp, VirtualClock, unix_seconds, unix_time};
 pub use contracts::{
     Applied, Environment, Episode, Expert, FrameSource, InferOptions, JointReading, JointSide, Outcome,
     Policy, PolicySpec, Robot,

@@ -108,7 +108,7 @@ impl Encoded {
     /// Fewer tokens: those that are alike become one, until `keep` are left ([`merge_alike`]).
     ///
     /// # Errors
-    /// Nothing to keep; tokens that have places of their own, of which no mean can be taken.
+    /// Nothing to keep, or more than there is; tokens that have places of their own, of which no mean can be taken.
     pub fn merged(&self, keep: usize) -> Result<Self> {
         if self.span.is_some() {
             return Err(Error::invalid(
@@ -230,8 +230,31 @@ impl Vlm {
         self.encode_tapped(visual, &mut |_, _| {})
     }
 
-    /// The same; taps the tower's stages as `vision.{stage}`, the Q-Former's as `qformer.{stage}`, `vision_hidden` (what the
-    /// projector reads) and `image_features` (what it gives).
+    /// The same with so many tokens of the picture, those that are alike merged ([`Encoded::merged`]); `None`: all.
+    ///
+    /// # Errors
+    /// Tokens whose places are told, by positions, tiles, ends of rows or frames; what [`Encoded::merged`] refuses.
+    pub fn encode_merged(&self, visual: &Visual, keep: Option<usize>) -> Result<Encoded> {
+        let Some(keep) = keep else { return self.encode(visual) };
+        if self.config.packing != Packing::Each {
+            return Err(Error::invalid(
+                "this model marks where a row of image tokens ends: they cannot be merged",
+            ));
+        }
+        let parts = match visual {
+            Visual::Parts { pixels: parts, .. } | Visual::Frames(parts) => parts.dim(0)?,
+            Visual::Patches { .. } => 1,
+        };
+        if parts != 1 {
+            return Err(Error::invalid(format!(
+                "token merging: expected a picture that the model reads whole, got one in {parts} parts"
+            )));
+        }
+        self.encode(visual)?.merged(keep)
+    }
+
+    /// As [`Vlm::encode`]; taps the tower's stages as `vision.{stage}`, the Q-Former's as `qformer.{stage}`,
+    /// `vision_hidden` (what the projector reads) and `image_features` (what it gives).
     pub fn encode_tapped(&self, visual: &Visual, tap: &mut Tap) -> Result<Encoded> {
         let video = visual.is_video();
         let (features, span) = match (&self.tower, visual) {

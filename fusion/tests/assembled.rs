@@ -175,7 +175,14 @@ fn text_makes_room_for_what_was_seen() -> Result<()> {
 #[test]
 fn tokens_can_be_merged_where_they_have_no_places() -> Result<()> {
     let (vlm, golden) = (Vlm::load(&case("llava"))?, golden("llava")?);
-    let seen = look(&vlm, "llava", &picture(&golden["in.image"])?)?.merged(5)?;
+    let all = look(&vlm, "llava", &picture(&golden["in.image"])?)?;
+    let n = all.tokens.dim(0)?;
+    assert_eq!(all.merged(n)?.tokens.to_vec2::<f32>()?, all.tokens.to_vec2::<f32>()?);
+    for keep in [0, n + 1] {
+        let want = format!("expected 1 to {n} tokens to be kept, got {keep}");
+        assert!(all.merged(keep).is_err_and(|e| e.to_string().contains(&want)));
+    }
+    let seen = all.merged(5)?;
     assert_eq!(seen.tokens.dim(0)?, 5);
     let ids = [vec![1], vec![vlm.config().image_token; 5], vec![2]].concat();
     assert_eq!(vlm.answer(&vlm.prompt(&ids, &[seen])?, 3, &[])?.len(), 3);
@@ -183,6 +190,26 @@ fn tokens_can_be_merged_where_they_have_no_places() -> Result<()> {
     let golden = self::golden("qwen2_vl")?;
     let seen = look(&qwen, "qwen2_vl", &picture(&golden["in.image"])?)?;
     assert!(seen.merged(5).is_err_and(|e| e.to_string().contains("places of their own")));
+    Ok(())
+}
+
+#[test]
+fn where_the_text_tells_places_merging_is_refused() -> Result<()> {
+    for (name, want) in [
+        ("qwen2_vl", "places of their own"),
+        ("llava_next", "marks where a row"),
+        ("smolvlm", "got one in 5 parts"),
+        ("llava", ""),
+    ] {
+        let (vlm, golden) = (Vlm::load(&case(name))?, golden(name)?);
+        let prepared = Preprocessor::load(&case(name))?.apply(&picture(&golden["in.image"])?)?;
+        let visual = Visual::picture(&prepared)?;
+        assert!(vlm.encode_merged(&visual, None).is_ok(), "{name}");
+        match vlm.encode_merged(&visual, Some(3)) {
+            Ok(seen) => assert!(want.is_empty() && seen.tokens.dim(0)? == 3, "{name}"),
+            Err(e) => assert!(!want.is_empty() && e.to_string().contains(want), "{name}: {e}"),
+        }
+    }
     Ok(())
 }
 

@@ -1,11 +1,15 @@
-//! ROS 2 messages, those of the gripper's action, and what rides beside them: the first byte says as which message the rest is read.
+//! ROS 2 messages, those of the gripper's action, what rides beside them, and the pictures in them: the first byte says as
+//! which message the rest is read.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use vela_embodiment::{Camera, Stamp};
 use vela_robots::ros2::actions::{
     CancelGoalResponse, Feedback, GetResultRequest, GetResultResponse, GoalInfo, GripperState,
     SendGoalRequest, SendGoalResponse,
 };
+use vela_robots::ros2::cameras::ImageKind;
+use vela_robots::ros2::frame_of;
 use vela_robots::ros2::keys::Attachment;
 use vela_robots::ros2::messages::{
     Bool, CompressedImage, Float64MultiArray, Image, JointState, JointTrajectory, Text, TfMessage, decode,
@@ -23,9 +27,27 @@ macro_rules! round {
     };
 }
 
+/// The picture of a message, for a camera of the size that the first two bytes say: up to 64 pixels either way.
+fn picture(bytes: &[u8], message: impl Fn(&[u8]) -> (ImageKind, Vec<u8>)) {
+    let [width, height, rest @ ..] = bytes else { return };
+    let side = |byte: u8| u32::from(byte % 64) + 1;
+    let camera = Camera { name: "front".into(), width: side(*width), height: side(*height) };
+    let (kind, message) = message(rest);
+    if let Ok(frame) = frame_of(&camera, kind, Stamp(0), &message) {
+        assert_eq!((frame.width, frame.height), (camera.width, camera.height));
+        assert_eq!(frame.rgb.len(), camera.width as usize * camera.height as usize * 3);
+    }
+}
+
+/// A JPEG, a PNG or whatever it is, in a message that is sound.
+fn sent(file: &[u8]) -> Vec<u8> {
+    let message = CompressedImage { data: file.to_vec(), ..CompressedImage::default() };
+    encode(&message).expect("a short message can be written")
+}
+
 fuzz_target!(|bytes: &[u8]| {
     let Some((kind, rest)) = bytes.split_first() else { return };
-    match kind % 17 {
+    match kind % 20 {
         0 => round!(JointState, rest),
         1 => round!(CompressedImage, rest),
         2 => round!(Image, rest),
@@ -42,6 +64,9 @@ fuzz_target!(|bytes: &[u8]| {
         13 => round!(Feedback, rest),
         14 => round!(GoalInfo, rest),
         15 => round!(CancelGoalResponse, rest),
+        16 => picture(rest, |bytes| (ImageKind::Raw, bytes.to_vec())),
+        17 => picture(rest, |bytes| (ImageKind::Compressed, bytes.to_vec())),
+        18 => picture(rest, |file| (ImageKind::Compressed, sent(file))),
         _ => {
             if let Ok(beside) = Attachment::decode(rest) {
                 assert_eq!(Attachment::decode(&beside.encode()).ok(), Some(beside));

@@ -1,4 +1,5 @@
-//! LeRobot datasets: the first byte says which file of which sound dataset is replaced by the rest.
+//! LeRobot datasets with pictures and with video (AV1, H.264): the first byte says which file of which sound dataset is
+//! replaced by the rest.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -21,7 +22,7 @@ static SOUND: LazyLock<Vec<Sound>> = LazyLock::new(|| {
             std::process::abort();
         }
     }));
-    ["lerobot_v21", "lerobot_v30"]
+    ["lerobot_v21", "lerobot_v30", "lerobot_v21_av1", "lerobot_v30_av1", "lerobot_v30_h264"]
         .iter()
         .map(|name| {
             let folder = std::env::temp_dir().join(format!("vela-fuzz-{}-{name}", std::process::id()));
@@ -42,7 +43,8 @@ fn copy(from: &Path, to: &Path, files: &mut Vec<(PathBuf, Vec<u8>)>) -> std::io:
         let to = to.join(from.file_name().unwrap_or_default());
         if from.is_dir() {
             copy(&from, &to, files)?;
-        } else {
+        } else if from.extension().is_none_or(|ending| ending != "rgb") {
+            // The decoded pictures beside the videos are not of the dataset.
             let bytes = std::fs::read(&from)?;
             std::fs::write(&to, &bytes)?;
             files.push((to, bytes));

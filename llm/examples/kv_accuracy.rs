@@ -1,13 +1,15 @@
 //! What keeping keys and values in fewer bits costs: a text read with each kind of paged cache, compared with float32.
 //!
-//! `kv_accuracy --model DIR_OR_GGUF --text FILE [--tokens 512]`. One JSON line per kind: mean negative log-likelihood per
-//! token, mean and greatest divergence (Kullback-Leibler, nats) from float32, share of positions with the same best token.
+//! `kv_accuracy --model DIR_OR_GGUF --text FILE [--tokens 512] [--lora DIR]`; the adapter is put beside the model. One JSON
+//! line per kind: mean negative log-likelihood per token, mean and greatest divergence (Kullback-Leibler, nats) from
+//! float32, share of positions with the same best token.
 
 use serde_json::json;
 use std::path::Path;
-use vela_llm::Decoder;
+use std::sync::Arc;
 use vela_llm::engine::{BLOCK, PagedKind};
 use vela_llm::paged::PagedBatch;
+use vela_llm::{Decoder, Lora};
 use vela_nn::paged::{PagedStore, Span};
 use vela_nn::{Device, Mask, Tensor};
 
@@ -49,7 +51,11 @@ fn main() -> Outcome<()> {
     let path = option("--model").ok_or("--model DIR_OR_GGUF is missing")?;
     let text = std::fs::read_to_string(option("--text").ok_or("--text FILE is missing")?)?;
     let count: usize = option("--tokens").map_or(Ok(512), |n| n.parse())?;
-    let model = vela_llm::model::load(Path::new(path))?;
+    let mut model = vela_llm::model::load(Path::new(path))?;
+    if let Some(dir) = option("--lora") {
+        let lora = Lora::load(Path::new(dir), model.decoder.config())?;
+        model.decoder = Arc::new(model.decoder.with_adapter(Arc::new(lora))?);
+    }
     let mut ids = model.tokenizer.encode(&text)?;
     ids.truncate(count);
     let plain = read(&model.decoder, &ids, PagedKind::F32)?;

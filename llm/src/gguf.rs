@@ -372,21 +372,29 @@ impl Reader<'_> {
 }
 
 /// Llama 3's stretching, told by the divisors that it gives: the converter writes only those. Its published parameters are
-/// always a low factor of 1, a high factor of 4 and 8192 positions; the stretch is the largest divisor.
+/// always a low factor of 1 and a high factor of 4; the stretch is the largest divisor, and any divisor between tells the
+/// positions of training. Without one between they are 8192, as published.
 fn llama3(divisors: &[f32], theta: f32, rotary_dim: usize) -> Result<RopeScaling> {
-    let (low, high, original) = (1.0, 4.0, 8192.0);
+    let (low, high) = (1.0, 4.0);
     let factor = divisors.iter().fold(1f32, |a, b| a.max(*b));
+    let stretch = f64::from(factor);
+    let wavelength =
+        |i: usize| std::f64::consts::TAU * f64::from(theta).powf(2.0 * i as f64 / rotary_dim.max(1) as f64);
+    let between = divisors.iter().enumerate().find(|(_, divisor)| **divisor > 1.0 && **divisor < factor);
+    let original = between.map_or(8192.0, |(i, divisor)| {
+        let smooth = (1.0 / f64::from(*divisor) - 1.0 / stretch) / (1.0 - 1.0 / stretch);
+        (wavelength(i) * (low + (high - low) * smooth)).round()
+    });
     let expected = |i: usize| {
-        let wavelength =
-            std::f64::consts::TAU * f64::from(theta).powf(2.0 * i as f64 / rotary_dim.max(1) as f64);
+        let wavelength = wavelength(i);
         if wavelength < original / high {
             return 1.0;
         }
         if wavelength > original / low {
-            return f64::from(factor);
+            return stretch;
         }
         let smooth = (original / wavelength - low) / (high - low);
-        1.0 / ((1.0 - smooth) / f64::from(factor) + smooth)
+        1.0 / ((1.0 - smooth) / stretch + smooth)
     };
     let fits = |(i, divisor): (usize, &f32)| (f64::from(*divisor) / expected(i) - 1.0).abs() < 1e-3;
     if divisors.len() != rotary_dim / 2 || !divisors.iter().enumerate().all(fits) {
@@ -408,18 +416,22 @@ mod tests {
 
     #[test]
     fn the_divisors_of_llama_3_are_recognised() {
-        let make = |factor: f64| -> Vec<f32> {
+        let make = |factor: f64, original: f64| -> Vec<f32> {
             let one = |i: i32| {
                 let wavelength = std::f64::consts::TAU * 500_000f64.powf(f64::from(i) / 32.0);
-                let smooth = ((8192.0 / wavelength - 1.0) / 3.0).clamp(0.0, 1.0);
+                let smooth = ((original / wavelength - 1.0) / 3.0).clamp(0.0, 1.0);
                 (1.0 / ((1.0 - smooth) / factor + smooth)) as f32
             };
             (0..32).map(one).collect()
         };
-        let found = llama3(&make(32.0), 500_000.0, 64);
-        assert!(matches!(found, Ok(RopeScaling::Llama3 { factor, .. }) if factor == 32.0), "{found:?}");
-        let mut wrong = make(8.0);
+        for (stretch, original) in [(32f32, 8192usize), (8.0, 8192), (4.0, 64), (16.0, 100_000)] {
+            let found = llama3(&make(f64::from(stretch), original as f64), 500_000.0, 64);
+            let fits = matches!(found, Ok(RopeScaling::Llama3 { factor, original_positions, .. })
+                if factor == stretch && original_positions == original);
+            assert!(fits, "{stretch}, {original}: {found:?}");
+        }
+        let mut wrong = make(8.0, 8192.0);
         wrong[12] *= 1.1;
-        assert!(llama3(&wrong, 500_000.0, 64).is_err() && llama3(&make(8.0), 10_000.0, 64).is_err());
+        assert!(llama3(&wrong, 500_000.0, 64).is_err() && llama3(&make(8.0, 8192.0), 10_000.0, 64).is_err());
     }
 }

@@ -7,8 +7,9 @@ use vela_llm::beam::{self, BeamOptions};
 use vela_llm::generate::{self, Finish, Options, Session};
 use vela_llm::sampling::log_softmax;
 use vela_llm::speculative::{Draft, Guess, LookupDraft, ModelDraft};
-use vela_llm::{Choice, Decoder, SamplingParams};
-use vela_nn::{Error, Result, threads};
+use vela_llm::{Choice, Decoder, SamplingParams, gguf};
+use vela_nn::quant::Precision;
+use vela_nn::{Error, Gguf, Result, threads};
 
 fn case(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name)
@@ -16,6 +17,12 @@ fn case(name: &str) -> PathBuf {
 
 fn model(name: &str) -> Result<Arc<Decoder>> {
     Ok(Arc::new(vela_llm::load(&case(name))?))
+}
+
+/// One with weights in few bits, multiplied as integers.
+fn in_few_bits() -> Result<Arc<Decoder>> {
+    let file = Gguf::open(&case("gguf_llama").join("model.gguf"))?;
+    Ok(Arc::new(gguf::decoder(&file, Precision::Fast)?))
 }
 
 /// The reference's prompt and its greedy continuation.
@@ -75,17 +82,19 @@ fn a_session_writes_the_reference_tokens_and_reads_only_what_is_new() -> Result<
 #[test]
 fn a_seed_gives_the_same_tokens_at_any_thread_count() -> Result<()> {
     let (prompt, _) = golden()?;
-    let decoder = model("llama")?;
-    let run = |count, seed| -> Result<Vec<u32>> {
-        threads::with_threads(count, || {
-            let mut session = Session::new(Arc::clone(&decoder), 128)?;
-            Ok(plain(&tokens(&mut session, &prompt, &options(24, 1.0, seed), None)?.0))
-        })
-    };
-    let one = run(1, 3)?;
-    assert_eq!(one, run(2, 3)?);
-    assert_eq!(one, run(5, 3)?);
-    assert_ne!(one, run(1, 4)?);
+    for (what, decoder) in [("float32", model("llama")?), ("few bits", in_few_bits()?)] {
+        let run = |count, seed| -> Result<Vec<Choice>> {
+            threads::with_threads(count, || {
+                let mut session = Session::new(Arc::clone(&decoder), 128)?;
+                Ok(tokens(&mut session, &prompt, &options(24, 1.0, seed), None)?.0)
+            })
+        };
+        let one = run(1, 3)?;
+        // Not only the tokens: their probabilities too, to the last digit.
+        assert_eq!(one, run(2, 3)?, "{what}");
+        assert_eq!(one, run(5, 3)?, "{what}");
+        assert_ne!(plain(&one), plain(&run(1, 4)?), "{what}");
+    }
     Ok(())
 }
 

@@ -5,11 +5,14 @@ mod engine_common;
 
 use engine_common::{Ask, Outcome, Said, alone, clock, golden, random_asks, tiny};
 use rand::Rng;
+use std::path::Path;
 use std::sync::mpsc;
 use vela_llm::engine::{
     BLOCK, Engine, EngineConfig, Event, Finish, Guide, PagedKind, PromptItem, Refusal, Request,
 };
-use vela_nn::{Error, Tensor, random::stream};
+use vela_llm::gguf;
+use vela_nn::quant::Precision;
+use vela_nn::{Error, Gguf, Tensor, random::stream};
 
 /// A cache of so many blocks of the tiny decoder.
 fn config(decoder: &vela_llm::Decoder, blocks: usize) -> EngineConfig {
@@ -310,10 +313,10 @@ fn a_model_that_fails_fails_its_requests_and_the_engine_goes_on() -> Outcome {
 fn int8_keys_and_values_cost_little() -> Outcome {
     let (decoder, prompts) = golden("llama")?;
     let (prompt, expected) = prompts.into_iter().next().unwrap_or_default();
-    let plain = engine_common::logits(&decoder, &prompt, PagedKind::F32, 7)?;
+    let plain = engine_common::logits(&decoder, &[&prompt], PagedKind::F32, 7)?.concat();
     let spread = plain.iter().fold(0f32, |most, x| most.max(x.abs()));
     for (kind, bound) in [(PagedKind::F16, 2e-3), (PagedKind::Int8, 2e-2)] {
-        let got = engine_common::logits(&decoder, &prompt, kind, 7)?;
+        let got = engine_common::logits(&decoder, &[&prompt], kind, 7)?.concat();
         let worst = plain.iter().zip(&got).fold(0f32, |most, (a, b)| most.max((a - b).abs())) / spread;
         eprintln!("{kind:?}: worst logit error {worst:.2e} of the spread");
         assert!(worst < bound, "{kind:?}: {worst}");
@@ -322,5 +325,30 @@ fn int8_keys_and_values_cost_little() -> Outcome {
     let engine = Engine::start(decoder, config, clock())?;
     let done = engine.submit(Request::new(&prompt, expected.len()))?.wait();
     assert_eq!(done.usage.generated_tokens, expected.len());
+    Ok(())
+}
+
+#[test]
+fn in_few_bits_neighbours_change_nothing_and_cuts_the_last_digits() -> Outcome {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/gguf_llama/model.gguf");
+    let decoder = gguf::decoder(&Gguf::open(&path)?, Precision::Fast)?;
+    let prompt = |length: u32, step: u32| (0..length).map(|i| (i * step + 3) % 120).collect::<Vec<u32>>();
+    let prompts = [prompt(39, 7), prompt(20, 11), prompt(53, 5), prompt(1, 1), prompt(33, 13)];
+    let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+    let mut cuts = Vec::new();
+    for chunk in [64, 16, 5, 1] {
+        let together = engine_common::logits(&decoder, &prompts, PagedKind::F32, chunk)?;
+        for (prompt, together) in prompts.iter().zip(&together) {
+            let alone = engine_common::logits(&decoder, &[prompt], PagedKind::F32, chunk)?.concat();
+            assert!(alone == *together, "{} positions in chunks of {chunk}", prompt.len());
+        }
+        cuts.push(together.concat());
+    }
+    let spread = cuts[0].iter().fold(0f32, |most, x| most.max(x.abs()));
+    for (cut, chunk) in cuts[1..].iter().zip([16, 5, 1]) {
+        let worst = cuts[0].iter().zip(cut).fold(0f32, |most, (a, b)| most.max((a - b).abs())) / spread;
+        eprintln!("chunks of {chunk}: worst logit difference {worst:.2e} of the greatest");
+        assert!(worst < 4e-2, "chunks of {chunk}: {worst}");
+    }
     Ok(())
 }

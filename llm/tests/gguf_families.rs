@@ -62,6 +62,7 @@ families! {
     gpt2: "gpt2" 6
     llama: "llama" 6
     llama_linear: "llama" 6
+    llama_llama3: "llama" 6
     mistral: "llama" 6
     qwen2: "qwen2" 6
     qwen3: "qwen3" 6

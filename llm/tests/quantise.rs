@@ -201,8 +201,19 @@ fn what_cannot_be_is_refused_and_leaves_nothing() -> Outcome {
     assert!(text.contains("too short"), "{text}");
     let text = refusal(&llama, &out, &Sample { start: vec![], ids: vec![9999; 40] }, &settings(Bits::Four));
     assert!(text.contains("9999"), "{text}");
-    let text = refusal(&case("t5"), &out, &sample(600), &settings(Bits::Four));
-    assert!(text.contains("text model_type 't5' is not known"), "{text}");
+    for (name, what) in [
+        ("t5", "got an encoder-decoder ('t5')"),
+        ("smolvlm", "got a model that sees ('smolvlm')"),
+        ("llava", "got a model that sees ('llava')"),
+        ("qwen2_vl", "got a model that sees ('qwen2_vl')"),
+        ("blip2_t5", "got a model that sees ('blip-2')"),
+        ("siglip", "got a model that sees ('siglip')"),
+        ("dinov2", "text model_type 'dinov2' is not known; known: llama"),
+    ] {
+        let text = refusal(&case(name), &out, &sample(600), &settings(Bits::Four));
+        assert!(text.contains(what) && !text.contains('\n'), "{name}: {text}");
+        assert!(text.starts_with("text model_type") || text.contains("expected a text decoder"), "{text}");
+    }
     let text = refusal(dir.path(), &out, &sample(600), &settings(Bits::Four));
     assert!(text.contains("expected a model folder"), "{text}");
     assert_eq!(std::fs::read_dir(dir.path())?.count(), 0);

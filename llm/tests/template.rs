@@ -4,10 +4,32 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use vela_llm::{ChatTemplate, Message, RenderOptions};
-use vela_nn::{Error, Result};
+use vela_nn::gguf::{Value as Entry, write};
+use vela_nn::{Error, Gguf, Result};
 
 fn case(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name)
+}
+
+/// A folder's template and special tokens as a GGUF file has them, read back from one.
+fn out_of_a_file(folder: &ChatTemplate) -> Result<ChatTemplate> {
+    let named =
+        [("bos_token", "bos"), ("eos_token", "eos"), ("unk_token", "unknown"), ("pad_token", "padding")];
+    let source = Entry::Text(folder.source().to_owned());
+    let mut metadata = BTreeMap::from([("tokenizer.chat_template".to_owned(), source)]);
+    let mut tokens = vec!["an ordinary token".to_owned()];
+    for (name, key) in named {
+        if let Some(token) = folder.special(name) {
+            metadata.insert(format!("tokenizer.ggml.{key}_token_id"), Entry::Unsigned(tokens.len() as u64));
+            tokens.push(token.to_owned());
+        }
+    }
+    metadata.insert("tokenizer.ggml.tokens".to_owned(), Entry::TextList(tokens));
+    let dir = tempfile::tempdir().map_err(|e| Error::Io { path: std::env::temp_dir(), source: e })?;
+    let path = dir.path().join("model.gguf");
+    write(&path, &metadata, &BTreeMap::new())?;
+    let template = ChatTemplate::from_gguf(Gguf::open(&path)?.metadata())?;
+    template.ok_or_else(|| Error::invalid("no template"))
 }
 
 #[test]
@@ -17,6 +39,8 @@ fn golden_conversations_are_written_to_the_letter() -> Result<()> {
             std::fs::read_to_string(case(name).join("golden.json")).map_err(|e| Error::parse(name, e))?;
         let golden: Value = serde_json::from_str(&text).map_err(|e| Error::parse(name, e))?;
         let template = ChatTemplate::from_dir(&case(name))?.ok_or_else(|| Error::invalid("no template"))?;
+        let file = out_of_a_file(&template)?;
+        assert_eq!(file.specials(), template.specials(), "{name}");
         let chats = golden["chat"].as_array().cloned().unwrap_or_default();
         assert_eq!(chats.len(), 12);
         for chat in chats {
@@ -26,8 +50,17 @@ fn golden_conversations_are_written_to_the_letter() -> Result<()> {
             };
             let messages = chat["messages"].as_array().cloned().unwrap_or_default();
             assert_eq!(template.render(&messages, &options)?, chat["text"], "{name}");
+            assert_eq!(file.render(&messages, &options)?, chat["text"], "{name}, out of a GGUF file");
         }
     }
+    // Both name no special token: one that does gets the file's own.
+    let specials =
+        BTreeMap::from([("bos_token", "<s>"), ("eos_token", "</s>")].map(|(k, v)| (k.into(), v.into())));
+    let source = "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}";
+    let file = out_of_a_file(&ChatTemplate::new(source, specials)?)?;
+    let said = file.render(&[Message::new("user", "Hi")], &RenderOptions::default())?;
+    assert_eq!(said, "<s>Hi</s>");
+    assert!(ChatTemplate::from_gguf(&BTreeMap::new())?.is_none());
     Ok(())
 }
 

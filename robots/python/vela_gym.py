@@ -16,6 +16,7 @@ import json
 import logging
 import math
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -176,6 +177,8 @@ class Served:
     def __post_init__(self):
         self.environments: dict[str, gymnasium.Env] = {}
         self.env, self.task = None, ""
+        # A name for as long as it is there, as every robot has one.
+        self.name = uuid.uuid4().hex
 
     def reset(self, task: str, seed: int, randomise: bool = False) -> bytes:
         """Sets up an episode: same task and seed, same scene, if the environment keeps Gymnasium's rules. One that is to
@@ -242,7 +245,7 @@ class Served:
     def answer(self, name: str, payload: bytes) -> bytes:
         """The reply to a query at `BASE/env/NAME`."""
         if name == "hello":
-            return pack("hello", {"embodiment": self.robot.message()})
+            return pack("hello", {"robot": self.name, "embodiment": self.robot.message()})
         if name == "reset":
             body = unpack("reset", payload)
             return self.reset(body["task"], body["seed"], body.get("randomise", False))

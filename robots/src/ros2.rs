@@ -1,14 +1,18 @@
 //! The arm as a ROS 2 robot on zenoh: what `rmw_zenoh` nodes see, without a bridge and without ROS.
 //!
-//! [`Node`] gives any arm of ours that voice; [`driver`] and [`cameras`] drive an arm that has it already. Stamps are
-//! the arm's own clock, as in simulation time: no wall clock leaves this machine.
+//! [`Node`] gives any arm of ours that voice; [`driver`] and [`cameras`] drive an arm that has it already. What goes out
+//! is stamped as ROS 2 tools expect it, since 1970: the arm's own clock, and the date on which it began. Of the
+//! stamps that come in only differences count.
 
 pub mod actions;
+mod calendar;
 pub mod cameras;
 mod commanders;
+mod delay;
 pub mod driver;
 pub mod gripper;
 mod inlets;
+mod interest;
 pub mod keys;
 pub mod messages;
 mod node;
@@ -20,8 +24,9 @@ mod trajectory;
 mod witness;
 
 use crate::link::failed;
+use calendar::Calendar;
 use keys::{Attachment, Topic};
-use messages::Bool;
+use messages::{Bool, Time};
 use serde::Serialize;
 use vela_embodiment::{EmergencyStop, Result, Stamp};
 use zenoh::pubsub::{Publisher, Subscriber};
@@ -29,7 +34,9 @@ use zenoh::qos::CongestionControl;
 use zenoh::sample::Sample;
 use zenoh::{Session, Wait};
 
+pub(crate) use interest::listen_openly;
 pub use node::Node;
+pub use picture::frame_of;
 pub use trajectory::{plan_of, setpoint_of};
 pub use witness::{Moment, Witness};
 
@@ -85,10 +92,17 @@ struct Outlet {
     publisher: Publisher<'static>,
     sequence: i64,
     gid: [u8; 16],
+    calendar: Calendar,
 }
 
 impl Outlet {
-    fn open(session: &Session, topic: &Topic, domain: u32, number: u32) -> Result<Self> {
+    fn open(
+        session: &Session,
+        topic: &Topic,
+        domain: u32,
+        gid: [u8; 16],
+        calendar: Calendar,
+    ) -> Result<Self> {
         let key = topic.key(domain);
         let publisher = session
             .declare_publisher(key.clone())
@@ -96,18 +110,20 @@ impl Outlet {
             .express(!topic.is_best_effort())
             .wait()
             .map_err(|e| failed(&key, e))?;
-        Ok(Self { publisher, sequence: 0, gid: keys::gid(&session.zid().to_le_bytes(), number) })
+        Ok(Self { publisher, sequence: 0, gid, calendar })
     }
 
     fn listened_to(&self) -> bool {
         self.publisher.matching_status().wait().is_ok_and(|status| status.matching())
     }
 
-    fn put<T: Serialize>(&mut self, message: &T, stamp: Stamp) -> Result<()> {
+    /// Publishes a message of this moment of the arm's clock; it is made for the moment's date.
+    fn put<T: Serialize>(&mut self, stamp: Stamp, message: impl FnOnce(Time) -> T) -> Result<()> {
         self.sequence += 1;
-        let attachment = Attachment { sequence: self.sequence, stamp, gid: self.gid };
+        let date = self.calendar.date(stamp);
+        let attachment = Attachment { sequence: self.sequence, stamp: date, gid: self.gid };
         self.publisher
-            .put(messages::encode(message)?)
+            .put(messages::encode(&message(Time::from(date)))?)
             .attachment(attachment.encode().as_slice())
             .wait()
             .map_err(|e| failed(self.publisher.key_expr().as_str(), e))

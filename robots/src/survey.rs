@@ -1,21 +1,25 @@
 //! What is on the zenoh network: policies, arms and their topics, with measured rates and ages.
 
-use crate::link::{alive, base_of, failed};
-use crate::ros2::keys::Attachment;
+mod met;
+mod verdict;
+
+use crate::link::{alive, failed};
+use crate::ros2::keys::{self, Attachment};
+use crate::ros2::listen_openly;
 use crate::ros2::messages::{self, CompressedImage, Image, JointState};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Cursor;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use vela_embodiment::{Clock, Embodiment, Error, MonotonicClock, PolicySpec, Result, Stamp};
+use vela_embodiment::{Clock, Error, MonotonicClock, Result, Stamp, unix_time};
 use zenoh::sample::Sample;
 use zenoh::{Session, Wait};
 
-/// A clock that runs this much faster or slower than ours is off, ms per s.
-const CLOCK_IS_OFF_MS: f64 = 50.0;
-/// A camera with fewer pictures than this part of the robot's control ticks is slow.
-const SLOW_PART: f64 = 0.8;
+/// How long the publishers of a network may take to be known, s.
+const KNOWN_WITHIN_SECS: f64 = 0.5;
+/// A stamp of the attachments from here on is a date (September 2001); one before it counts from the publisher's start.
+const DATES_FROM: Stamp = Stamp(1_000_000_000_000_000_000);
 
 /// A ROS 2 topic that somebody publishes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -30,6 +34,9 @@ pub struct SeenTopic {
     pub lost: u64,
     /// How much faster than ours the publisher's clock runs, ms per s; `None` from fewer than three messages.
     pub clock_drift_ms: Option<f64>,
+    /// How far ahead of ours the publisher's clock is, ms, by the message that came soonest after it was stamped; `None`
+    /// where the stamps are no dates.
+    pub clock_offset_ms: Option<f64>,
     /// For joint states: the joints.
     pub joints: Vec<String>,
     /// For pictures: width and height.
@@ -38,12 +45,22 @@ pub struct SeenTopic {
     pub torn: u64,
 }
 
+/// A ROS 2 topic that somebody publishes and on which nothing came.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct SilentTopic {
+    /// Its name, with a leading slash.
+    pub name: String,
+    /// Its DDS type.
+    pub message: String,
+}
+
 /// A robot that looks for policies.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct SeenRobot {
     /// Its base key.
     pub key: String,
-    /// The ID of the policy that it asks, if it has found one.
+    /// The policy that it asks, if it has found one: the base keys of that policy, and which of several with the same keys
+    /// it is.
     pub asks: Option<String>,
 }
 
@@ -62,6 +79,9 @@ pub struct Survey {
     pub actions: Vec<String>,
     /// Topics on which something came.
     pub topics: Vec<SeenTopic>,
+    /// Topics with a publisher, all the time, and nothing that came: a camera that is dead, or what is only said now and
+    /// then.
+    pub silent: Vec<SilentTopic>,
 }
 
 /// What is gathered of one topic.
@@ -71,6 +91,7 @@ struct Heard {
     arrivals: u64,
     first: Option<(Stamp, Attachment)>,
     last: Option<(Stamp, Attachment)>,
+    offset_ms: Option<f64>,
     joints: BTreeSet<String>,
     size: Option<(u32, u32)>,
     torn: u64,
@@ -82,22 +103,27 @@ struct Heard {
 /// The session is closed.
 pub fn survey(session: &Session, domain: u32, secs: f64) -> Result<Survey> {
     let clock = Arc::new(MonotonicClock::new());
+    let secs = secs.clamp(0.1, 60.0);
+    let published = known_publishers(session, domain, secs.min(KNOWN_WITHIN_SECS), clock.as_ref())?;
+    let pictures = published.iter().filter(|topic| topic.has_pictures());
+    let pictures: Vec<(&str, &str)> = pictures.map(|topic| (&*topic.name, &*topic.message)).collect();
+    let open = listen_openly(session, domain, &pictures)?;
     let heard: Arc<Mutex<BTreeMap<String, Heard>>> = Arc::default();
     let key = format!("{domain}/**");
     let ears = session.declare_subscriber(key.as_str()).callback({
         let (heard, clock) = (heard.clone(), clock.clone());
         move |sample: Sample| {
-            let now = clock.now();
+            let now = (clock.now(), unix_time());
             let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
             listen(&mut heard, &sample, now);
         }
     });
     let ears = ears.wait().map_err(|e| failed(&key, e))?;
     let begun = clock.now();
-    std::thread::sleep(Duration::from_secs_f64(secs.clamp(0.1, 60.0)));
+    std::thread::sleep(Duration::from_secs_f64(secs));
     let listened_ms = clock.now().secs_since(begun) * 1e3;
-    drop(ears);
-    let (policies, robots) = met(
+    drop((ears, open));
+    let (policies, robots) = met::met(
         &alive(session, "**/policy/*/alive")?,
         &alive(session, "**/robot/*/alive")?,
         &alive(session, "**/robot/*/asks/*")?,
@@ -112,33 +138,38 @@ pub fn survey(session: &Session, domain: u32, secs: f64) -> Result<Survey> {
         .collect();
     nodes.sort();
     let heard = std::mem::take(&mut *heard.lock().unwrap_or_else(PoisonError::into_inner));
+    let still: BTreeSet<SilentTopic> = tokens.iter().filter_map(|token| topic_of(token)).collect();
+    let silent =
+        published.into_iter().filter(|topic| still.contains(topic) && !heard.contains_key(&topic.name));
+    let silent = silent.collect();
     let topics = heard.into_iter().map(|(name, heard)| seen(name, heard, listened_ms)).collect();
-    Ok(Survey { listened_ms, policies, robots, nodes, actions, topics })
+    Ok(Survey { listened_ms, policies, robots, nodes, actions, topics, silent })
 }
 
-/// Base keys of policies, and robots, by the tokens of policies, of robots and of who asks whom.
-///
-/// Two peers that are linked by a third do not see each other's tokens: such a policy is known by the robot that asks it.
-fn met(policies: &[String], robots: &[String], asks: &[String]) -> (Vec<String>, Vec<SeenRobot>) {
-    let part = |token: &str, back: usize| token.rsplit('/').nth(back).unwrap_or_default().to_owned();
-    let base = |token: &str| base_of(token).unwrap_or_default().to_owned();
-    // BASE/policy/ID/alive, BASE/robot/NAME/alive, BASE/robot/NAME/asks/ID
-    let asked: BTreeMap<String, String> = asks.iter().map(|token| (part(token, 2), part(token, 0))).collect();
-    let mut robots: Vec<SeenRobot> = robots
-        .iter()
-        .map(|token| SeenRobot { key: base(token), asks: asked.get(&part(token, 1)).cloned() })
-        .collect();
-    robots.sort();
-    let known: BTreeSet<String> = policies.iter().map(|token| part(token, 1)).collect();
-    let told: BTreeSet<(String, String)> = asks
-        .iter()
-        .map(|token| (base(token), part(token, 0)))
-        .filter(|(_, id)| !known.contains(id))
-        .collect();
-    let mut bases: Vec<String> = policies.iter().map(|token| base(token)).collect();
-    bases.extend(told.into_iter().map(|(base, _)| base));
-    bases.sort();
-    (bases, robots)
+/// What is published, as soon as anything is: a session that was just opened may still know nobody.
+fn known_publishers(
+    session: &Session,
+    domain: u32,
+    within_secs: f64,
+    clock: &dyn Clock,
+) -> Result<BTreeSet<SilentTopic>> {
+    let begun = clock.now();
+    loop {
+        let tokens = alive(session, &keys::publishers(domain))?;
+        let published: BTreeSet<SilentTopic> = tokens.iter().filter_map(|token| topic_of(token)).collect();
+        if !published.is_empty() || clock.now().secs_since(begun) > within_secs {
+            return Ok(published);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The topic of a publisher's token.
+fn topic_of(token: &str) -> Option<SilentTopic> {
+    // @ros2_lv/DOMAIN/ZID/NODE/ENTITY/MP/ENCLAVE/NAMESPACE/NAME/TOPIC/TYPE/HASH/QOS
+    let parts: Vec<&str> = token.split('/').collect();
+    let [_, _, _, _, _, "MP", _, _, _, topic, message, ..] = parts.as_slice() else { return None };
+    Some(SilentTopic { name: topic.replace('%', "/"), message: (*message).to_owned() })
 }
 
 /// The action whose goals the service of a token takes, if it is one.
@@ -150,7 +181,7 @@ fn action(token: &str) -> Option<String> {
     Some(format!("{name} ({kind})"))
 }
 
-fn listen(heard: &mut BTreeMap<String, Heard>, sample: &Sample, now: Stamp) {
+fn listen(heard: &mut BTreeMap<String, Heard>, sample: &Sample, (now, unix): (Stamp, Stamp)) {
     // DOMAIN/TOPIC.../TYPE/HASH
     let parts: Vec<&str> = sample.key_expr().as_str().split('/').collect();
     let [_, topic @ .., message, _] = parts.as_slice() else { return };
@@ -159,8 +190,7 @@ fn listen(heard: &mut BTreeMap<String, Heard>, sample: &Sample, now: Stamp) {
     entry.arrivals += 1;
     let payload = sample.payload().to_bytes();
     if let Some(Ok(beside)) = sample.attachment().map(|bytes| Attachment::decode(&bytes.to_bytes())) {
-        entry.first.get_or_insert((now, beside));
-        entry.last = Some((now, beside));
+        entry.stamped(beside, now, unix);
     }
     if message.contains("JointState_") {
         match messages::decode::<JointState>(&payload) {
@@ -185,6 +215,19 @@ fn listen(heard: &mut BTreeMap<String, Heard>, sample: &Sample, now: Stamp) {
     }
 }
 
+impl Heard {
+    /// What rode beside a message that came `now` on our own clock, at the date `unix`.
+    fn stamped(&mut self, beside: Attachment, now: Stamp, unix: Stamp) {
+        self.first.get_or_insert((now, beside));
+        self.last = Some((now, beside));
+        if beside.stamp >= DATES_FROM {
+            // A message can only come after its stamp: the one that came soonest says most of the clock.
+            let ahead_ms = beside.stamp.secs_since(unix) * 1e3;
+            self.offset_ms = Some(self.offset_ms.map_or(ahead_ms, |most| most.max(ahead_ms)));
+        }
+    }
+}
+
 fn seen(name: String, heard: Heard, listened_ms: f64) -> SeenTopic {
     let between = heard.first.zip(heard.last);
     let counted = between.map_or(heard.arrivals, |((_, a), (_, b))| {
@@ -200,99 +243,28 @@ fn seen(name: String, heard: Heard, listened_ms: f64) -> SeenTopic {
         period_ms: listened_ms / heard.arrivals.max(1) as f64,
         lost: counted.saturating_sub(heard.arrivals),
         clock_drift_ms: drift,
+        clock_offset_ms: heard.offset_ms,
         joints: heard.joints.into_iter().collect(),
         size: heard.size,
         torn: heard.torn,
     }
 }
 
-impl SeenTopic {
-    /// Messages per second.
-    pub fn hz(&self) -> f64 {
-        1e3 / self.period_ms.max(1e-3)
-    }
-
-    /// How much faster than ours the publisher's clock runs, ms per s, if that is too much.
-    pub fn clock_off_ms(&self) -> Option<f64> {
-        self.clock_drift_ms.filter(|drift| drift.abs() > CLOCK_IS_OFF_MS)
-    }
-
-    /// Whether it has the pictures of this camera.
-    fn shows(&self, camera: &str) -> bool {
-        self.size.is_some() && self.name.split('/').any(|part| part == camera)
-    }
-}
-
-impl Survey {
-    /// What is not as it should be whatever the policy, in words: cameras of the robot that are slower than its control
-    /// loop, and clocks that do not run as ours does.
-    pub fn amiss(&self, robot: &Embodiment) -> Vec<String> {
-        let mut amiss = Vec::new();
-        let wanted = SLOW_PART * robot.control_hz;
-        for camera in &robot.cameras {
-            let slow = |topic: &&SeenTopic| topic.shows(&camera.name) && topic.hz() < wanted;
-            amiss.extend(self.topics.iter().filter(slow).map(|topic| {
-                format!(
-                    "camera '{}': {} is slow, expected {wanted:.1} pictures per s or more",
-                    camera.name, topic.name
-                )
-            }));
-        }
-        for topic in &self.topics {
-            if let Some(drift) = topic.clock_off_ms() {
-                let (name, way) = (&topic.name, if drift > 0.0 { "fast" } else { "slow" });
-                amiss.push(format!(
-                    "{name}: its clock runs {way}, expected within {CLOCK_IS_OFF_MS:.0} ms per s of ours"
-                ));
-            }
-        }
-        amiss
-    }
-
-    /// What a policy needs and is not there, in words: joints, cameras, their sizes and their rates.
-    pub fn missing(&self, spec: &PolicySpec) -> Vec<String> {
-        let mut missing = Vec::new();
-        let robot = &spec.embodiment;
-        let known: BTreeSet<&str> =
-            self.topics.iter().flat_map(|topic| topic.joints.iter().map(String::as_str)).collect();
-        if known.is_empty() {
-            missing.push("joint states: nobody publishes them".into());
-        } else {
-            for joint in robot.joint_names().into_iter().filter(|joint| !known.contains(joint)) {
-                missing.push(format!("joint '{joint}': no joint state names it"));
-            }
-        }
-        for camera in &robot.cameras {
-            let (name, w, h) = (&camera.name, camera.width, camera.height);
-            let topic = self.topics.iter().find(|topic| topic.shows(name));
-            match topic.map(|topic| (topic, topic.size.unwrap_or_default())) {
-                None => missing.push(format!("camera '{name}': no topic has its name and pictures")),
-                Some((topic, size)) if size != (w, h) => missing.push(format!(
-                    "camera '{name}': {} has {}x{}, expected {w}x{h}",
-                    topic.name, size.0, size.1
-                )),
-                Some((topic, _)) => {
-                    // One picture per chunk is the least that a policy can work with.
-                    let wanted = robot.control_hz / spec.execute.max(1) as f64;
-                    if topic.hz() < wanted {
-                        missing.push(format!(
-                            "camera '{name}': {} is slow, expected {wanted:.1} pictures per s or more",
-                            topic.name
-                        ));
-                    }
-                }
-            }
-        }
-        missing
+impl SilentTopic {
+    /// Whether pictures are to come on it. What shows depths is silent for a camera of colours.
+    fn has_pictures(&self) -> bool {
+        let pictures = ["::Image_", "::CompressedImage_"].iter().any(|kind| self.message.ends_with(kind));
+        pictures && !self.name.ends_with("/compressedDepth")
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vela_embodiment::Embodiment;
 
     /// What three seconds of listening gathered: pictures at `hz` by a publisher whose clock runs `rate` times ours.
-    fn camera(name: &str, hz: f64, rate: f64) -> SeenTopic {
+    pub(super) fn camera(name: &str, hz: f64, rate: f64) -> SeenTopic {
         let arrivals = (3.0 * hz) as u64;
         let heard = |secs: f64, sequence: u64| {
             let sequence = i64::try_from(sequence).unwrap_or(i64::MAX);
@@ -304,40 +276,52 @@ mod tests {
         seen(format!("/{name}/image_raw"), gathered, 3000.0)
     }
 
-    #[test]
-    fn policies_and_robots_are_known_by_their_tokens() {
-        let tokens = |tokens: &[&str]| tokens.iter().map(ToString::to_string).collect::<Vec<_>>();
-        let (policies, robots) = met(
-            &tokens(&["vela/*/policy/p1/alive", "vela/arm1/policy/p2/alive"]),
-            &tokens(&["vela/arm2/robot/r2-0/alive", "vela/arm1/robot/r1-0/alive", "shop/a/robot/r3-0/alive"]),
-            &tokens(&["vela/arm1/robot/r1-0/asks/p1", "shop/a/robot/r3-0/asks/p9"]),
-        );
-        assert_eq!(policies, ["shop/a", "vela/*", "vela/arm1"], "p9 is known by whom it answers");
-        let robot = |key: &str, asks: Option<&str>| SeenRobot { key: key.into(), asks: asks.map(Into::into) };
-        let asking = [robot("shop/a", Some("p9")), robot("vela/arm1", Some("p1")), robot("vela/arm2", None)];
-        assert_eq!(robots, asking);
+    /// Messages that were stamped by a clock which is `ahead_ms` of ours, each so many ms before it came.
+    fn stamped(start: Stamp, ahead_ms: f64, delays_ms: &[f64]) -> SeenTopic {
+        let mut gathered = Heard { arrivals: delays_ms.len() as u64, ..Heard::default() };
+        for (k, delay_ms) in delays_ms.iter().enumerate() {
+            let sent = start.plus_secs(0.1 * k as f64);
+            let came = sent.plus_secs(delay_ms * 1e-3);
+            let beside =
+                Attachment { sequence: k as i64 + 1, stamp: sent.plus_secs(ahead_ms * 1e-3), gid: [0; 16] };
+            gathered.stamped(beside, Stamp::from_secs(came.secs_since(start)), came);
+        }
+        seen("/joint_states".into(), gathered, 1000.0)
     }
 
     #[test]
-    fn a_slow_camera_and_a_clock_that_drifts_are_named() -> Result<()> {
+    fn a_clock_that_is_minutes_off_is_named() -> Result<()> {
         let robot = Embodiment::so101()?;
         let amiss =
-            |topics: &[SeenTopic]| Survey { topics: topics.to_vec(), ..Survey::default() }.amiss(&robot);
-        let good = [camera("front", 30.0, 1.0), camera("wrist", 28.0, 0.97)];
-        assert_eq!(amiss(&good), Vec::<String>::new());
-        assert!((good[0].hz() - 30.0).abs() < 1e-9 && good[0].lost == 0, "{good:?}");
-        let slow = "camera 'wrist': /wrist/image_raw is slow, expected 24.0 pictures per s or more";
-        assert_eq!(amiss(&[camera("front", 30.0, 1.0), camera("wrist", 10.0, 1.0)]), [slow]);
-        // No camera of the robot's: how fast it is to be nobody knows.
-        assert_eq!(amiss(&[camera("overhead", 1.0, 1.0)]), Vec::<String>::new());
-        let fast = camera("front", 30.0, 1.1);
-        assert!(fast.clock_off_ms().is_some_and(|drift| (drift - 100.0).abs() < 1e-6), "{fast:?}");
-        let clock = |way: &str| {
-            format!("/front/image_raw: its clock runs {way}, expected within 50 ms per s of ours")
+            |topic: SeenTopic| Survey { topics: vec![topic], ..Survey::default() }.amiss(&robot, None);
+        let today = Stamp(1_790_000_000_000_000_000);
+        let minutes = 600_000.0;
+        // The message that came soonest says it best.
+        let behind = stamped(today, -minutes, &[5.0, 2.0, 250.0, 5.0]);
+        assert!(behind.clock_offset_ms.is_some_and(|ms| (ms + minutes + 2.0).abs() < 1e-3), "{behind:?}");
+        let said = |way: &str| {
+            [format!("/joint_states: its clock is {way} ours, expected less than 100 ms between them")]
         };
-        assert_eq!(amiss(&[fast]), [clock("fast")]);
-        assert_eq!(amiss(&[camera("front", 30.0, 0.9)]), [clock("slow")]);
+        assert_eq!(amiss(stamped(today, -minutes, &[5.0, 2.0, 30.0, 5.0])), said("behind"));
+        assert_eq!(amiss(stamped(today, minutes, &[2.0, 2.0, 2.0])), said("ahead of"));
+        assert_eq!(amiss(stamped(today, 101.0, &[0.5, 0.5, 0.5])), said("ahead of"));
+        assert_eq!(amiss(stamped(today, 99.0, &[0.5, 0.5, 0.5])), [""; 0]);
+        assert_eq!(amiss(stamped(today, 0.0, &[150.0, 2.0, 3.0, 150.0])), [""; 0]);
+        // One that counts from its start says no date.
+        let since_start = stamped(Stamp::from_secs(3000.0), -minutes, &[2.0, 2.0, 2.0]);
+        assert_eq!(since_start.clock_offset_ms, None);
+        assert_eq!(amiss(since_start), [""; 0]);
         Ok(())
+    }
+
+    #[test]
+    fn a_publisher_s_token_says_its_topic() {
+        let token = "@ros2_lv/0/aac3/0/10/MP/%/%/cam/%arm%image_raw/sensor_msgs::msg::dds_::Image_/RIHS01_d3/::,10:,:,:,,";
+        let topic = topic_of(token).unwrap_or_default();
+        assert_eq!((topic.name.as_str(), topic.has_pictures()), ("/arm/image_raw", true));
+        assert_eq!(topic.message, "sensor_msgs::msg::dds_::Image_");
+        assert_eq!(topic_of(&token.replace("/MP/", "/MS/")), None);
+        assert_eq!(topic_of("@ros2_lv/0/aac3/0/0/NN/%/%/cam"), None);
     }
 
     #[test]

@@ -30,6 +30,7 @@ pub struct Moment {
 pub struct Compared {
     embodiment: Embodiment,
     resolver: Resolver,
+    gate: GateConfig,
     seed: u64,
     every: usize,
     /// By joint and step.
@@ -53,12 +54,13 @@ pub struct Compared {
 pub type Plans = Vec<(usize, Vec<Vec<f64>>)>;
 
 impl Compared {
-    /// Nothing yet. Infers at every `every`-th frame.
-    pub fn new(embodiment: &Embodiment, seed: u64, every: usize) -> Result<Self> {
+    /// Nothing yet. Infers at every `every`-th frame; `gate` is what this arm narrows.
+    pub fn new(embodiment: &Embodiment, gate: GateConfig, seed: u64, every: usize) -> Result<Self> {
         Ok(Self {
             resolver: Resolver::new(embodiment)?,
             error: ActionError::new(&embodiment.joint_names()),
             embodiment: embodiment.clone(),
+            gate,
             seed,
             every,
             moments: Vec::new(),
@@ -137,7 +139,7 @@ impl Compared {
     /// Puts the answers through a gate as a control loop would: a new one each `execute` ticks.
     fn gate(&mut self, recorded: &EncodedEpisode, plans: &Plans, execute: usize) -> Result<()> {
         let Some(start) = recorded.states.first() else { return Ok(()) };
-        let mut gate = SafetyGate::new(&self.embodiment, GateConfig::default(), start)
+        let mut gate = SafetyGate::new(&self.embodiment, self.gate.clone(), start)
             .with_context(|| format!("the gate, at the start of episode {}", recorded.index))?;
         let mut playing: Option<&(usize, Vec<Vec<f64>>)> = None;
         let stamp = |frame: usize| vela_embodiment::Stamp::from_secs(recorded.timestamps_secs[frame]);

@@ -28,11 +28,16 @@ pub struct Followed {
 }
 
 /// Plays an episode on `table`. One that `vela record` made begins in its own scene; for another the arm is first moved
-/// to its start, in whatever scene there is.
+/// to its start, in whatever scene there is. `gate` is what its own arm narrows.
 ///
 /// # Errors
 /// The gate refuses the arm's start, or the simulator fails.
-pub fn play(table: &mut Tabletop, embodiment: &Embodiment, recorded: &EncodedEpisode) -> Result<Followed> {
+pub fn play(
+    table: &mut Tabletop,
+    embodiment: &Embodiment,
+    gate: &GateConfig,
+    recorded: &EncodedEpisode,
+) -> Result<Followed> {
     let noted = (recorded.extra["task"].as_str(), recorded.extra["seed"].as_u64());
     let same_scene = match noted {
         (Some(task), Some(seed)) => {
@@ -46,7 +51,7 @@ pub fn play(table: &mut Tabletop, embodiment: &Embodiment, recorded: &EncodedEpi
         }
     };
     let start = table.observe()?.joint_positions;
-    let mut gate = SafetyGate::new(embodiment, GateConfig::default(), &start)
+    let mut gate = SafetyGate::new(embodiment, gate.clone(), &start)
         .with_context(|| format!("the gate, before episode {}", recorded.index))?;
     let mut send = |table: &mut Tabletop, targets: &[f64]| -> Result<bool> {
         let now = table.clock().now();

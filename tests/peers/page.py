@@ -106,7 +106,7 @@ def served(browser, out, vela, model):
             page.screenshot(path=out / f"{name}-empty.png")
             assert not page.is_visible("#live"), "there is no camera here"
             drop(page, scene)
-            print(ask(page, "how many objects are on the table?"))
+            print(ask(page, "how many things are on the table?"))
             print(heat_map(page))
             second = ask(page, "is there a green cylinder?")
             print(second)

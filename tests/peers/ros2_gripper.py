@@ -164,6 +164,8 @@ def main():
         act.wait()
         out, err = robot.communicate(timeout=10)
         del watching, moving
+        # Or its threads keep this process from ending, now and then.
+        session.close()
     print(err.strip())
     report = json.loads(out)["gripper"]
     print(json.dumps(report))

@@ -1,8 +1,8 @@
 """Every ROS 2 message that vela speaks, in each direction that it has, with code of others at the other end.
 
 Usage: python tests/peers/ros2_messages.py [VELA]                                  (Python 3.12; not part of CI)
-`pip install zenoh-ros2-sdk pillow ros-jazzy-rclpy ros-jazzy-sensor-msgs ros-jazzy-trajectory-msgs ros-jazzy-std-msgs
-ros-jazzy-geometry-msgs ros-jazzy-rmw-fastrtps-cpp`
+`pip install zenoh-ros2-sdk pillow xxhash ros-jazzy-rclpy ros-jazzy-sensor-msgs ros-jazzy-trajectory-msgs
+ros-jazzy-std-msgs ros-jazzy-geometry-msgs ros-jazzy-rmw-fastrtps-cpp`
 
 What `vela sim` and `vela robot` say is decoded twice: by zenoh-ros2-sdk, which finds keys, type hashes and CDR itself,
 and by ROS 2 Jazzy from the bytes; both must agree, also with what is true. What they hear is said three times: by the
@@ -26,6 +26,7 @@ import tomllib
 import xml.etree.ElementTree as xml
 
 import numpy as np
+import xxhash
 import zenoh
 from builtin_interfaces.msg import Duration
 from geometry_msgs.msg import TransformStamped
@@ -141,6 +142,9 @@ class Ear(Topic):
         self.sdk = ROS2Subscriber(topic, self.kind, self.said.append, TF_DEFINITION if message is TF else None)
         assert self.sdk.keyexpr == self.key
         self.of(node, "publishers")
+        found = router.liveliness().get(f"@ros2_lv/0/*/*/*/MP/*/*/{node}/{topic.replace('/', '%')}/**")
+        tokens = [str(reply.ok.key_expr) for reply in found if reply.ok]
+        self.tokens = [xxhash.xxh3_128_intdigest(token.encode()).to_bytes(16, "little") for token in tokens]
 
     def close(self):
         """What was said, which the two have decoded alike."""
@@ -150,6 +154,7 @@ class Ear(Topic):
         assert {key for key, _, _ in self.raw} == {self.key}
         beside = [struct.unpack("<qqB16s", attachment) for _, _, attachment in self.raw]
         assert all(b[0] > a[0] and b[1] >= a[1] and b[2:] == a[2:] and b[2] == 16 for a, b in zip(beside, beside[1:]))
+        assert beside[0][3] in self.tokens, "an identity is the 128-bit XXH3 of its publisher's token"
         assert beside[0][3] not in gids, "two publishers have one identity"
         gids.add(beside[0][3])
         decode = frames if self.message is TF else lambda payload: plain(deserialize_message(payload, self.message))

@@ -1,7 +1,7 @@
 //! Files to pictures: JPEG, PNG and WebP, turned upright, within limits.
 
-use crate::Picture;
-use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader};
+use crate::{Picture, jpeg};
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, RgbImage};
 use std::io::Cursor;
 use std::path::Path;
 use vela_nn::{Error, Result};
@@ -24,7 +24,8 @@ impl Default for Limits {
 
 impl Picture {
     /// A JPEG, PNG or WebP file in memory as RGB, turned as its EXIF orientation says. Transparency is dropped as it
-    /// stands, 16-bit channels keep their high byte, CMYK becomes RGB, of an animation the first frame is taken.
+    /// stands, 16-bit channels keep their high byte, CMYK becomes RGB, of an animation the first frame is taken. The
+    /// pixels are Pillow's, but for 16-bit grey, whose conversion clips there.
     ///
     /// # Errors
     /// Another format, a file that is cut short or broken, more than `limits` allow.
@@ -35,7 +36,8 @@ impl Picture {
             return Err(Error::invalid(format!("picture: expected at most {most} bytes, got {got}")));
         }
         let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| broken(&e))?;
-        match reader.format() {
+        let format = reader.format();
+        match format {
             Some(ImageFormat::Jpeg) if !jpeg_is_whole(bytes) => {
                 return Err(Error::parse("picture", "the JPEG is cut short: it has no end marker"));
             }
@@ -58,7 +60,15 @@ impl Picture {
         inner.max_alloc = Some(limits.pixels.saturating_mul(16));
         decoder.set_limits(inner).map_err(|e| broken(&e))?;
         let orientation = decoder.orientation().map_err(|e| broken(&e))?;
-        let mut picture = DynamicImage::from_decoder(decoder).map_err(|e| broken(&e))?;
+        let mut picture = if format == Some(ImageFormat::Jpeg) {
+            let rgb = jpeg::decode(bytes, (width as usize, height as usize))
+                .map_err(|e| broken(&format!("the JPEG is broken: {e}")))?;
+            let rgb =
+                RgbImage::from_raw(width, height, rgb).ok_or_else(|| broken(&"the JPEG has no pixels"))?;
+            DynamicImage::from(rgb)
+        } else {
+            DynamicImage::from_decoder(decoder).map_err(|e| broken(&e))?
+        };
         picture.apply_orientation(orientation);
         let (width, height) = (picture.width() as usize, picture.height() as usize);
         let high = |values: &[u16], channels: usize, colour: [usize; 3]| -> Vec<u8> {

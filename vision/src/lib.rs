@@ -7,6 +7,7 @@ pub mod config;
 pub mod decode;
 pub mod encoder;
 pub mod interpolate;
+mod jpeg;
 pub mod merge;
 pub mod names;
 pub mod native;

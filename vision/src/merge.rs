@@ -17,11 +17,13 @@ pub struct Merged {
 /// among the rest, and the best pairs become one; a token that stands for more weighs more. Differentiable in the tokens.
 ///
 /// # Errors
-/// Nothing to keep.
+/// Nothing to keep, or more than there is.
 pub fn merge_alike(tokens: &Tensor, keep: usize) -> Result<Merged> {
     let (n, _) = tokens.dims2()?;
-    if keep == 0 {
-        return Err(Error::invalid("token merging: expected at least one token to be kept, got none"));
+    if !(1..=n).contains(&keep) {
+        return Err(Error::invalid(format!(
+            "token merging: expected 1 to {n} tokens to be kept, got {keep}"
+        )));
     }
     let mut sources: Vec<Vec<usize>> = (0..n).map(|i| vec![i]).collect();
     while sources.len() > keep {
@@ -57,7 +59,8 @@ pub fn merge_alike(tokens: &Tensor, keep: usize) -> Result<Merged> {
         sources.iter_mut().for_each(|group| group.sort_unstable());
         sources.sort_by_key(|group| group[0]);
     }
-    Ok(Merged { tokens: mean_of(tokens, &sources)?, sources })
+    let tokens = if keep == n { tokens.clone() } else { mean_of(tokens, &sources)? };
+    Ok(Merged { tokens, sources })
 }
 
 fn mean_of(tokens: &Tensor, groups: &[Vec<usize>]) -> Result<Tensor> {
@@ -85,16 +88,20 @@ mod tests {
     }
 
     #[test]
-    fn any_number_can_be_kept_and_all_tokens_are_stood_for() -> Result<()> {
+    fn any_number_of_them_can_be_kept_and_all_are_stood_for() -> Result<()> {
         let tokens = vela_nn::random::normal(3, "tokens", (31, 4))?;
-        for keep in [1, 2, 7, 30, 31, 99] {
+        for keep in [1, 2, 7, 30, 31] {
             let merged = merge_alike(&tokens, keep)?;
-            assert_eq!(merged.tokens.dims(), [keep.min(31), 4]);
+            assert_eq!(merged.tokens.dims(), [keep, 4]);
             let mut all = merged.sources.concat();
             all.sort_unstable();
             assert_eq!(all, (0..31).collect::<Vec<_>>());
         }
-        assert!(merge_alike(&tokens, 0).is_err());
+        assert_eq!(merge_alike(&tokens, 31)?.tokens.to_vec2::<f32>()?, tokens.to_vec2::<f32>()?);
+        for keep in [0, 32, 99] {
+            let said = merge_alike(&tokens, keep).err().map(|e| e.to_string()).unwrap_or_default();
+            assert!(said.contains(&format!("expected 1 to 31 tokens to be kept, got {keep}")), "{said}");
+        }
         Ok(())
     }
 }

@@ -2,6 +2,7 @@
 
 use image::{DynamicImage, ImageFormat, Rgb, RgbImage};
 use std::io::Cursor;
+use std::path::Path;
 use vela_nn::{Error, Result};
 use vela_vision::{Limits, Picture};
 
@@ -33,6 +34,27 @@ fn png_and_webp_come_back_exactly_and_jpeg_nearly() -> Result<()> {
     let jpeg = decode(&coded(flag().into(), ImageFormat::Jpeg)?)?;
     assert_eq!((jpeg.width, jpeg.height), (8, 4));
     assert!(jpeg.rgb[0] > 150 && jpeg.rgb[2] < 120);
+    Ok(())
+}
+
+/// Largest difference from what Pillow sees, in steps of 255: none, whatever the coding, the orientation and the channels.
+#[test]
+fn files_are_what_pillow_sees() -> Result<()> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/decoded");
+    let golden = candle_core::safetensors::load(dir.join("golden.safetensors"), &candle_core::Device::Cpu)?;
+    let files = std::fs::read_dir(&dir).map_err(|source| Error::Io { path: dir.clone(), source })?;
+    assert_eq!(files.count(), golden.len() + 2, "the pictures, their pixels and a README");
+    let mut wrong = Vec::new();
+    for (name, pixels) in &golden {
+        let want = vela_vision::trace::picture(pixels)?;
+        let got = Picture::open(&dir.join(name), &Limits::default())?;
+        assert_eq!((got.width, got.height), (want.width, want.height), "{name}");
+        let off = got.rgb.iter().zip(&want.rgb).map(|(a, b)| a.abs_diff(*b)).max();
+        if off != Some(0) {
+            wrong.push((name, off));
+        }
+    }
+    assert!(golden.len() == 40 && wrong.is_empty(), "of {}: {wrong:?}", golden.len());
     Ok(())
 }
 
@@ -138,6 +160,29 @@ fn truncated_files_are_refused() -> Result<()> {
     refused(&jpeg[..jpeg.len() - 40], "cut short");
     // Cameras write things after the end.
     assert!(decode(&[&jpeg[..], &[0; 100]].concat()).is_ok());
+    Ok(())
+}
+
+/// Whatever is damaged: pixels or an error, and never a picture of another size.
+#[test]
+fn damaged_jpegs_are_read_or_refused() -> Result<()> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/decoded");
+    let (mut read, mut refusals) = (0, 0);
+    for name in ["420.jpg", "420_progressive.jpg", "420_restart.jpg", "411.jpg", "ycck.jpg"] {
+        let path = dir.join(name);
+        let whole = std::fs::read(&path).map_err(|source| Error::Io { path, source })?;
+        for at in 2..whole.len() {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 1 << (at % 8);
+            match Picture::decode(&damaged, &Limits { pixels: 10_000, ..Limits::default() }) {
+                Ok(got) => read += usize::from(got.rgb.len() == got.width * got.height * 3),
+                Err(_) => refusals += 1,
+            }
+        }
+        let half = [&whole[..whole.len() / 2], &[0xFF, 0xD9]].concat();
+        assert!(decode(&half).is_err(), "half of {name}");
+    }
+    assert!(read > 1000 && refusals > 1000, "{read} read, {refusals} refused");
     Ok(())
 }
 

@@ -156,6 +156,21 @@ impl ChatModel {
         Ok(Self { text, form, tools, eyes })
     }
 
+    /// The same with so many tokens of each picture, those that are alike merged ([`Vlm::encode_merged`]); `None`: all.
+    ///
+    /// # Errors
+    /// A model without eyes.
+    pub fn keeping(mut self, keep: Option<usize>) -> Result<Self> {
+        match &mut self.eyes {
+            Some(eyes) => eyes.pictures.keep = keep,
+            None if keep.is_none() => {}
+            None => {
+                return Err(Error::invalid("this model reads text only and has no image tokens to merge"));
+            }
+        }
+        Ok(self)
+    }
+
     /// What reads and writes.
     pub fn decoder(&self) -> &Arc<Decoder> {
         &self.text.decoder

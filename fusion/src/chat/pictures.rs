@@ -44,6 +44,8 @@ pub struct PictureStats {
 #[derive(Debug)]
 pub(super) struct Pictures {
     most_bytes: usize,
+    /// Tokens of each picture, if it shall not have all ([`Vlm::encode_merged`]).
+    pub keep: Option<usize>,
     kept: Mutex<Kept>,
     /// Held while a picture is unpacked and encoded.
     turn: Mutex<()>,
@@ -59,7 +61,7 @@ struct Kept {
 
 impl Pictures {
     pub fn new(most_bytes: usize) -> Self {
-        Self { most_bytes, kept: Mutex::default(), turn: Mutex::default() }
+        Self { most_bytes, keep: None, kept: Mutex::default(), turn: Mutex::default() }
     }
 
     pub fn stats(&self) -> PictureStats {
@@ -83,9 +85,13 @@ impl Pictures {
             return Ok(seen);
         }
         let prepared = preprocessor.apply(&Picture::decode(file, limits)?)?;
-        let mut encoded = vlm.encode(&Visual::picture(&prepared)?)?;
+        let mut encoded = vlm.encode_merged(&Visual::picture(&prepared)?, self.keep)?;
         encoded.tokens = encoded.tokens.to_dtype(DType::F32)?.contiguous()?;
-        let places = Places::of(&preprocessor.layout, vlm.config(), &prepared, &encoded);
+        // A merged token stands for many places.
+        let places = match self.keep {
+            None => Places::of(&preprocessor.layout, vlm.config(), &prepared, &encoded),
+            Some(_) => None,
+        };
         let seen = Arc::new(Seen { hash, room: Room::of(&prepared, &encoded)?, encoded, places });
         held(&self.kept).keep(seen.clone(), self.most_bytes);
         Ok(seen)

@@ -17,7 +17,6 @@ const FAMILIES: &[Family] = &[
     ("qwen2_5_vl_text", qwen2),
     ("qwen3", qwen3),
     ("qwen3_moe", qwen3_moe),
-    ("qwen3_vl_text", qwen3),
     ("gemma", gemma),
     ("gemma2", gemma2),
     ("gemma3_text", gemma3),
@@ -37,6 +36,10 @@ pub(super) fn read(config: &Value) -> Result<DecoderConfig> {
     let kind = Fields(config).text("model_type")?.unwrap_or("absent");
     match FAMILIES.iter().find(|(name, _)| *name == kind) {
         Some((_, read)) => read(&Fields(config)),
+        None if kind.starts_with("qwen3_vl") => Err(Error::invalid(format!(
+            "text model_type '{kind}' is not supported: its pictures enter again behind the first layers (DeepStack), \
+             which the decoder has no door for"
+        ))),
         None => {
             let known = known().collect::<Vec<_>>().join(", ");
             Err(Error::invalid(format!("text model_type '{kind}' is not known; known: {known}")))

@@ -76,6 +76,10 @@ fn qwen_windows_count_only_when_switched_on() -> Result<()> {
 fn what_is_not_known_is_refused_by_name() {
     for (extra, expected) in [
         (json!({"model_type": "teapot"}), "text model_type 'teapot' is not known; known: llama, mistral"),
+        (
+            json!({"model_type": "qwen3_vl_text"}),
+            "'qwen3_vl_text' is not supported: its pictures enter again",
+        ),
         (json!({"rope_scaling": {"type": "spiral"}}), "rope type 'spiral' is not known; known: default"),
         (
             json!({"rope_scaling": {"type": "yarn", "factor": 2.0, "truncate": 1}}),

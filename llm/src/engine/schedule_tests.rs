@@ -249,3 +249,17 @@ fn a_short_prompt_does_not_wait_for_a_long_one() {
     assert_eq!(run.done, 1, "the short one is answered within three steps");
     run.finish();
 }
+
+#[test]
+fn what_blocks_have_room_for_is_reported_as_waste() {
+    for (positions, waste) in [(1, BLOCK - 1), (BLOCK, 0), (BLOCK + 1, BLOCK - 1)] {
+        let limits = Limits { blocks: 4, max_running: 1, step_tokens: 64, remember: true };
+        let mut run = Pretended::new(limits);
+        run.push(0, (0..positions as u32).map(Key::Token).collect(), 2, 0);
+        assert_eq!(run.scheduler.wasted_tokens(), 0, "nothing runs yet");
+        run.step();
+        assert_eq!(run.scheduler.wasted_tokens(), waste, "{positions} positions");
+        run.finish();
+        assert_eq!(run.scheduler.wasted_tokens(), 0, "nothing runs any more");
+    }
+}

@@ -102,10 +102,7 @@ pub fn quantise(
     if out.exists() {
         return Err(Error::parse(out.display(), "expected a folder that does not exist yet"));
     }
-    if is_quantised(model) || !model.join("config.json").is_file() {
-        let reason = "expected a model folder with config.json and safetensors";
-        return Err(Error::parse(model.display(), reason));
-    }
+    expect_text_decoder(model)?;
     let partial = Partial::new(out)?;
     let report = into(model, partial.path(), sample, settings, progress)?;
     let grown = report.nll[1] - report.nll[0];
@@ -121,6 +118,27 @@ pub fn quantise(
     std::fs::write(&path, text).map_err(|source| Error::Io { path, source })?;
     std::fs::rename(partial.path(), out).map_err(|source| Error::Io { path: out.to_path_buf(), source })?;
     Ok(report)
+}
+
+/// Refuses what is no folder of a text decoder in safetensors, before anything else of it is read.
+///
+/// # Errors
+/// A folder without a `config.json` or with weights in few bits already; an encoder-decoder; a model that sees; a text
+/// model that is not known.
+pub fn expect_text_decoder(model: &Path) -> Result<()> {
+    let refused = |reason: String| Err(Error::parse(model.display(), reason));
+    if is_quantised(model) || !model.join("config.json").is_file() {
+        return refused("expected a model folder with config.json and safetensors".to_owned());
+    }
+    let config = config_json(model)?;
+    let kind = config["model_type"].as_str().unwrap_or("absent");
+    if config.get("vision_config").is_some() {
+        return refused(format!("expected a text decoder, got a model that sees ('{kind}')"));
+    }
+    if config["is_encoder_decoder"] == true || kind == "t5" {
+        return refused(format!("expected a text decoder, got an encoder-decoder ('{kind}')"));
+    }
+    DecoderConfig::from_hf(&config).map(drop)
 }
 
 /// Whether a folder holds quantised weights.

@@ -23,9 +23,9 @@ fn ids(value: &Json) -> Vec<u32> {
 }
 
 /// All strings of a case: ids, decoded text, streamed text.
-fn agrees(tokenizer: &Tokenizer, golden: &Json) -> Result<()> {
+fn agrees(tokenizer: &Tokenizer, golden: &Json, count: usize) -> Result<()> {
     let cases = golden["encode"].as_array().cloned().unwrap_or_default();
-    assert_eq!(cases.len(), 200);
+    assert_eq!(cases.len(), count);
     for case in &cases {
         let text = case["text"].as_str().unwrap_or_default();
         let expected = ids(&case["ids"]);
@@ -63,20 +63,18 @@ fn gguf_keys(entries: impl IntoIterator<Item = (&'static str, Value)>) -> Metada
 #[test]
 fn smollm2_agrees_with_its_tokenizer_json() -> Result<()> {
     let tokenizer = Tokenizer::load(&case("tokenizer_smollm2").join("tokenizer.json"))?;
-    agrees(&tokenizer, &json_of("tokenizer_smollm2", "golden.json")?)
+    agrees(&tokenizer, &json_of("tokenizer_smollm2", "golden.json")?, 200)
 }
 
-#[test]
-fn smollm2_agrees_from_gguf_keys() -> Result<()> {
-    let file = json_of("tokenizer_smollm2", "tokenizer.json")?;
-    let vocab = file["model"]["vocab"].as_object().cloned().unwrap_or_default();
-    let mut tokens = vec![""; vocab.len()];
-    for (token, id) in &vocab {
-        tokens[id.as_u64().unwrap_or_default() as usize] = token.as_str();
-    }
-    let mut kinds = vec![1u64; tokens.len()];
+/// A `tokenizer.json` of byte-level BPE as a GGUF file's keys, its way of cutting under a name.
+fn byte_level(case_name: &str, pre: &str) -> Result<Metadata> {
+    let file = json_of(case_name, "tokenizer.json")?;
+    let id_of = |id: &Json| id.as_u64().unwrap_or_default() as usize;
+    let vocab = file["model"]["vocab"].as_object().into_iter().flatten();
+    let mut tokens: BTreeMap<usize, (&str, u64)> =
+        vocab.map(|(token, id)| (id_of(id), (token.as_str(), 1))).collect();
     for added in file["added_tokens"].as_array().into_iter().flatten() {
-        kinds[added["id"].as_u64().unwrap_or_default() as usize] = 3;
+        tokens.insert(id_of(&added["id"]), (added["content"].as_str().unwrap_or_default(), 3));
     }
     let merges: Vec<String> = file["model"]["merges"]
         .as_array()
@@ -87,17 +85,53 @@ fn smollm2_agrees_from_gguf_keys() -> Result<()> {
             None => pair.as_str().unwrap_or_default().to_owned(),
         })
         .collect();
-    let metadata = gguf_keys([
+    Ok(gguf_keys([
         ("model", Value::Text("gpt2".into())),
-        ("pre", Value::Text("smollm".into())),
-        ("tokens", texts(tokens.into_iter())),
-        ("token_type", Value::UnsignedList(kinds)),
+        ("pre", Value::Text(pre.into())),
+        ("tokens", texts(tokens.values().map(|(token, _)| *token))),
+        ("token_type", Value::UnsignedList(tokens.values().map(|(_, kind)| *kind).collect())),
         ("merges", Value::TextList(merges)),
-        ("add_bos_token", Value::Bool(false)),
-        ("bos_token_id", Value::Unsigned(1)),
-    ]);
-    let tokenizer = Tokenizer::from_gguf(&metadata)?;
-    agrees(&tokenizer, &json_of("tokenizer_smollm2", "golden.json")?)
+    ]))
+}
+
+#[test]
+fn smollm2_agrees_from_gguf_keys() -> Result<()> {
+    let mut metadata = byte_level("tokenizer_smollm2", "smollm")?;
+    metadata.extend(gguf_keys([("add_bos_token", Value::Bool(false)), ("bos_token_id", Value::Unsigned(1))]));
+    agrees(&Tokenizer::from_gguf(&metadata)?, &json_of("tokenizer_smollm2", "golden.json")?, 200)
+}
+
+#[test]
+fn llama_3_agrees_from_its_tokenizer_json_and_from_gguf_keys() -> Result<()> {
+    let golden = json_of("tokenizer_llama3", "golden.json")?;
+    let folder = Tokenizer::load(&case("tokenizer_llama3").join("tokenizer.json"))?;
+    let named = |pre: &str| -> Result<Tokenizer> {
+        let mut metadata = byte_level("tokenizer_llama3", pre)?;
+        let begin = folder.id("<|begin_of_text|>").unwrap_or_default();
+        metadata.extend(gguf_keys([("bos_token_id", Value::Unsigned(begin.into()))]));
+        Tokenizer::from_gguf(&metadata)
+    };
+    let file = named("llama-bpe")?;
+    for tokenizer in [&folder, &file] {
+        agrees(tokenizer, &golden, 30)?;
+        for case in golden["encode"].as_array().into_iter().flatten() {
+            let text = case["text"].as_str().unwrap_or_default();
+            assert_eq!(tokenizer.encode(text)?, ids(&case["framed"]), "{text:?}");
+        }
+    }
+    // The texts tell its rule from those that are nearest to it.
+    let differs = |tokenizer: &Tokenizer| -> Result<usize> {
+        let mut count = 0;
+        for case in golden["encode"].as_array().into_iter().flatten() {
+            let made = tokenizer.encode_rendered(case["text"].as_str().unwrap_or_default())?;
+            count += usize::from(made != ids(&case["ids"]));
+        }
+        Ok(count)
+    };
+    for other in ["qwen2", "gpt-2", "dbrx", "gpt-4o", "tekken"] {
+        assert!(differs(&named(other)?)? > 0, "{other}");
+    }
+    Ok(())
 }
 
 /// The part of Qwen2.5's vocabulary that the golden texts use, ids and order kept.
@@ -125,7 +159,7 @@ fn qwen(pre: &str) -> Result<Metadata> {
 
 #[test]
 fn qwen25_agrees_from_gguf_keys() -> Result<()> {
-    agrees(&Tokenizer::from_gguf(&qwen("qwen2")?)?, &json_of("tokenizer_qwen25", "golden.json")?)
+    agrees(&Tokenizer::from_gguf(&qwen("qwen2")?)?, &json_of("tokenizer_qwen25", "golden.json")?, 200)
 }
 
 /// A SentencePiece-like vocabulary small enough to merge by hand.

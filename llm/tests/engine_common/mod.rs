@@ -173,22 +173,38 @@ pub fn alone(decoder: &Decoder, ask: &Ask) -> Result<Vec<u32>> {
     Ok(made)
 }
 
-/// The logits of every position of a prompt that goes through a paged store in chunks.
-pub fn logits(decoder: &Decoder, prompt: &[u32], kind: PagedKind, chunk: usize) -> Result<Vec<f32>> {
+/// The logits of every position of some prompts that go through a paged store side by side, in chunks.
+pub fn logits(decoder: &Decoder, prompts: &[&[u32]], kind: PagedKind, chunk: usize) -> Result<Vec<Vec<f32>>> {
     let of = decoder.config();
     let heads = Heads { query: of.heads, key: of.kv_heads };
     let shape = PagedShape { layers: of.layers, heads, head_dim: of.head_dim, kind };
-    let blocks: Vec<u32> = (0..prompt.len().div_ceil(BLOCK) as u32).rev().collect();
-    let mut store = PagedStore::new(shape, blocks.len())?;
-    let mut logits = Vec::new();
-    for (k, ids) in prompt.chunks(chunk).enumerate() {
-        let start = k * chunk;
-        let spans = [Span { blocks: &blocks, start, rows: ids.len(), whole: 0 }];
-        let positions = Tensor::arange(start as u32, (start + ids.len()) as u32, &Device::Cpu)?;
+    let mut blocks: Vec<Vec<u32>> = Vec::new();
+    let mut count = 0;
+    for prompt in prompts {
+        let own = count..count + prompt.len().div_ceil(BLOCK) as u32;
+        count = own.end;
+        blocks.push(own.rev().collect());
+    }
+    let mut store = PagedStore::new(shape, count as usize)?;
+    let mut logits = vec![Vec::new(); prompts.len()];
+    let longest = prompts.iter().map(|prompt| prompt.len()).max().unwrap_or_default();
+    for start in (0..longest).step_by(chunk) {
+        let (mut spans, mut ids, mut positions, mut whose) = (vec![], vec![], vec![], vec![]);
+        for (k, (prompt, blocks)) in prompts.iter().zip(&blocks).enumerate() {
+            let part = prompt.get(start..prompt.len().min(start + chunk)).unwrap_or_default();
+            if !part.is_empty() {
+                spans.push(Span { blocks, start, rows: part.len(), whole: 0 });
+                ids.extend_from_slice(part);
+                positions.extend(start as u32..(start + part.len()) as u32);
+                whose.resize(whose.len() + part.len(), k);
+            }
+        }
         let embeds = decoder.embed(&Tensor::new(ids, &Device::Cpu)?.unsqueeze(0)?)?;
+        let positions = Tensor::new(positions, &Device::Cpu)?;
         let mut batch = PagedBatch::new(&mut store, &spans);
         let hidden = decoder.forward(&embeds, &positions, &Mask::Causal, &mut batch)?;
-        logits.extend(decoder.logits(&decoder.normalise(&hidden)?)?.flatten_all()?.to_vec1::<f32>()?);
+        let rows = decoder.logits(&decoder.normalise(&hidden)?)?.squeeze(0)?.to_vec2::<f32>()?;
+        whose.into_iter().zip(rows).for_each(|(k, row)| logits[k].extend(row));
     }
     Ok(logits)
 }

@@ -139,6 +139,37 @@ fn permuted(tensor: &Tensor, heads: usize) -> Outcome<Tensor> {
     Ok(halves.transpose(1, 2)?.contiguous()?.reshape(tensor.shape())?)
 }
 
+/// What a config says of rotary positions: of each kind of layer, and of those that see everything.
+fn rope(config: &Json) -> (&Json, &Json) {
+    let rope = config.get("rope_parameters").unwrap_or(&config["rope_scaling"]);
+    (rope, rope.get("full_attention").unwrap_or(rope))
+}
+
+/// Llama 3's scaling, of which the converter writes nothing but the divisors of the frequencies.
+fn divisors(config: &Json) -> Option<Vec<f32>> {
+    let (_, rope) = rope(config);
+    let number = |field: &str| rope[field].as_f64();
+    if rope["rope_type"] != "llama3" {
+        return None;
+    }
+    let (factor, low, high) = (number("factor")?, number("low_freq_factor")?, number("high_freq_factor")?);
+    let original = number("original_max_position_embeddings")?;
+    let base = number("rope_theta").or(config["rope_theta"].as_f64())?;
+    let width = config["head_dim"].as_u64()?;
+    let divisor = |i: u64| {
+        let wavelength = std::f64::consts::TAU * base.powf(i as f64 / width as f64);
+        if wavelength < original / high {
+            return 1.0;
+        }
+        if wavelength > original / low {
+            return factor as f32;
+        }
+        let smooth = (original / wavelength - low) / (high - low);
+        (1.0 / ((1.0 - smooth) / factor + smooth)) as f32
+    };
+    Some((0..width).step_by(2).map(divisor).collect())
+}
+
 fn metadata(config: &Json, architecture: &str) -> BTreeMap<String, Value> {
     let mut metadata =
         BTreeMap::from([("general.architecture".to_owned(), Value::Text(architecture.into()))]);
@@ -158,8 +189,7 @@ fn metadata(config: &Json, architecture: &str) -> BTreeMap<String, Value> {
         put("attention.layer_norm_rms_epsilon", config["layer_norm_epsilon"].as_f64().map(Value::Float));
     }
     // Older configs have the base at the top.
-    let rope = config.get("rope_parameters").unwrap_or(&config["rope_scaling"]);
-    let everywhere = rope.get("full_attention").unwrap_or(rope);
+    let (rope, everywhere) = rope(config);
     let base = everywhere["rope_theta"].as_f64().or(config["rope_theta"].as_f64());
     put("rope.freq_base", base.map(Value::Float));
     put("rope.freq_base_swa", rope["sliding_attention"]["rope_theta"].as_f64().map(Value::Float));
@@ -206,6 +236,9 @@ pub fn converted(dir: &Path, architecture: &str) -> Outcome<Made> {
             tensor = tensor.t()?.contiguous()?;
         }
         tensors.insert(format!("{}.{kind}", renamed(path, sandwich)?), blocks(&tensor)?);
+    }
+    if let Some(divisors) = divisors(&config) {
+        tensors.insert("rope_freqs.weight".to_owned(), blocks(&Tensor::new(divisors, &Device::Cpu)?)?);
     }
     Ok(Made { metadata: metadata(&config, architecture), tensors })
 }

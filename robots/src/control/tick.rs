@@ -16,6 +16,8 @@ use vela_embodiment::{JointReading, JointSide, SafetyGate, Stamp, TripReason};
 const KEPT: usize = 100_000;
 /// A failed policy is asked again after this time, s.
 const RETRY_SECS: f64 = 0.1;
+/// Braking within the limits ends by itself; a loop that never came to it would never end, s.
+const BRAKING_SECS: f64 = 30.0;
 /// Chunks are expected to take this many ticks until the first was measured.
 const FIRST_LEAD_TICKS: usize = 2;
 
@@ -129,9 +131,9 @@ impl Loop<'_> {
                 self.shared.offer_reading(&reading);
                 self.gate.feel(&reading.efforts);
                 self.reading = reading;
-                let age = now.secs_since(self.reading.stamp);
-                (age > self.options.max_joint_age_secs)
-                    .then(|| format!("joints: the newest reading is {age:.2} s old"))
+                let most = self.options.max_joint_age_secs;
+                (now.secs_since(self.reading.stamp) > most)
+                    .then(|| format!("joints: the newest reading is more than {most} s old"))
             }
             Err(why) => Some(why),
         };
@@ -245,7 +247,9 @@ impl Loop<'_> {
             let why = self.shared.camera_error();
             return Some(match (frame_age_secs, why) {
                 (_, Some(why)) => format!("camera: {why}"),
-                (Some(age), None) => format!("camera: the newest frame is {age:.2} s old"),
+                (Some(_), None) => {
+                    format!("camera: the newest frame is more than {} s old", self.options.max_frame_age_secs)
+                }
                 (None, None) => "camera: no frame yet".into(),
             });
         }
@@ -296,9 +300,8 @@ impl Loop<'_> {
         if !matches!(self.report.state, State::Stopped { .. }) {
             return false;
         }
-        // Braking takes a second at most; after that standing still is as good as it gets.
         self.braking += 1;
         let standing = self.gate.speeds().iter().all(|speed| speed.abs() < 1e-9);
-        (standing && self.braking > 1) || f64::from(self.braking) * self.period > 1.0
+        (standing && self.braking > 1) || f64::from(self.braking) * self.period > BRAKING_SECS
     }
 }

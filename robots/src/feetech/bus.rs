@@ -67,10 +67,12 @@ pub(super) struct Bus {
 
 impl Bus {
     pub(super) fn open(path: &str, baud: u32, ids: Vec<u8>) -> Result<Self> {
-        let port = serialport::new(path, baud)
-            .timeout(PATIENCE)
-            .open()
-            .map_err(|e| Error::Robot(format!("serial port {path}: {e}")))?;
+        let port = serialport::new(path, baud).timeout(PATIENCE).open().map_err(|e| {
+            // The lock of somebody else, or, for who is not root, the terminal's own.
+            let held = ["exclusive lock", "busy"].iter().any(|words| e.description.contains(words));
+            let why = if held { "another program has it open".into() } else { e.to_string() };
+            Error::Robot(format!("serial port {path}: {why}"))
+        })?;
         Ok(Self { port, handler: DynamixelProtocolHandler::v1(), ids })
     }
 
@@ -240,8 +242,23 @@ impl Bus {
         self.write(TORQUE_LIMIT, &vec![limit; self.ids.len()])
     }
 
+    /// Switches the torque of every servo, and reads back that it is so: nobody answers the message that does it.
     pub(super) fn enable_torque(&mut self, on: bool) -> Result<()> {
-        self.write(TORQUE_ENABLE, &vec![vec![u8::from(on)]; self.ids.len()])
+        let (wanted, mut last) = (u8::from(on), String::new());
+        for _ in 0..TRIES {
+            self.write(TORQUE_ENABLE, &vec![vec![wanted]; self.ids.len()])?;
+            match self.handler.sync_read(self.port.as_mut(), &self.ids, TORQUE_ENABLE, 1) {
+                Ok(found) => match self.ids.iter().zip(&found).find(|(_, found)| found[..] != [wanted]) {
+                    None => return Ok(()),
+                    Some((id, found)) => {
+                        last = format!("servo {id}: expected torque register {wanted}, got {found:?}");
+                    }
+                },
+                Err(error) => last = error.to_string(),
+            }
+            let _ = self.port.clear(ClearBuffer::Input);
+        }
+        Err(Error::Link(format!("servo bus: torque {}: {last}", if on { "on" } else { "off" })))
     }
 
     /// The same register of every servo, in one message that nobody answers.

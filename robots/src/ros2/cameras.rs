@@ -1,5 +1,6 @@
 //! Cameras that speak ROS 2 over zenoh: compressed or raw images in, frames out.
 
+use super::delay::Arrivals;
 use super::keys::{self, Distribution, EndpointKind, Topic};
 use super::node::Declaring;
 use super::picture::Pictures;
@@ -43,8 +44,8 @@ pub struct CameraTopic {
 /// How long a picture may let itself be waited for.
 const PATIENCE: Duration = Duration::from_millis(900);
 
-/// What the ear of a camera heard last.
-type Heard = Latest<(Stamp, ZBytes)>;
+/// What the ear of a camera heard last, or what was wrong with it.
+type Heard = Latest<std::result::Result<(Stamp, ZBytes), String>>;
 /// What was unpacked last.
 type Unpacked = Latest<std::result::Result<Frame, String>>;
 
@@ -54,6 +55,7 @@ struct Eye {
     unpacked: Arc<Unpacked>,
     seen: u64,
     closed: Arc<AtomicBool>,
+    arrivals: Arrivals,
     _inlet: Subscriber<()>,
 }
 
@@ -67,11 +69,16 @@ impl Eye {
         real_time: bool,
     ) -> Result<Self> {
         let (heard, unpacked) = (Arc::new(Heard::default()), Arc::new(Unpacked::default()));
-        let closed = Arc::new(AtomicBool::new(false));
+        let (closed, arrivals) = (Arc::new(AtomicBool::new(false)), Arrivals::default());
         let key = keys::any_type(domain, &topic.topic);
         let inlet = session.declare_subscriber(key.as_str()).callback({
-            let (heard, clock) = (heard.clone(), clock.clone());
-            move |sample: Sample| heard.put((clock.now(), sample.payload().clone()))
+            let (heard, clock, arrivals) = (heard.clone(), clock.clone(), arrivals.clone());
+            let name = camera.name.clone();
+            move |sample: Sample| {
+                let Some(stamp) = arrivals.on_time(&sample, clock.now()).transpose() else { return };
+                let picture = stamp.map(|stamp| (stamp, sample.payload().clone()));
+                heard.put(picture.map_err(|why| format!("picture of camera '{name}': {why}")));
+            }
         });
         let inlet = inlet.wait().map_err(|e| failed(&key, e))?;
         let unpacking = {
@@ -90,7 +97,7 @@ impl Eye {
         thread
             .spawn(unpacking)
             .map_err(|e| Error::Robot(format!("cannot start the thread of camera '{name}': {e}")))?;
-        Ok(Self { name, unpacked, seen: 0, closed, _inlet: inlet })
+        Ok(Self { name, unpacked, seen: 0, closed, arrivals, _inlet: inlet })
     }
 }
 
@@ -105,11 +112,13 @@ fn unpack(camera: &Camera, kind: ImageKind, heard: &Heard, unpacked: &Unpacked, 
     let mut seen = 0;
     let mut pictures = Pictures::default();
     while !closed.load(Ordering::Acquire) {
-        let Some((number, (stamp, bytes))) = heard.wait_newer(seen, Duration::from_millis(100)) else {
+        let Some((number, picture)) = heard.wait_newer(seen, Duration::from_millis(100)) else {
             continue;
         };
         seen = number;
-        unpacked.put(pictures.unpack(camera, kind, stamp, &bytes.to_bytes()));
+        let unpack =
+            |(stamp, bytes): (Stamp, ZBytes)| pictures.unpack(camera, kind, stamp, &bytes.to_bytes());
+        unpacked.put(picture.and_then(unpack));
     }
 }
 
@@ -120,9 +129,9 @@ pub struct TopicCameras {
 }
 
 impl TopicCameras {
-    /// Listens to a topic per camera of the embodiment, by the camera's name; stamps are on `clock`, on arrival. Each
-    /// picture is unpacked on a thread of its camera's own, which asks for a priority just under the control loop's if
-    /// it is to be in `real_time`.
+    /// Listens to a topic per camera of the embodiment, by the camera's name; stamps are on `clock`, on arrival, less
+    /// what a picture was late. Each picture is unpacked on a thread of its camera's own, which asks for a priority just
+    /// under the control loop's if it is to be in `real_time`.
     ///
     /// # Errors
     /// A camera has no topic or a topic no camera; the session is closed.
@@ -159,6 +168,11 @@ impl TopicCameras {
             eyes.push(Eye::open(session, camera, domain, topic, clock, real_time)?);
         }
         Ok(Self { eyes, _tokens: declaring.done() })
+    }
+
+    /// How many pictures were dropped because they came again or after a newer one.
+    pub fn repeats(&self) -> u64 {
+        self.eyes.iter().map(|eye| eye.arrivals.repeats()).sum()
     }
 }
 

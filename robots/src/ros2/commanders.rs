@@ -51,13 +51,12 @@ impl Commanders {
     /// Takes note that the publisher with this token is here, or not any more.
     pub(super) fn saw(&self, token: &str, here: bool) {
         let mut publishers = lock(&self.publishers);
-        for gid in keys::gids_of(token) {
-            if here {
-                publishers.gone.remove(&gid);
-                publishers.here.insert(gid);
-            } else if publishers.here.remove(&gid) {
-                publishers.gone.insert(gid);
-            }
+        let gid = keys::gid_of(token);
+        if here {
+            publishers.gone.remove(&gid);
+            publishers.here.insert(gid);
+        } else if publishers.here.remove(&gid) {
+            publishers.gone.insert(gid);
         }
         while publishers.gone.len() > GONE {
             publishers.gone.pop_first();
@@ -187,8 +186,7 @@ mod tests {
         let topic = Topic::new("/commands", &FLOAT64_MULTI_ARRAY);
         let token = |zid: &str| Entity::node(0, zid, "x").endpoint_token(3, EndpointKind::Publisher, &topic);
         let (first, second) = (token("a1"), token("b2"));
-        // One of our own making, and one as rmw_zenoh makes them.
-        let (ours, theirs) = (keys::gids_of(&first)[1], keys::gids_of(&second)[0]);
+        let (ours, theirs) = (keys::gid_of(&first), keys::gid_of(&second));
         commanders.saw(&first, true);
         commanders.saw(&second, true);
         take(ours, 0, 0.0, 1.0)?;

@@ -1,8 +1,10 @@
 //! An arm that speaks ROS 2 over zenoh, driven: joint states in; trajectories, forward commands or a gripper's goals out.
 //!
-//! The arm is known by its topics; stamps are given here, on arrival, because no wall clock crosses machines. Every
-//! target that is sent has passed the gate like that of any other arm.
+//! The arm is known by its topics; stamps are given here, on arrival, less what a message was late. Every target that is
+//! sent has passed the gate like that of any other arm.
 
+use super::calendar::Calendar;
+use super::delay::Arrivals;
 use super::gripper::{GripperAction, GripperReport, GripperWay};
 use super::keys::{self, Distribution, EndpointKind, MessageType, Topic};
 use super::messages::{
@@ -185,6 +187,7 @@ pub struct RosArm {
     ways: Vec<Way>,
     gripper: Option<GripperWay>,
     clock: Arc<MonotonicClock>,
+    arrivals: Arrivals,
     _inlet: Subscriber<()>,
     _tokens: Vec<LivelinessToken>,
 }
@@ -204,6 +207,8 @@ impl RosArm {
         let names = config.names(embodiment)?;
         let controllers = config.controllers(embodiment)?;
         let name = format!("{DRIVER}{}", embodiment.name);
+        let clock = Arc::new(MonotonicClock::new());
+        let calendar = Calendar::beside(&*clock);
         let mut declaring = Declaring::node(session, config.domain, config.distribution, &name)?;
         let states = Topic::new(&config.joint_states, &keys::JOINT_STATE);
         declaring.endpoint(EndpointKind::Subscription, &states)?;
@@ -216,7 +221,7 @@ impl RosArm {
                 kind: command.kind,
                 names: places.iter().map(|place| names[*place].clone()).collect(),
                 places,
-                outlet: declaring.outlet(&Topic::new(&command.topic, command.kind.message()))?,
+                outlet: declaring.outlet(&Topic::new(&command.topic, command.kind.message()), calendar)?,
             });
         }
         let topics: Vec<&str> = [Some(&config.command), config.gripper.as_ref()]
@@ -225,23 +230,25 @@ impl RosArm {
             .map(|c| c.topic.as_str())
             .collect();
         require_alone(session, config.domain, &topics)?;
-        let clock = Arc::new(MonotonicClock::new());
         let gripper = match (&config.gripper_action, config.gripper_place(embodiment)?) {
             (Some(action), Some(place)) => {
                 Some(GripperWay::open(&mut declaring, action, &embodiment.joints[place], place, &clock)?)
             }
             _ => None,
         };
-        let heard = Arc::new(Mutex::new(None));
+        let (heard, arrivals) = (Arc::new(Mutex::new(None)), Arrivals::default());
         let key = keys::any_type(config.domain, &config.joint_states);
         let inlet = session
             .declare_subscriber(key.as_str())
             .callback({
-                let (heard, clock) = (heard.clone(), clock.clone());
+                let (heard, clock, arrivals) = (heard.clone(), clock.clone(), arrivals.clone());
                 move |sample: Sample| {
-                    let stamp = clock.now();
-                    let reading = messages::decode::<JointState>(&sample.payload().to_bytes())
-                        .and_then(|state| reading_of(&state, &names, stamp))
+                    let Some(stamp) = arrivals.on_time(&sample, clock.now()).transpose() else { return };
+                    let reading = stamp
+                        .and_then(|stamp| {
+                            let state = messages::decode::<JointState>(&sample.payload().to_bytes())?;
+                            reading_of(&state, &names, stamp)
+                        })
                         .map_err(|error| error.to_string());
                     let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
                     // The old one is given back to the memory after the lock.
@@ -253,8 +260,17 @@ impl RosArm {
             .map_err(|e| failed(&key, e))?;
         let embodiment = embodiment.clone();
         let tokens = declaring.done();
-        let mut arm =
-            Self { embodiment, heard, last: None, ways, gripper, clock, _inlet: inlet, _tokens: tokens };
+        let mut arm = Self {
+            embodiment,
+            heard,
+            last: None,
+            ways,
+            gripper,
+            clock,
+            arrivals,
+            _inlet: inlet,
+            _tokens: tokens,
+        };
         let deadline = arm.clock.now().plus_secs(wait_secs);
         loop {
             match arm.joints() {
@@ -277,6 +293,11 @@ impl RosArm {
     /// How the gripper's goals went, if it has an action.
     pub fn gripper_report(&self) -> Option<GripperReport> {
         self.gripper.as_ref().map(GripperWay::report)
+    }
+
+    /// How many joint states were dropped because they came again or after a newer one.
+    pub fn repeats(&self) -> u64 {
+        self.arrivals.repeats()
     }
 }
 
@@ -318,11 +339,12 @@ impl JointSide for RosArm {
                     };
                     // A stamp of zero: begin now.
                     let (header, joint_names) = (Header::default(), way.names.clone());
-                    way.outlet.put(&JointTrajectory { header, joint_names, points: vec![point] }, stamp)?;
+                    let points = vec![point];
+                    way.outlet.put(stamp, |_| JointTrajectory { header, joint_names, points })?;
                 }
                 CommandKind::Forward => {
                     let numbers = Float64MultiArray { layout: Layout::default(), data: positions };
-                    way.outlet.put(&numbers, stamp)?;
+                    way.outlet.put(stamp, |_| numbers)?;
                 }
             }
         }

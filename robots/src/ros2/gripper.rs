@@ -5,6 +5,7 @@ use super::actions::{
     CancelGoalResponse, Feedback, GetResultRequest, GetResultResponse, GoalId, GoalInfo, GoalStatus,
     GripperState, SendGoalRequest, SendGoalResponse,
 };
+use super::calendar::Calendar;
 use super::keys::{self, EndpointKind, Topic};
 use super::messages::{self, Time};
 use super::node::Declaring;
@@ -260,17 +261,20 @@ impl GripperWay {
         let name = |part: &str| format!("{}/_action/{part}", config.name);
         let goals = Topic::new(&name("send_goal"), &keys::GRIPPER_SEND_GOAL);
         let (session, domain) = (declaring.session(), declaring.domain());
+        let calendar = Calendar::beside(&**clock);
         let client = Arc::new(Client {
             config: config.clone(),
             wanted: goals.clone().in_distribution(declaring.distribution()).type_and_hash(),
-            send_goal: ServiceClient::open(declaring, &goals)?,
+            send_goal: ServiceClient::open(declaring, &goals, calendar)?,
             get_result: ServiceClient::open(
                 declaring,
                 &Topic::new(&name("get_result"), &keys::GRIPPER_GET_RESULT),
+                calendar,
             )?,
             cancel_goal: ServiceClient::open(
                 declaring,
                 &Topic::new(&name("cancel_goal"), &keys::CANCEL_GOAL),
+                calendar,
             )?,
             clock: clock.clone(),
             state: Mutex::new(State {

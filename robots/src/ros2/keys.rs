@@ -5,9 +5,7 @@
 //! endpoint also `/TOPIC/TYPE/HASH/QOS`, with `%` for every slash and for what is empty.
 
 use serde::{Deserialize, Serialize};
-use std::str::FromStr;
 use vela_embodiment::{Error, Result, Stamp};
-use zenoh::session::ZenohId;
 
 /// The ROS 2 distribution at the other end. The messages are the same in all of them; Humble knows no hashes of their
 /// definitions, and `rmw_zenoh` writes a word in their place.
@@ -225,23 +223,9 @@ impl Entity {
     }
 }
 
-/// An endpoint's identity: its session's, told apart by its number.
-pub fn gid(zid: &[u8; 16], number: u32) -> [u8; 16] {
-    let mut gid = *zid;
-    for (byte, part) in gid.iter_mut().rev().zip(number.to_le_bytes()) {
-        *byte ^= part;
-    }
-    gid
-}
-
-/// The identities that the endpoint with this token may have in its messages: as `rmw_zenoh` makes them (the 128-bit
-/// XXH3 of the token), and as we do ([`gid`]).
-pub fn gids_of(token: &str) -> Vec<[u8; 16]> {
-    let mut parts = token.split('/').skip(2);
-    let (zid, number) = (parts.next(), parts.nth(1).and_then(|number| number.parse().ok()));
-    let zid = zid.and_then(|zid| ZenohId::from_str(zid).ok());
-    let ours = zid.zip(number).map(|(zid, number)| gid(&zid.to_le_bytes(), number));
-    [Some(xxhash_rust::xxh3::xxh3_128(token.as_bytes()).to_le_bytes()), ours].into_iter().flatten().collect()
+/// The identity that the endpoint with this token has in its messages: the token's 128-bit XXH3, its lower half first.
+pub fn gid_of(token: &str) -> [u8; 16] {
+    xxhash_rust::xxh3::xxh3_128(token.as_bytes()).to_le_bytes()
 }
 
 /// What rides beside every message.
@@ -290,15 +274,9 @@ mod tests {
 
     #[test]
     fn an_endpoint_s_token_tells_its_identity() {
-        // The 128-bit XXH3 of nothing, its lower half first.
+        // What XXH3's authors say of nothing.
         let nothing = 0x99aa_06d3_0147_98d8_6001_c324_468d_497f_u128.to_le_bytes();
-        assert_eq!(gids_of(""), [nothing]);
-        let token =
-            Entity::node(0, "b3a1", "x").endpoint_token(7, EndpointKind::Publisher, &Topic::new("/t", &BOOL));
-        let mut zid = [0; 16];
-        (zid[0], zid[1]) = (0xa1, 0xb3);
-        assert_eq!(gids_of(&token)[1], gid(&zid, 7));
-        assert_eq!(gids_of("@ros2_lv/0/no identity/0/1/MP").len(), 1);
+        assert_eq!(gid_of(""), nothing);
     }
 
     #[test]
@@ -363,11 +341,10 @@ mod tests {
 
     #[test]
     fn an_attachment_has_33_bytes_and_comes_back() -> Result<()> {
-        let attachment = Attachment { sequence: 258, stamp: Stamp(3), gid: gid(&[7; 16], 1) };
+        let attachment = Attachment { sequence: 258, stamp: Stamp(3), gid: [7; 16] };
         let bytes = attachment.encode();
         assert_eq!(bytes[..18], [2, 1, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 16, 7]);
         assert_eq!(Attachment::decode(&bytes)?, attachment);
-        assert_ne!(gid(&[7; 16], 1), gid(&[7; 16], 2));
         assert!(Attachment::decode(&bytes[..32]).is_err());
         let mut other = bytes;
         other[16] = 15;

@@ -1,5 +1,6 @@
 //! The voice of an arm of ours: what it publishes and what it takes, as one ROS 2 node.
 
+use super::calendar::Calendar;
 use super::inlets::Inlets;
 use super::keys::{self, Distribution, EndpointKind, Entity, MessageType, Topic};
 use super::messages::{CompressedImage, Header, Image, JointState, Text, TfMessage, Time, TransformStamped};
@@ -7,7 +8,7 @@ use super::{BY_COMMAND, BY_NOBODY, BY_POLICY, DOMAIN, JOINT_COMMANDS, Outlet};
 use crate::control::{ControlEvent, ControlHandle};
 use crate::link::failed;
 use std::sync::atomic::{AtomicU32, Ordering};
-use vela_embodiment::{Embodiment, Error, Frame, Kinematics, Result, Stamp};
+use vela_embodiment::{Clock, Embodiment, Error, Frame, Kinematics, Result, Stamp};
 use zenoh::liveliness::LivelinessToken;
 use zenoh::{Session, Wait};
 
@@ -74,17 +75,22 @@ impl<'a> Declaring<'a> {
         Ok(())
     }
 
-    pub(super) fn endpoint(&mut self, kind: EndpointKind, topic: &Topic) -> Result<u32> {
+    /// Declares an endpoint; returns its identity.
+    pub(super) fn endpoint(&mut self, kind: EndpointKind, topic: &Topic) -> Result<[u8; 16]> {
         // A session has several nodes, and no two endpoints of it the same number.
         let number = ENDPOINTS.fetch_add(1, Ordering::Relaxed) + 1;
         let topic = topic.clone().in_distribution(self.distribution);
-        self.token(self.node.endpoint_token(number, kind, &topic))?;
-        Ok(number)
+        let token = self.node.endpoint_token(number, kind, &topic);
+        let gid = keys::gid_of(&token);
+        self.token(token)?;
+        Ok(gid)
     }
 
-    pub(super) fn outlet(&mut self, topic: &Topic) -> Result<Outlet> {
-        let number = self.endpoint(EndpointKind::Publisher, topic)?;
-        Outlet::open(self.session, &topic.clone().in_distribution(self.distribution), self.domain, number)
+    /// Declares a publisher whose messages are dated by `calendar`.
+    pub(super) fn outlet(&mut self, topic: &Topic, calendar: Calendar) -> Result<Outlet> {
+        let gid = self.endpoint(EndpointKind::Publisher, topic)?;
+        let topic = topic.clone().in_distribution(self.distribution);
+        Outlet::open(self.session, &topic, self.domain, gid, calendar)
     }
 
     pub(super) fn session(&self) -> &'a Session {
@@ -112,47 +118,50 @@ impl Node {
     pub fn start(session: &Session, embodiment: &Embodiment, handle: &ControlHandle) -> Result<Self> {
         let mut declaring =
             Declaring::node(session, DOMAIN, Distribution::default(), &format!("vela_{}", embodiment.name))?;
-        let joints = declaring.outlet(&Topic::new("/joint_states", &keys::JOINT_STATE))?;
-        let sent = declaring.outlet(&Topic::new(JOINT_COMMANDS, &keys::JOINT_STATE))?;
+        let calendar = Calendar::beside(&*handle.clock());
+        let joints = declaring.outlet(&Topic::new("/joint_states", &keys::JOINT_STATE), calendar)?;
+        let sent = declaring.outlet(&Topic::new(JOINT_COMMANDS, &keys::JOINT_STATE), calendar)?;
         let mut cameras = Vec::new();
         for camera in &embodiment.cameras {
             let mut outlet = |ending: &str, message: &MessageType| {
                 let name = format!("/{}/image_raw{ending}", camera.name);
-                declaring.outlet(&Topic::new(&name, message).best_effort())
+                declaring.outlet(&Topic::new(&name, message).best_effort(), calendar)
             };
             let (raw, jpeg) = (outlet("", &keys::IMAGE)?, outlet("/compressed", &keys::COMPRESSED_IMAGE)?);
             cameras.push(Camera { name: camera.name.clone(), raw, jpeg });
         }
         let inlets = Inlets::open(&mut declaring, embodiment, handle)?;
-        let mut node = Self::describing(declaring, embodiment)?;
+        let mut node = Self::describing(declaring, embodiment, calendar)?;
         (node.joints, node.commands) = (Some(joints), Some(sent));
         (node.cameras, node.inlets) = (cameras, Some(inlets));
         Ok(node)
     }
 
-    /// Only `/robot_description` and `/tf`, for an arm that says its joints itself and nothing else.
+    /// Only `/robot_description` and `/tf`, for an arm on this clock that says its joints itself and nothing else.
     ///
     /// # Errors
     /// As [`Self::start`].
     pub fn describe(
         session: &Session,
         embodiment: &Embodiment,
+        clock: &dyn Clock,
         domain: u32,
         distribution: Distribution,
     ) -> Result<Self> {
         let name = format!("vela_description_{}", embodiment.name);
-        Self::describing(Declaring::node(session, domain, distribution, &name)?, embodiment)
+        let declaring = Declaring::node(session, domain, distribution, &name)?;
+        Self::describing(declaring, embodiment, Calendar::beside(clock))
     }
 
-    fn describing(mut declaring: Declaring, embodiment: &Embodiment) -> Result<Self> {
+    fn describing(mut declaring: Declaring, embodiment: &Embodiment, calendar: Calendar) -> Result<Self> {
         Ok(Self {
             joint_names: embodiment.joint_names().iter().map(ToString::to_string).collect(),
             urdf: embodiment.urdf.clone(),
             kinematics: embodiment.kinematics()?,
             joints: None,
             commands: None,
-            description: declaring.outlet(&Topic::new("/robot_description", &keys::STRING))?,
-            frames: declaring.outlet(&Topic::new("/tf", &keys::TF_MESSAGE))?,
+            description: declaring.outlet(&Topic::new("/robot_description", &keys::STRING), calendar)?,
+            frames: declaring.outlet(&Topic::new("/tf", &keys::TF_MESSAGE), calendar)?,
             cameras: Vec::new(),
             described: None,
             inlets: None,
@@ -169,7 +178,7 @@ impl Node {
             ControlEvent::Tick(tick) => {
                 if self.described.is_none_or(|then| tick.stamp.secs_since(then) >= DESCRIBE_EVERY_SECS) {
                     self.described = Some(tick.stamp);
-                    self.description.put(&Text { data: self.urdf.clone() }, tick.stamp)?;
+                    self.description.put(tick.stamp, |_| Text { data: self.urdf.clone() })?;
                 }
                 if let Some(commands) = self.commands.as_mut().filter(|outlet| outlet.listened_to()) {
                     let by = match (tick.held || tick.asked.is_none(), tick.commanded) {
@@ -177,7 +186,7 @@ impl Node {
                         (false, true) => BY_COMMAND,
                         (false, false) => BY_POLICY,
                     };
-                    commands.put(&state(&self.joint_names, &tick.targets, by, tick.stamp), tick.stamp)?;
+                    commands.put(tick.stamp, |date| state(&self.joint_names, &tick.targets, by, date))?;
                 }
                 self.publish_joints(&tick.joints, tick.stamp)
             }
@@ -191,10 +200,10 @@ impl Node {
     /// Publishes measured joints, rad or m, in the embodiment's order, and where they put the links.
     pub fn publish_joints(&mut self, positions: &[f64], stamp: Stamp) -> Result<()> {
         if self.frames.listened_to() {
-            self.frames.put(&links(&self.kinematics, positions, stamp), stamp)?;
+            self.frames.put(stamp, |date| links(&self.kinematics, positions, date))?;
         }
         let Some(joints) = &mut self.joints else { return Ok(()) };
-        joints.put(&state(&self.joint_names, positions, "", stamp), stamp)
+        joints.put(stamp, |date| state(&self.joint_names, positions, "", date))
     }
 
     /// Publishes a frame as it is and as JPEG, each if anyone listens.
@@ -202,11 +211,11 @@ impl Node {
         let Some(camera) = self.cameras.iter_mut().find(|camera| camera.name == frame.camera) else {
             return Ok(());
         };
-        let header = Header { stamp: Time::from(frame.stamp), frame_id: frame.camera.clone() };
+        let header = |date| Header { stamp: date, frame_id: frame.camera.clone() };
         let (width, height) = (frame.width, frame.height);
         if camera.raw.listened_to() {
-            let image = Image {
-                header: header.clone(),
+            let image = |date| Image {
+                header: header(date),
                 height,
                 width,
                 encoding: "rgb8".into(),
@@ -214,7 +223,7 @@ impl Node {
                 step: width * 3,
                 data: frame.rgb.to_vec(),
             };
-            camera.raw.put(&image, frame.stamp)?;
+            camera.raw.put(frame.stamp, image)?;
         }
         if !camera.jpeg.listened_to() {
             return Ok(());
@@ -223,7 +232,8 @@ impl Node {
         image::codecs::jpeg::JpegEncoder::new_with_quality(&mut data, JPEG_QUALITY)
             .encode(&frame.rgb, width, height, image::ExtendedColorType::Rgb8)
             .map_err(|e| Error::Robot(format!("frame of camera '{}': {e}", frame.camera)))?;
-        camera.jpeg.put(&CompressedImage { header, format: "jpeg".into(), data }, frame.stamp)
+        let image = |date| CompressedImage { header: header(date), format: "jpeg".into(), data };
+        camera.jpeg.put(frame.stamp, image)
     }
 
     /// How many commands from outside were refused, and the last reason.
@@ -233,9 +243,9 @@ impl Node {
 }
 
 /// Positions of the joints with these names, rad or m.
-fn state(names: &[String], positions: &[f64], frame: &str, stamp: Stamp) -> JointState {
+fn state(names: &[String], positions: &[f64], frame: &str, date: Time) -> JointState {
     JointState {
-        header: Header { stamp: Time::from(stamp), frame_id: frame.into() },
+        header: Header { stamp: date, frame_id: frame.into() },
         name: names.to_vec(),
         position: positions.to_vec(),
         velocity: Vec::new(),
@@ -244,14 +254,14 @@ fn state(names: &[String], positions: &[f64], frame: &str, stamp: Stamp) -> Join
 }
 
 /// Every link's frame in its parent's.
-fn links(kinematics: &Kinematics, positions: &[f64], stamp: Stamp) -> TfMessage {
+fn links(kinematics: &Kinematics, positions: &[f64], date: Time) -> TfMessage {
     let poses = kinematics.base_from_links(positions);
     let model = kinematics.model();
     let transforms = model.joints.iter().map(|joint| {
         let pose = poses[joint.parent].inv_mul(&poses[joint.child]);
         let turn = pose.rotation.coords;
         TransformStamped {
-            header: Header { stamp: Time::from(stamp), frame_id: model.links[joint.parent].name.clone() },
+            header: Header { stamp: date, frame_id: model.links[joint.parent].name.clone() },
             child_frame_id: model.links[joint.child].name.clone(),
             translation: pose.translation.vector.into(),
             rotation: [turn.x, turn.y, turn.z, turn.w],
@@ -269,7 +279,8 @@ mod tests {
     fn the_frames_chained_are_the_tip_s_pose() -> Result<()> {
         let kinematics = Embodiment::so101()?.kinematics()?;
         let positions = [0.3, -0.4, 0.5, 0.6, -0.7, 0.2];
-        let message = links(&kinematics, &positions, Stamp::from_secs(1.5));
+        let date = Time { sec: 1, nanosec: 500_000_000 };
+        let message = links(&kinematics, &positions, date);
         let links = kinematics.model().links.len();
         assert_eq!(message.transforms.len(), links - 1, "every link but the root has a parent");
         let mut link = "tool".to_owned();
@@ -278,7 +289,7 @@ mod tests {
             let ([x, y, z], [i, j, k, w]) = (up.translation, up.rotation);
             let turn = UnitQuaternion::from_quaternion(Quaternion::new(w, i, j, k));
             pose = Isometry3::from_parts(Translation3::new(x, y, z), turn) * pose;
-            assert_eq!(up.header.stamp, Time { sec: 1, nanosec: 500_000_000 });
+            assert_eq!(up.header.stamp, date);
             link.clone_from(&up.header.frame_id);
         }
         let tip = kinematics.base_from_tip(&positions);

@@ -5,7 +5,7 @@ use super::messages::{self, CompressedRef, ImageRef};
 use super::pixels;
 use std::io::Cursor;
 use std::sync::Arc;
-use vela_embodiment::{Camera, Frame, Stamp};
+use vela_embodiment::{Camera, Error, Frame, Result, Stamp};
 use zune_jpeg::JpegDecoder;
 use zune_jpeg::zune_core::bytestream::ZCursor;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
@@ -15,6 +15,17 @@ use zune_jpeg::zune_core::options::DecoderOptions;
 const JPEG: [u8; 2] = [0xff, 0xd8];
 /// Buffers that are kept: one is being filled, the others are on their way to a policy or a dataset.
 const KEPT: usize = 4;
+
+/// Whether a picture is at its place, or why not.
+type Filled = std::result::Result<(), String>;
+
+/// The picture in one message, as RGB: what is done with every message of a camera's topic.
+///
+/// # Errors
+/// The message is torn, or its picture is not of the camera's size or in an encoding that nobody here knows.
+pub fn frame_of(camera: &Camera, kind: ImageKind, stamp: Stamp, bytes: &[u8]) -> Result<Frame> {
+    Pictures::default().unpack(camera, kind, stamp, bytes).map_err(Error::Robot)
+}
 
 /// The pictures of one camera. Their memory comes back, so that the system need not zero the pages of a new buffer
 /// for each.
@@ -31,7 +42,7 @@ impl Pictures {
         kind: ImageKind,
         stamp: Stamp,
         bytes: &[u8],
-    ) -> Result<Frame, String> {
+    ) -> std::result::Result<Frame, String> {
         let mut rgb = self.buffer(camera.width as usize * camera.height as usize * 3);
         let name = camera.name.clone();
         let filled = match Arc::get_mut(&mut rgb) {
@@ -56,7 +67,7 @@ impl Pictures {
 }
 
 /// Writes the RGB bytes of a message, `[height, width, 3]`, to their place.
-fn fill(camera: &Camera, kind: ImageKind, bytes: &[u8], rgb: &mut [u8]) -> Result<(), String> {
+fn fill(camera: &Camera, kind: ImageKind, bytes: &[u8], rgb: &mut [u8]) -> Filled {
     match kind {
         ImageKind::Compressed => {
             let message: CompressedRef = messages::decode(bytes).map_err(|e| e.to_string())?;
@@ -70,7 +81,7 @@ fn fill(camera: &Camera, kind: ImageKind, bytes: &[u8], rgb: &mut [u8]) -> Resul
     }
 }
 
-fn right_size(camera: &Camera, width: u32, height: u32) -> Result<(), String> {
+fn right_size(camera: &Camera, width: u32, height: u32) -> Filled {
     let (w, h) = (camera.width, camera.height);
     if (width, height) != (w, h) {
         return Err(format!("expected {w}x{h}, got {width}x{height}"));
@@ -79,7 +90,7 @@ fn right_size(camera: &Camera, width: u32, height: u32) -> Result<(), String> {
 }
 
 /// A JPEG of any colours, straight to its place.
-fn jpeg(camera: &Camera, data: &[u8], rgb: &mut [u8]) -> Result<(), String> {
+fn jpeg(camera: &Camera, data: &[u8], rgb: &mut [u8]) -> Filled {
     // Cameras that leave out what comes after the last block are as many as those that do not.
     let options = DecoderOptions::default().set_strict_mode(false).jpeg_set_out_colorspace(ColorSpace::RGB);
     let mut decoder = JpegDecoder::new_with_options(ZCursor::new(data), options);
@@ -91,7 +102,7 @@ fn jpeg(camera: &Camera, data: &[u8], rgb: &mut [u8]) -> Result<(), String> {
 }
 
 /// A PNG file, or whatever else the image library knows.
-fn file(camera: &Camera, data: &[u8], rgb: &mut [u8]) -> Result<(), String> {
+fn file(camera: &Camera, data: &[u8], rgb: &mut [u8]) -> Filled {
     use image::ImageDecoder;
     let reader = image::ImageReader::new(Cursor::new(data)).with_guessed_format();
     let decoder = reader.map_err(|e| e.to_string())?.into_decoder().map_err(|e| e.to_string())?;
@@ -103,7 +114,7 @@ fn file(camera: &Camera, data: &[u8], rgb: &mut [u8]) -> Result<(), String> {
 }
 
 /// A plain picture; its rows may be padded.
-fn raw(camera: &Camera, message: &ImageRef, rgb: &mut [u8]) -> Result<(), String> {
+fn raw(camera: &Camera, message: &ImageRef, rgb: &mut [u8]) -> Filled {
     right_size(camera, message.width, message.height)?;
     pixels::unpack(message, rgb)
 }
@@ -113,13 +124,8 @@ mod tests {
     use super::*;
     use crate::ros2::messages::{CompressedImage, Image};
     use rand::Rng;
-    use vela_embodiment::{Error, Result};
 
     const GOLDEN: &[u8] = include_bytes!("../../../tests/golden/ros2/image.cdr");
-
-    fn frame_of(camera: &Camera, kind: ImageKind, stamp: Stamp, bytes: &[u8]) -> Result<Frame> {
-        Pictures::default().unpack(camera, kind, stamp, bytes).map_err(Error::Robot)
-    }
 
     fn camera(width: u32, height: u32) -> Camera {
         Camera { name: "front".into(), width, height }

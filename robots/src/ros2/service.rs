@@ -1,6 +1,7 @@
 //! A ROS 2 service from its client's side: on zenoh a query that carries the request.
 
-use super::keys::{self, Attachment, EndpointKind, Topic};
+use super::calendar::Calendar;
+use super::keys::{Attachment, EndpointKind, Topic};
 use super::messages;
 use super::node::Declaring;
 use crate::link::failed;
@@ -22,19 +23,20 @@ pub(super) struct ServiceClient {
     key: String,
     gid: [u8; 16],
     sequence: AtomicI64,
+    calendar: Calendar,
 }
 
 impl ServiceClient {
     /// Declares the client; the service need not be there yet.
-    pub(super) fn open(declaring: &mut Declaring, service: &Topic) -> Result<Self> {
-        let number = declaring.endpoint(EndpointKind::Client, service)?;
-        let session = declaring.session();
+    pub(super) fn open(declaring: &mut Declaring, service: &Topic, calendar: Calendar) -> Result<Self> {
+        let gid = declaring.endpoint(EndpointKind::Client, service)?;
         Ok(Self {
-            session: session.clone(),
+            session: declaring.session().clone(),
             name: service.name.clone(),
             key: service.clone().in_distribution(declaring.distribution()).key(declaring.domain()),
-            gid: keys::gid(&session.zid().to_le_bytes(), number),
+            gid,
             sequence: AtomicI64::new(0),
+            calendar,
         })
     }
 
@@ -57,7 +59,7 @@ impl ServiceClient {
             Err(error) => return answered(Err(error)),
         };
         let sequence = self.sequence.fetch_add(1, Ordering::Relaxed) + 1;
-        let attachment = Attachment { sequence, stamp, gid: self.gid };
+        let attachment = Attachment { sequence, stamp: self.calendar.date(stamp), gid: self.gid };
         let waiting =
             Waiting { name: self.name.clone(), answered: Mutex::new(Some(answered)), _response: PhantomData };
         let sent = self

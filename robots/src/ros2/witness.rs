@@ -1,5 +1,6 @@
 //! An arm heard by a third: what its joints are and what it is told, by whoever tells it. Nothing is sent to it.
 
+use super::delay::Arrivals;
 use super::driver::{CommandKind, RosConfig, reading_of};
 use super::keys::{self, Attachment};
 use super::messages::{self, Float64MultiArray, JointState, JointTrajectory};
@@ -8,7 +9,6 @@ use super::{BY_COMMAND, BY_POLICY, JOINT_COMMANDS, plan_of};
 use crate::link::failed;
 use crate::resolve::Plan;
 use std::collections::BTreeSet;
-use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vela_embodiment::{Clock, Embodiment, Error, JointReading, Result, Stamp};
 use zenoh::pubsub::Subscriber;
@@ -19,9 +19,6 @@ use zenoh::{Session, Wait};
 const OWN_WORD_SECS: f64 = 1.0;
 /// Joints older than this are not the present ones, s.
 const STALE_SECS: f64 = 0.5;
-
-/// A session, as it shows in the identities of its publishers: all bytes but those that tell them apart.
-type SessionMark = [u8; 12];
 
 /// The arm at one moment.
 #[derive(Clone, Debug, PartialEq)]
@@ -58,8 +55,8 @@ struct Heard {
     own: Option<(JointReading, bool)>,
     /// What was asked of each joint last.
     told: Vec<Option<Told>>,
-    /// Sessions of vela's drivers: what they ask is what a policy wants.
-    drivers: BTreeSet<SessionMark>,
+    /// Publishers of vela's drivers: what they ask is what a policy wants.
+    drivers: BTreeSet<[u8; 16]>,
     policy_heard: bool,
     refused: Option<String>,
 }
@@ -67,8 +64,7 @@ struct Heard {
 impl Heard {
     /// Takes a plan for the joints at `places` from the publisher `who`.
     fn tell(&mut self, places: &[usize], plan: Plan, who: Option<[u8; 16]>) {
-        let mark = who.and_then(|gid| gid.first_chunk().copied());
-        let by_policy = mark.is_some_and(|mark: SessionMark| self.drivers.contains(&mark));
+        let by_policy = who.is_some_and(|gid| self.drivers.contains(&gid));
         self.policy_heard |= by_policy;
         let told = Told { plan: Arc::new(plan), by_policy };
         for place in places {
@@ -106,7 +102,7 @@ fn lock(heard: &Mutex<Heard>) -> MutexGuard<'_, Heard> {
 
 impl Witness {
     /// Listens to the topics of an arm that speaks ROS 2, or, with the default `config`, of one that `vela robot` or
-    /// `vela sim` gives that voice. Stamps are on `clock`, on arrival.
+    /// `vela sim` gives that voice. Stamps are on `clock`, on arrival, of joints less what they were late.
     ///
     /// # Errors
     /// A configured joint is unknown, or the session is closed.
@@ -130,10 +126,11 @@ impl Witness {
             Ok::<(), Error>(())
         };
         hear(&config.joint_states, {
-            let (heard, names) = (heard.clone(), names.clone());
-            Box::new(move |bytes, _, now| {
-                let reading = messages::decode::<JointState>(bytes);
-                let reading = reading.and_then(|state| reading_of(&state, &names, now));
+            let (heard, names, arrivals) = (heard.clone(), names.clone(), Arrivals::default());
+            Box::new(move |bytes, sample, now| {
+                let Some(stamp) = arrivals.on_time(sample, now).transpose() else { return };
+                let reading = stamp
+                    .and_then(|stamp| reading_of(&messages::decode::<JointState>(bytes)?, &names, stamp));
                 lock(&heard).joints = Some(reading.map_err(|error| error.to_string()));
             })
         })?;
@@ -227,19 +224,16 @@ fn reader(kind: CommandKind, places: Vec<usize>, names: Vec<String>, robot: Embo
     }
 }
 
-/// Keeps the sessions of vela's drivers known.
+/// Keeps the publishers of vela's drivers known.
 fn watch_drivers(session: &Session, domain: u32, heard: &Arc<Mutex<Heard>>) -> Result<Subscriber<()>> {
-    let key = format!("@ros2_lv/{domain}/*/0/0/NN/*/*/*");
+    let key = keys::publishers(domain);
     let watcher = session.liveliness().declare_subscriber(key.as_str()).history(true).callback({
         let heard = heard.clone();
         move |sample: Sample| {
             let token = sample.key_expr().as_str();
-            let mut parts = token.split('/');
-            let (zid, name) = (parts.nth(2).unwrap_or_default(), parts.next_back().unwrap_or_default());
-            let mark = zenoh::session::ZenohId::from_str(zid).ok();
-            let mark = mark.and_then(|zid| zid.to_le_bytes().first_chunk().copied());
-            if let (Some(mark), SampleKind::Put, true) = (mark, sample.kind(), name.starts_with(DRIVER)) {
-                lock(&heard).drivers.insert(mark);
+            let a_driver = token.split('/').nth(8).is_some_and(|node| node.starts_with(DRIVER));
+            if a_driver && sample.kind() == SampleKind::Put {
+                lock(&heard).drivers.insert(keys::gid_of(token));
             }
         }
     });
@@ -265,7 +259,7 @@ mod tests {
         let (person, driver) = (Some([7; 16]), Some([1; 16]));
         heard.tell(&[0, 1, 2, 3, 4, 5], to(1.0, 0.1), person);
         assert_eq!(heard.targets(&robot, now), Ok((vec![0.1; 6], false)));
-        heard.drivers.insert([1; 12]);
+        heard.drivers.insert([1; 16]);
         heard.tell(&[0, 1, 2, 3, 4, 5], to(1.0, 0.2), driver);
         assert_eq!(heard.targets(&robot, now), Ok((vec![0.2; 6], false)));
         heard.tell(&[5], to(1.0, 0.3), person);

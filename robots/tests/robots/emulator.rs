@@ -24,6 +24,8 @@ pub struct Table {
     pub goals: Vec<(u16, u16)>,
     /// The longest way from one goal to the next, of each servo.
     pub steps: Vec<u16>,
+    /// Every goal of the first servo, in the order in which they came.
+    pub path: Vec<u16>,
 }
 
 pub struct Emulator {
@@ -171,6 +173,9 @@ impl Table {
             let seen = &mut self.goals[servo];
             *seen = (seen.0.min(goal), seen.1.max(goal));
             self.steps[servo] = self.steps[servo].max(goal.abs_diff(last_goal));
+            if servo == 0 {
+                self.path.push(goal);
+            }
             // Under torque it is there at once, inside its own range.
             if self.registers[servo][40] == 1 {
                 let inside = goal.clamp(self.word(servo, 9), self.word(servo, 11));

@@ -122,7 +122,7 @@ fn late_joint_states_mean_hold_and_fresh_ones_go_on() -> Result<()> {
     let fault = run.now();
     run.late_ms.store(400, Ordering::SeqCst);
     assert!(
-        eventually(|| holding(&run.handle, "joints: the newest reading is 0.4")),
+        eventually(|| holding(&run.handle, "joints: the newest reading is more than 0.25 s old")),
         "{:?}",
         run.handle.state()
     );

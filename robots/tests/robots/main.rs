@@ -11,6 +11,7 @@ mod emulator;
 mod external;
 mod faults;
 mod gripper;
+mod late;
 mod link;
 mod many;
 mod rollout;

@@ -4,7 +4,7 @@ use crate::arm::{FakeArm, FakeCameras, FakePolicy, eventually};
 use std::collections::BTreeMap;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex};
-use vela_embodiment::{Embodiment, Error, Result};
+use vela_embodiment::{Embodiment, Error, Result, unix_time};
 use vela_robots::ros2::keys::{self, Attachment, Topic};
 use vela_robots::ros2::messages::{
     Bool, CompressedImage, Float64MultiArray, Image, JointState, JointTrajectory, Layout, Text, TfMessage,
@@ -79,7 +79,11 @@ fn a_ros_2_listener_hears_joints_pictures_and_the_description_and_may_command() 
     let state: JointState = decode(&payload)?;
     assert_eq!(state.name, embodiment.joint_names());
     assert_eq!(state.position.len(), 6);
-    assert!(Attachment::decode(&attachment)?.sequence > 0);
+    let beside = Attachment::decode(&attachment)?;
+    assert!(beside.sequence > 0);
+    // What ROS 2's tools expect: the time since 1970, and an identity that the endpoint's token tells.
+    assert_eq!(state.header.stamp, Time::from(beside.stamp));
+    assert!(unix_time().secs_since(beside.stamp).abs() < 60.0, "{:?}", beside.stamp);
     let picture: CompressedImage = decode(&has("0/wrist/image_raw/compressed").unwrap_or_default().0)?;
     let decoded = image::load_from_memory(&picture.data).map_err(link)?;
     assert_eq!((decoded.width(), decoded.height(), picture.header.frame_id.as_str()), (96, 96, "wrist"));
@@ -107,10 +111,10 @@ fn a_ros_2_listener_hears_joints_pictures_and_the_description_and_may_command() 
     let mut spec = FakePolicy::new()?.spec;
     // Pictures per second depend on how busy the machine is: this asks for few.
     spec.execute = 1000;
-    assert_eq!(seen.missing(&spec), Vec::<String>::new());
+    assert_eq!(seen.missing(&spec, None), Vec::<String>::new());
     spec.embodiment.cameras[0].width = 64;
     spec.embodiment.cameras[1].name = "overhead".into();
-    let missing = seen.missing(&spec).join("; ");
+    let missing = seen.missing(&spec, None).join("; ");
     assert!(
         missing.contains("has 96x96, expected 64x96") && missing.contains("camera 'overhead'"),
         "{missing}"
@@ -124,6 +128,8 @@ fn a_ros_2_listener_hears_joints_pictures_and_the_description_and_may_command() 
         .collect();
     assert_eq!(tokens.len(), 14, "{tokens:?}");
     assert!(tokens.iter().any(|t| t.contains("/NN/%/%/vela_so101")));
+    let joints: Vec<_> = tokens.iter().filter(|t| t.contains("/MP/%/%/vela_so101/%joint_states/")).collect();
+    assert_eq!(joints.iter().map(|token| keys::gid_of(token)).collect::<Vec<_>>(), [beside.gid]);
     assert!(tokens.iter().any(|t| t.contains("/MS/%/%/vela_so101/%arm_controller%joint_trajectory/")));
 
     let say = |topic: &Topic, bytes: Vec<u8>| listener.put(topic.key(DOMAIN), bytes).wait().map_err(link);

@@ -27,7 +27,7 @@ impl Commander {
         let topic = Topic::new(TRAJECTORY, &keys::JOINT_TRAJECTORY);
         let node = Entity::node(DOMAIN, &session.zid().to_string(), name);
         let token = node.endpoint_token(number, EndpointKind::Publisher, &topic);
-        let gid = keys::gids_of(&token)[0];
+        let gid = keys::gid_of(&token);
         let token = session.liveliness().declare_token(token).wait().map_err(link)?;
         Ok(Self { session: session.clone(), topic, gid, _token: token })
     }

@@ -83,6 +83,19 @@ fn opening_moves_nothing_limits_the_torque_and_names_who_is_missing() -> Result<
     Ok(())
 }
 
+/// Two programs on one port would tear each other's questions.
+#[test]
+fn a_second_driver_of_one_port_is_refused_in_words_and_let_in_when_the_first_has_gone() -> Result<()> {
+    let emulator = bus()?;
+    let mut arm = open(&emulator)?;
+    let said = open(&emulator).err().map(|e| e.to_string()).unwrap_or_default();
+    assert_eq!(said, format!("robot: serial port {}: another program has it open", emulator.port));
+    assert!(eventually(|| arm.joints().is_ok()), "the first goes on");
+    drop(arm);
+    open(&emulator)?;
+    Ok(())
+}
+
 #[test]
 fn lost_bytes_and_bad_checksums_cost_a_reading_and_never_a_wrong_one() -> Result<()> {
     let emulator = bus()?;
