@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lays the seeds of the targets `cdr`, `dataset` and `gguf` into fuzz/corpus, from tests/golden.
+# Lays the seeds of the targets `cdr`, `picture`, `dataset` and `gguf` into fuzz/corpus, from tests/golden.
 set -euo pipefail
 shopt -s nullglob
 cd "$(dirname "$0")"
@@ -28,6 +28,7 @@ seed cdr picture_compressed '\x11\x02\x01' "$golden/ros2/compressed_image.cdr"
 # Pictures as files: those of 37x45 and of 11x7 pixels each have a seed that fits.
 for file in "$golden"/decoded/*.{jpg,png,webp}; do
     name=$(basename "$file")
+    seed picture "$name" '' "$file"
     seed cdr "large_$name" '\x12\x24\x2c' "$file"
     seed cdr "small_$name" '\x12\x0a\x06' "$file"
 done

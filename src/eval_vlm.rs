@@ -160,7 +160,7 @@ pub fn vqa(args: &Args) -> Result<()> {
     }
     let all = sum.values().cloned().fold(Row::default(), Row::plus);
     let constant = sum.values().map(Row::constant).fold(Score::default(), Score::plus);
-    let secs_per_answer = all.answer_secs / all.seen.all.max(1) as f64;
+    let answer_ms = 1e3 * all.answer_secs / all.seen.all.max(1) as f64;
     if args.json {
         let one = |row: &Row, constant: Score| {
             json!({"picture": row.seen.json(), "held_out_phrasing": row.held_out.json(), "grey": row.grey.json(),
@@ -172,7 +172,7 @@ pub fn vqa(args: &Args) -> Result<()> {
             "{}",
             json!({"model": args.model, "pictures": photos.len(), "seed": args.seed, "kinds": kinds,
                 "all": one(&all, constant), "text_only": text.json(), "merge": args.merge,
-                "secs_per_answer": secs_per_answer})
+                "answer_ms": answer_ms})
         );
         return Ok(());
     }
@@ -187,7 +187,7 @@ pub fn vqa(args: &Args) -> Result<()> {
     sum.iter().for_each(|(kind, row)| line(kind, row, row.constant()));
     line("all", &all, constant);
     println!("without a picture: {}", text.text());
-    println!("an answer about a picture: {:.1} ms on one thread", secs_per_answer * 1e3);
+    println!("an answer about a picture: {answer_ms:.1} ms on one thread");
     Ok(())
 }
 

@@ -178,11 +178,14 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let ended = controller.wait();
     let dropped = verdicts.finish()?;
+    let repeats =
+        ended.arm.as_ref().map(RealArm::repeats).zip(ended.cameras.as_ref().map(TopicCameras::repeats));
     let (report, gripper) = (ended.report, ended.arm.and_then(|arm| arm.gripper_report()));
     if args.json {
         let answer = json!({"state": words(&report.state), "ticks": report.ticks, "ticks_late": report.late_ticks,
             "ticks_held": report.held_ticks, "real_time": report.real_time, "chunks": report.chunks, "trips": report.trips,
             "events_dropped": report.events_dropped, "verdicts_dropped": dropped, "log": log.path(), "gripper": gripper,
+            "messages_repeated": repeats.map(|(joints, pictures)| joints + pictures),
             "frame_age_ms": frame_age_secs.map(|secs| secs * 1e3)});
         println!("{answer}");
     } else {

@@ -1,7 +1,10 @@
 //! `vela doctor` over the built binary, beside an arm with names of its own, a dead camera and a clock that is off.
 
+mod sessions;
+
 use serde_json::Value;
-use std::path::{Path, PathBuf};
+use sessions::{sessions, text};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,26 +21,6 @@ type Answer<T> = Result<T, Box<dyn std::error::Error>>;
 
 const DOMAIN: u32 = 7;
 const BEHIND_SECS: f64 = 600.0;
-
-fn text(path: &Path) -> String {
-    path.display().to_string()
-}
-
-/// A zenoh config for the arm's side and one for the doctor, on a free port.
-fn sessions(dir: &Path) -> Answer<(PathBuf, PathBuf)> {
-    let port = std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
-    let config = |listen: &str, connect: &str| {
-        format!(
-            "{{mode: 'peer', listen: {{endpoints: [{listen}]}}, connect: {{endpoints: [{connect}]}}, \
-             scouting: {{multicast: {{enabled: false}}, gossip: {{enabled: false}}}}}}"
-        )
-    };
-    let (arm, doctor) = (dir.join("arm.json5"), dir.join("doctor.json5"));
-    let endpoint = format!("'tcp/127.0.0.1:{port}'");
-    std::fs::write(&arm, config(&endpoint, ""))?;
-    std::fs::write(&doctor, config("", &endpoint))?;
-    Ok((arm, doctor))
-}
 
 /// Another maker's arm in a domain of its own: its first joint and its topics have other names, the clock of its joint
 /// states is ten minutes behind, one camera sends only to who is on the graph, and one that is there sends nothing.
@@ -109,9 +92,9 @@ impl Drop for Foreign {
     }
 }
 
-fn doctor(zenoh: &Path, args: &[&str]) -> Answer<Output> {
+fn doctor(zenoh: &str, args: &[&str]) -> Answer<Output> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vela"));
-    command.args(["doctor", "--policy", "builtin", "--secs", "1", "--zenoh"]).arg(zenoh).args(args);
+    command.args(["doctor", "--policy", "builtin", "--secs", "1", "--zenoh", zenoh]).args(args);
     Ok(command.env("VELA_STATE_DIR", env!("CARGO_TARGET_TMPDIR")).stdin(Stdio::null()).output()?)
 }
 
@@ -121,7 +104,7 @@ fn words(list: &Value) -> Vec<&str> {
 
 /// What the doctor finds when nothing is missing and no more than this is amiss: pictures may be slow for a while on a
 /// machine that does other things too.
-fn found_in_time(zenoh: &Path, args: &[&str], amiss: &[&str]) -> Answer<Value> {
+fn found_in_time(zenoh: &str, args: &[&str], amiss: &[&str]) -> Answer<Value> {
     let mut last = String::new();
     for _ in 0..20 {
         let output = doctor(zenoh, args)?;
@@ -137,8 +120,8 @@ fn found_in_time(zenoh: &Path, args: &[&str], amiss: &[&str]) -> Answer<Value> {
 #[test]
 fn an_arm_with_names_of_its_own_is_known_by_its_file() -> Answer<()> {
     let dir = tempfile::tempdir()?;
-    let (arm, zenoh) = sessions(dir.path())?;
-    let session = open_session(Side::Robot, Some(&arm))?;
+    let [arm, zenoh] = sessions(dir.path())?;
+    let session = open_session(Side::Robot, Some(Path::new(&arm)))?;
     let _arm = Foreign::start(&session, &Embodiment::so101()?)?;
     let file = dir.path().join("arm.toml");
     let so101 = text(&Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/robots/so101.toml"));

@@ -2,9 +2,12 @@
 //! with certificates made here. Only the address, the paths and, where a test says so, one line differ from what is
 //! shipped.
 
+mod running;
+
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use running::Running;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -99,16 +102,6 @@ impl Fleet {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vela"));
         command.args(args).arg("--zenoh").arg(self.file(name, changes)?).stdin(Stdio::null());
         Ok(command)
-    }
-}
-
-/// Killed when the test is over, also when it fails.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 

@@ -4,10 +4,12 @@
 #[path = "../robots/tests/robots/emulator.rs"]
 mod emulator;
 mod program;
+mod sessions;
 
 use emulator::Emulator;
 use program::Program;
 use serde_json::{Value, json};
+use sessions::{sessions, text};
 use std::io::Read;
 use std::path::Path;
 use std::process::Command;
@@ -43,10 +45,6 @@ fn ended(program: &mut Program) -> Answer<(Option<i32>, String)> {
     Ok((program.child.wait()?.code(), printed))
 }
 
-fn text(path: &Path) -> String {
-    path.display().to_string()
-}
-
 /// The file of an arm of the shipped robot without its cameras, calibrated.
 fn arm_file(dir: &Path, name: &str, emulator: &Emulator, gate: &str) -> Answer<String> {
     let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/robots");
@@ -64,21 +62,6 @@ fn arm_file(dir: &Path, name: &str, emulator: &Emulator, gate: &str) -> Answer<S
     let servos = format!("[servos]\nport = '{}'\nmin_voltage_v = 6.0\n", emulator.port);
     std::fs::write(&file, arm + &servos + gate)?;
     Ok(text(&file))
-}
-
-/// A zenoh config on a free port, and that of who joins it.
-fn sessions(dir: &Path) -> Answer<[String; 2]> {
-    let port = std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
-    let endpoint = format!("'tcp/127.0.0.1:{port}'");
-    let write = |name: &str, listen: &str, connect: &str| {
-        let path = dir.join(name);
-        let config = format!(
-            "{{mode: 'peer', listen: {{endpoints: [{listen}]}}, connect: {{endpoints: [{connect}]}}, \
-             scouting: {{multicast: {{enabled: false}}, gossip: {{enabled: false}}}}}}"
-        );
-        std::fs::write(&path, config).map(|()| text(&path))
-    };
-    Ok([write("robot.json5", &endpoint, "")?, write("other.json5", "", &endpoint)?])
 }
 
 /// From one goal of the shoulder to the next, ticks of the encoder.

@@ -1,24 +1,17 @@
 //! `vela act` for several robots: one process, two arms, each with its own key and questions, on loopback and behind a
 //! router, over the built binary.
 
+mod running;
+
+use running::Running;
 use serde_json::{Value, json};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use vela_embodiment::{ActionChunk, Embodiment, Frame, InferOptions, Observation, Policy, Stamp};
 use vela_robots::RemotePolicy;
 use zenoh::{Session, Wait};
 
 type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
-
-/// Killed when the test is over, also when it fails.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 fn config(mode: &str, listen: &str, connect: &str) -> String {
     format!(

@@ -1,6 +1,9 @@
 //! `vela eval --env` and `vela record --env` over the built binary, against an environment in this process.
 
+mod sessions;
+
 use serde_json::Value;
+use sessions::sessions;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use vela_embodiment::{Embodiment, Frame, Stamp};
@@ -65,26 +68,6 @@ impl World {
 
 fn vela(args: &[&str]) -> Result<std::process::Output, std::io::Error> {
     Command::new(env!("CARGO_BIN_EXE_vela")).args(args).stdin(Stdio::null()).output()
-}
-
-fn sessions(dir: &Path) -> Result<[String; 2], Box<dyn std::error::Error>> {
-    let port = std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
-    let mut paths = Vec::new();
-    for (name, listen, connect) in [("robot", true, false), ("world", false, true)] {
-        let ends = |on: bool| if on { format!("'tcp/127.0.0.1:{port}'") } else { String::new() };
-        let path = dir.join(format!("{name}.json5"));
-        let config = format!(
-            "{{mode: 'peer', listen: {{endpoints: [{}]}}, connect: {{endpoints: [{}], timeout_ms: -1, \
-             exit_on_failure: false, retry: {{period_init_ms: 100, period_max_ms: 200}}}}, \
-             scouting: {{multicast: {{enabled: false}}, gossip: {{enabled: false}}}}}}",
-            ends(listen),
-            ends(connect)
-        );
-        std::fs::write(&path, config)?;
-        paths.push(path.display().to_string());
-    }
-    let [robot, world] = <[String; 2]>::try_from(paths).map_err(|_| "two paths")?;
-    Ok([robot, world])
 }
 
 #[test]

@@ -3,14 +3,18 @@
 #[path = "../robots/tests/robots/cable.rs"]
 mod cable;
 mod program;
+mod running;
+mod sessions;
 #[path = "../robots/tests/robots/toll.rs"]
 mod toll;
 
 use cable::{SILENT, Wire};
 use program::Program;
+use running::Running;
 use serde_json::Value;
+use sessions::{free_port, session, text};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use toll::{Toll, excess_rad};
 use vela_embodiment::{Embodiment, Stamp};
@@ -23,38 +27,10 @@ use zenoh::Wait;
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
-/// Killed when the test is over, also when it fails.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 fn vela(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vela"));
     command.args(args).stdin(Stdio::null()).stderr(Stdio::null());
     command
-}
-
-fn text(path: &Path) -> String {
-    path.display().to_string()
-}
-
-/// A session's file: where it listens, where it connects.
-fn session(path: &Path, listen: &str, connect: &str) -> std::io::Result<String> {
-    let config = format!(
-        "{{mode: 'peer', listen: {{endpoints: [{listen}]}}, connect: {{endpoints: [{connect}]}}, \
-         scouting: {{multicast: {{enabled: false}}, gossip: {{enabled: false}}}}}}"
-    );
-    std::fs::write(path, config)?;
-    Ok(text(path))
-}
-
-fn free_port() -> std::io::Result<u16> {
-    Ok(std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }
 
 /// The simulated arm, and its policy if it is to have one. Without a policy it stands for two minutes.

@@ -1,18 +1,19 @@
 //! `vela robot`, `vela doctor` and the emergency stop over the built binary; every session on a port of its own.
 
+mod running;
+mod sessions;
+mod standing;
+
+use running::Running;
 use serde_json::Value;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
+use sessions::{sessions, text};
+use standing::Standing;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 use vela_embodiment::{Embodiment, Frame, InferOptions, Observation, Policy, Stamp};
-use vela_robots::ros2::keys::{self, Topic};
-use vela_robots::ros2::messages::{JointState, encode};
 use vela_robots::survey::survey;
 use vela_robots::{RemotePolicy, Side, open_session, press_stop, release_stop};
-use zenoh::{Session, Wait};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
@@ -27,46 +28,15 @@ fn vela(args: &[&str]) -> Result<Output, Box<dyn std::error::Error>> {
     Ok(command(args).output()?)
 }
 
-/// A zenoh config for the robot's side and one for everyone else, on a free port.
-fn sessions(dir: &Path) -> Result<(PathBuf, PathBuf), Box<dyn std::error::Error>> {
-    let port = std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
-    let config = |listen: &str, connect: &str| {
-        format!(
-            "{{mode: 'peer', listen: {{endpoints: [{listen}]}}, connect: {{endpoints: [{connect}]}}, \
-             scouting: {{multicast: {{enabled: false}}, gossip: {{enabled: false}}}}}}"
-        )
-    };
-    let (robot, other) = (dir.join("robot.json5"), dir.join("other.json5"));
-    let endpoint = format!("'tcp/127.0.0.1:{port}'");
-    std::fs::write(&robot, config(&endpoint, ""))?;
-    std::fs::write(&other, config("", &endpoint))?;
-    Ok((robot, other))
-}
-
-fn text(path: &Path) -> String {
-    path.display().to_string()
-}
-
-/// Killed when the test is over, also when it fails.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 #[test]
 fn the_doctor_sees_the_arm_and_says_what_a_policy_misses() -> Outcome {
     let dir = tempfile::tempdir()?;
-    let (robot, other) = sessions(dir.path())?;
-    let arm = command(&["sim", "--task", "reach", "--wait-secs", "60", "--zenoh", &text(&robot)])
+    let [robot, other] = sessions(dir.path())?;
+    let arm = command(&["sim", "--task", "reach", "--wait-secs", "60", "--zenoh", &robot])
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()?;
     let _arm = Running(arm);
-    let other = text(&other);
     let mut last = String::new();
     for _ in 0..20 {
         let output = vela(&["doctor", "--policy", "builtin", "--secs", "1.5", "--json", "--zenoh", &other])?;
@@ -97,14 +67,14 @@ fn the_doctor_sees_the_arm_and_says_what_a_policy_misses() -> Outcome {
 #[test]
 fn the_shipped_file_of_a_ros_2_arm_reaches_it() -> Outcome {
     let dir = tempfile::tempdir()?;
-    let (robot, other) = sessions(dir.path())?;
-    let arm = command(&["sim", "--task", "reach", "--wait-secs", "120", "--zenoh", &text(&robot)])
+    let [robot, other] = sessions(dir.path())?;
+    let arm = command(&["sim", "--task", "reach", "--wait-secs", "120", "--zenoh", &robot])
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()?;
     let _arm = Running(arm);
     let file = text(&Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/arms/so101-ros2.toml"));
-    let look = ["robot", "--config", &file, "--look", "--json", "--wait-secs", "5", "--zenoh", &text(&other)];
+    let look = ["robot", "--config", &file, "--look", "--json", "--wait-secs", "5", "--zenoh", &other];
     let mut last = String::new();
     for _ in 0..20 {
         let output = vela(&look)?;
@@ -123,7 +93,7 @@ fn the_shipped_file_of_a_ros_2_arm_reaches_it() -> Outcome {
 #[test]
 fn an_arm_that_cannot_be_reached_is_one_clear_sentence() -> Outcome {
     let dir = tempfile::tempdir()?;
-    let (robot, _) = sessions(dir.path())?;
+    let [robot, _] = sessions(dir.path())?;
     let so101 = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/robots/so101.toml");
     let calibration = dir.path().join("calibration.json");
     let motors: Vec<String> = [
@@ -148,7 +118,7 @@ fn an_arm_that_cannot_be_reached_is_one_clear_sentence() -> Outcome {
     let arm = dir.path().join("arm.toml");
     let complaint = |rest: &str| -> Result<String, Box<dyn std::error::Error>> {
         std::fs::write(&arm, format!("robot = '{}'\n{rest}", text(&so101)))?;
-        let args = ["robot", "--config", &text(&arm), "--wait-secs", "0.2", "--zenoh", &text(&robot)];
+        let args = ["robot", "--config", &text(&arm), "--wait-secs", "0.2", "--zenoh", &robot];
         let output = vela(&args)?;
         assert_eq!(output.status.code(), Some(1));
         Ok(String::from_utf8_lossy(&output.stderr).into_owned())
@@ -161,42 +131,13 @@ fn an_arm_that_cannot_be_reached_is_one_clear_sentence() -> Outcome {
     Ok(())
 }
 
-/// An arm that stands: its joint states come from this process until the other end has what it wants.
-struct Standing(Arc<AtomicBool>, Option<JoinHandle<()>>);
-
-impl Standing {
-    fn start(session: &Session, so101: &Embodiment) -> Result<Self, Box<dyn std::error::Error>> {
-        let name = so101.joint_names().into_iter().map(str::to_owned).collect();
-        let state = encode(&JointState { name, position: vec![0.2; 6], ..JointState::default() })?;
-        let (session, speaking) = (session.clone(), Arc::new(AtomicBool::new(true)));
-        let thread = std::thread::spawn({
-            let speaking = speaking.clone();
-            move || {
-                let key = Topic::new("/joint_states", &keys::JOINT_STATE).key(0);
-                while speaking.load(Ordering::SeqCst) {
-                    let _ = session.put(key.as_str(), state.clone()).wait();
-                    std::thread::sleep(Duration::from_millis(10));
-                }
-            }
-        });
-        Ok(Self(speaking, Some(thread)))
-    }
-}
-
-impl Drop for Standing {
-    fn drop(&mut self) {
-        self.0.store(false, Ordering::SeqCst);
-        let _ = self.1.take().map(JoinHandle::join);
-    }
-}
-
 /// What holds an arm and why is in the log, line by line, and what became of it in the answer.
 #[test]
 fn an_arm_held_by_the_stop_has_every_verdict_with_its_reason_in_the_log() -> Outcome {
     let dir = tempfile::tempdir()?;
-    let (robot, other) = sessions(dir.path())?;
-    let session = open_session(Side::Robot, Some(&robot))?;
-    let _arm = Standing::start(&session, &Embodiment::so101()?)?;
+    let [robot, other] = sessions(dir.path())?;
+    let session = open_session(Side::Robot, Some(Path::new(&robot)))?;
+    let _arm = Standing::start(&session)?;
     let (file, log) = (dir.path().join("arm.toml"), dir.path().join("verdicts.jsonl"));
     let so101 = text(&Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/robots/so101.toml"));
     let camera = |name: &str| format!("[cameras.{name}]\ntopic = '/{name}'\n");
@@ -204,7 +145,7 @@ fn an_arm_held_by_the_stop_has_every_verdict_with_its_reason_in_the_log() -> Out
     std::fs::write(&file, format!("robot = '{so101}'\nkey = 'vela/held'\n[ros2]\n{front}{wrist}"))?;
     let (file, verdicts) = (text(&file), text(&log));
     let mut child = command(&["robot", "--config", &file, "--log", &verdicts, "--json", "--wait-secs", "10"])
-        .args(["--zenoh", &text(&other)])
+        .args(["--zenoh", &other])
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()?;
@@ -242,14 +183,13 @@ fn an_arm_held_by_the_stop_has_every_verdict_with_its_reason_in_the_log() -> Out
 #[test]
 fn a_policy_server_says_in_json_how_it_went() -> Outcome {
     let dir = tempfile::tempdir()?;
-    let (robot, other) = sessions(dir.path())?;
-    let session = open_session(Side::Robot, Some(&robot))?;
+    let [robot, other] = sessions(dir.path())?;
+    let session = open_session(Side::Robot, Some(Path::new(&robot)))?;
     let so101 = Embodiment::so101()?;
-    let child =
-        command(&["act", "--json", "--key", "vela/told", "--for-secs", "300", "--zenoh", &text(&other)])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()?;
+    let child = command(&["act", "--json", "--key", "vela/told", "--for-secs", "300", "--zenoh", &other])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()?;
     let mut act = Running(child);
     let mut remote = RemotePolicy::new(&session, "vela/told", &so101, 60.0)?;
     remote.wait_ready(60.0)?;
@@ -285,8 +225,8 @@ fn observation(robot: &Embodiment) -> Observation {
     }
 }
 
-fn act(config: &Path) -> Result<Running, Box<dyn std::error::Error>> {
-    let act = command(&["act", "--key", "vela/killed", "--for-secs", "120", "--zenoh", &text(config)])
+fn act(config: &str) -> Result<Running, Box<dyn std::error::Error>> {
+    let act = command(&["act", "--key", "vela/killed", "--for-secs", "120", "--zenoh", config])
         .stderr(Stdio::null())
         .spawn()?;
     Ok(Running(act))
@@ -296,8 +236,8 @@ fn act(config: &Path) -> Result<Running, Box<dyn std::error::Error>> {
 #[test]
 fn a_policy_server_killed_in_mid_episode_costs_a_robot_at_most_one_chunk() -> Outcome {
     let dir = tempfile::tempdir()?;
-    let (robot, other) = sessions(dir.path())?;
-    let session = open_session(Side::Robot, Some(&robot))?;
+    let [robot, other] = sessions(dir.path())?;
+    let session = open_session(Side::Robot, Some(Path::new(&robot)))?;
     let so101 = Embodiment::so101()?;
     let history = [observation(&so101)];
     let mut remote = RemotePolicy::new(&session, "vela/killed", &so101, 5.0)?;

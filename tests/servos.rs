@@ -4,12 +4,14 @@
 #[path = "../robots/tests/robots/emulator.rs"]
 mod emulator;
 mod program;
+mod sessions;
 #[path = "../robots/tests/robots/toll.rs"]
 mod toll;
 
 use emulator::Emulator;
 use program::Program;
 use serde_json::Value;
+use sessions::sessions;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -64,21 +66,6 @@ fn arm_file(
     );
     std::fs::write(&file, text)?;
     Ok((file, calibration))
-}
-
-/// A zenoh config on a free port, and that of who joins it.
-fn sessions(dir: &Path) -> Result<[String; 2], Box<dyn std::error::Error>> {
-    let port = std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
-    let endpoint = format!("'tcp/127.0.0.1:{port}'");
-    let write = |name: &str, listen: &str, connect: &str| {
-        let path = dir.join(name);
-        let config = format!(
-            "{{mode: 'peer', listen: {{endpoints: [{listen}]}}, connect: {{endpoints: [{connect}]}}, \
-             scouting: {{multicast: {{enabled: false}}, gossip: {{enabled: false}}}}}}"
-        );
-        std::fs::write(&path, config).map(|()| path.display().to_string())
-    };
-    Ok([write("robot.json5", &endpoint, "")?, write("other.json5", "", &endpoint)?])
 }
 
 /// The procedure with Enter and hands; the JSON that it prints.

@@ -3,11 +3,15 @@
 
 #[path = "../robots/tests/robots/emulator.rs"]
 mod emulator;
+mod running;
+mod sessions;
 
 use emulator::Emulator;
+use running::Running;
 use serde_json::{Value, json};
+use sessions::{sessions, text};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -97,36 +101,6 @@ fn arm(
     Ok((emulator, file))
 }
 
-/// A zenoh config for the robot's side and one for everyone else, on a free port.
-fn sessions(dir: &Path) -> Answer<(String, String)> {
-    let port = std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
-    let config = |listen: &str, connect: &str| {
-        format!(
-            "{{mode: 'peer', listen: {{endpoints: [{listen}]}}, connect: {{endpoints: [{connect}]}}, \
-             scouting: {{multicast: {{enabled: false}}, gossip: {{enabled: false}}}}}}"
-        )
-    };
-    let (robot, other) = (dir.join("robot.json5"), dir.join("other.json5"));
-    let endpoint = format!("'tcp/127.0.0.1:{port}'");
-    std::fs::write(&robot, config(&endpoint, ""))?;
-    std::fs::write(&other, config("", &endpoint))?;
-    Ok((text(&robot), text(&other)))
-}
-
-fn text(path: &Path) -> String {
-    path.display().to_string()
-}
-
-/// Killed when the test is over, also when it fails.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 fn vela(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vela"));
     command.args(args).stdin(Stdio::null());
@@ -180,7 +154,7 @@ fn what_a_hand_shows_is_recorded_as_lerobot_would_say_it() -> Outcome {
     let dir = tempfile::tempdir()?;
     let (hand, leader) = arm(dir.path(), "leader", &LEADER, "radians", false)?;
     let (body, follower) = arm(dir.path(), "follower", &FOLLOWER, "lerobot_degrees", false)?;
-    let (robot, other) = sessions(dir.path())?;
+    let [robot, other] = sessions(dir.path())?;
     let (leader, follower, out) = (text(&leader), text(&follower), dir.path().join("shown"));
     let words = ["robot", "--config", &follower, "--leader", &leader, "--zenoh", &robot];
     let _follows = Running(vela(&words).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?);
@@ -310,7 +284,7 @@ fn grey(luminance: u8) -> Image {
 fn a_policy_in_the_dataset_s_units_moves_the_arm_to_what_it_says() -> Outcome {
     let dir = tempfile::tempdir()?;
     let (body, follower) = arm(dir.path(), "follower", &FOLLOWER, "lerobot_range", true)?;
-    let (robot, other) = sessions(dir.path())?;
+    let [robot, other] = sessions(dir.path())?;
     let (follower, out) = (text(&follower), dir.path().join("driven"));
     let words = ["robot", "--config", &follower, "--zenoh", &robot];
     let _arm = Running(vela(&words).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?);

@@ -1,22 +1,23 @@
 //! Every verdict of the safety gate that is no plain pass is on disk with its reason, without a flag: the log of a loop, and
 //! the file in a dataset. Over the built binary; every session on a port of its own.
 
+mod running;
+mod sessions;
+mod standing;
+
+use running::Running;
 use serde_json::Value;
+use sessions::{sessions, text};
+use standing::Standing;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 use vela_embodiment::{Action, Embodiment, Episode, Expert, TripReason};
 use vela_episodes::{Dataset, DatasetWriter, Recorder, Ruling};
-use vela_robots::ros2::keys::{self, Topic};
-use vela_robots::ros2::messages::{JointState, encode};
 use vela_robots::{Rollout, RolloutOptions, Side, open_session, rollout_expert};
 use vela_sim::tabletop::Tabletop;
 use vela_sim::tasks::Split;
-use zenoh::{Session, Wait};
 
 type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
 type Outcome = Fallible<()>;
@@ -28,26 +29,8 @@ fn vela(args: &[&str], state: &Path) -> Command {
     command
 }
 
-fn text(path: &Path) -> String {
-    path.display().to_string()
-}
-
 fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-/// A zenoh config that listens on a free port, and one that calls there.
-fn sessions(dir: &Path) -> Fallible<[String; 2]> {
-    let port = std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
-    let write = |name: &str, verb: &str| -> Fallible<String> {
-        let path = dir.join(name);
-        let scouting = "scouting: {multicast: {enabled: false}, gossip: {enabled: false}}";
-        let nobody = if verb == "listen" { "" } else { "listen: {endpoints: []}, " };
-        let endpoints = format!("{verb}: {{endpoints: ['tcp/127.0.0.1:{port}']}}");
-        std::fs::write(&path, format!("{{mode: 'peer', {nobody}{endpoints}, {scouting}}}"))?;
-        Ok(text(&path))
-    };
-    Ok([write("robot.json5", "listen")?, write("other.json5", "connect")?])
 }
 
 /// A simulated arm to which nobody ever comes.
@@ -98,16 +81,6 @@ fn counted(lines: &[Value]) -> Fallible<(u64, BTreeMap<String, u64>)> {
         }
     }
     Ok((held, trips))
-}
-
-/// Killed when the test is over, also when it fails.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 #[test]
@@ -207,35 +180,6 @@ fn a_demo_s_log_has_as_many_reasons_as_its_gate_counted() -> Outcome {
     }
     assert!(lines.iter().all(|line| line["episode"].as_u64() < Some(2)));
     Ok(())
-}
-
-/// An arm that stands: its joint states come from this process.
-struct Standing(Arc<AtomicBool>, Option<JoinHandle<()>>);
-
-impl Standing {
-    fn start(session: &Session) -> Fallible<Self> {
-        let name = Embodiment::so101()?.joint_names().into_iter().map(str::to_owned).collect();
-        let state = encode(&JointState { name, position: vec![0.2; 6], ..JointState::default() })?;
-        let (session, speaking) = (session.clone(), Arc::new(AtomicBool::new(true)));
-        let thread = std::thread::spawn({
-            let speaking = speaking.clone();
-            move || {
-                let key = Topic::new("/joint_states", &keys::JOINT_STATE).key(0);
-                while speaking.load(Ordering::SeqCst) {
-                    let _ = session.put(key.as_str(), state.clone()).wait();
-                    std::thread::sleep(Duration::from_millis(10));
-                }
-            }
-        });
-        Ok(Self(speaking, Some(thread)))
-    }
-}
-
-impl Drop for Standing {
-    fn drop(&mut self) {
-        self.0.store(false, Ordering::SeqCst);
-        let _ = self.1.take().map(JoinHandle::join);
-    }
 }
 
 #[test]

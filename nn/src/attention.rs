@@ -1,6 +1,6 @@
 //! Scaled dot-product attention (Vaswani et al., 2017) with grouped heads (Ainslie et al., 2023) and structured masks.
 
-use crate::kernels::attention::After;
+use crate::kernels::attention::{After, distances};
 use crate::{Error, Result, kernels};
 use candle_core::{DType, Tensor};
 use std::sync::Arc;
@@ -294,10 +294,9 @@ fn packed(
         return Err(Error::shape("keys of attention", expected, k.dims()));
     }
     if let After::Bias(bias) = after
-        && bias.dims() != [h, (t + s).saturating_sub(1)]
+        && bias.dims() != [h, distances(t, s)]
     {
-        let expected =
-            format!("[{h}, {}]: heads, distances of {t} queries and {s} keys", (t + s).saturating_sub(1));
+        let expected = format!("[{h}, {}]: heads, distances of {t} queries and {s} keys", distances(t, s));
         return Err(Error::shape("bias of attention", expected, bias.dims()));
     }
     let size = kernels::attention::Size { b, h, hk, t, s, d, dv };

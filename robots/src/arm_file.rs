@@ -160,6 +160,14 @@ impl RealArm {
         }
     }
 
+    /// How many joint states were dropped because they came again or after a newer one.
+    pub fn repeats(&self) -> u64 {
+        match self {
+            Self::Servos(_) => 0,
+            Self::Ros2(arm) => arm.repeats(),
+        }
+    }
+
     fn side(&mut self) -> &mut dyn JointSide {
         match self {
             Self::Servos(arm) => arm.as_mut(),

@@ -207,19 +207,19 @@ struct Bias<'a> {
     s: usize,
 }
 
-impl Bias<'_> {
-    /// Distances there are.
-    fn span(t: usize, s: usize) -> usize {
-        (t + s).saturating_sub(1)
-    }
+/// Distances of `t` queries to `s` keys.
+pub fn distances(t: usize, s: usize) -> usize {
+    (t + s).saturating_sub(1)
+}
 
+impl Bias<'_> {
     /// The entries of the query `row` for `keys`, the last key's first.
     fn entries(s: usize, row: usize, keys: &Range<usize>) -> Range<usize> {
         row + s - keys.end..row + s - keys.start
     }
 
     fn of(&self, head: usize) -> &[f32] {
-        let span = Self::span(self.t, self.s);
+        let span = distances(self.t, self.s);
         &self.values[head * span..][..span]
     }
 
@@ -376,7 +376,7 @@ impl Plan {
         let (v_place, o_place) = (Place::packed(s, hk, dv), Place::packed(t, h, dv));
         let (dq_to, dk_to, dv_to) = (Shared::new(&mut dq), Shared::new(&mut dk), Shared::new(&mut d_v));
         // Of each batch element by itself: the same sums at any thread count.
-        let span = if of_bias { Bias::span(t, s) } else { 0 };
+        let span = if of_bias { distances(t, s) } else { 0 };
         let mut d_bias = vec![0.0; b * h * span];
         let bias_to = Shared::new(&mut d_bias);
         threads::for_each(b * hk, |task| {
