@@ -147,7 +147,7 @@ fn serve(args: &Args, embodiment: &Embodiment, table: Tabletop) -> Result<()> {
     if args.json {
         let answer = json!({"instruction": instruction, "success": outcome.success, "seconds": outcome.seconds,
             "chunks": report.chunks, "ticks": report.ticks, "ticks_late": report.late_ticks,
-            "state": format!("{:?}", report.state)});
+            "state": words(&report.state)});
         println!("{answer}");
     } else {
         let mark = if outcome.success { "done" } else { "not done" };

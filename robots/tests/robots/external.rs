@@ -5,11 +5,34 @@ use std::sync::{Arc, Mutex, PoisonError};
 use vela_embodiment::{
     Embodiment, Environment, Episode, Error, GateConfig, Outcome, Result, Robot, SafetyGate, Stamp,
 };
-use vela_robots::wire::hello::{Hello, encode_hello};
+use vela_robots::wire::hello::{Hello, decode_hello, encode_hello};
 use vela_robots::wire::world::{self, Moment};
 use vela_robots::{External, ExternalExpert, RolloutOptions, loopback_pair, rollout_expert};
 use zenoh::query::{Query, Queryable};
 use zenoh::{Session, Wait};
+
+/// What `robots/python/vela_gym.py` says, as `scripts/golden_gym.py` kept it.
+#[test]
+fn the_python_package_speaks_the_same_wire() -> Result<()> {
+    let said = |name: &str| {
+        let path = format!("{}/../tests/golden/gym/{name}.bin", env!("CARGO_MANIFEST_DIR"));
+        std::fs::read(&path).map_err(|source| Error::Io { path, source })
+    };
+    let hello = decode_hello(&said("hello")?)?;
+    let joints = &hello.embodiment.joints;
+    assert_eq!((hello.robot.as_str(), joints.len()), ("still-1", 2));
+    assert_eq!((joints[1].limits.lower, joints[1].limits.upper), (-1.0, 1.0));
+    let first = world::decode_moment(&said("moment_first")?)?;
+    assert_eq!((first.tick, first.instruction.as_str(), first.finished), (0, "stand", false));
+    assert_eq!((&first.joints, &first.applied), (&vec![0.25, -0.5], &vec![0.25, -0.5]));
+    let (tick, frames) = world::decode_view(&said("view")?)?;
+    assert_eq!((tick, frames.len(), frames[0].camera.as_str()), (0, 1, "front"));
+    assert_eq!((frames[0].width, frames[0].height, &*frames[0].rgb), (2, 1, &[0, 1, 2, 3, 4, 5][..]));
+    assert_eq!(world::decode_label(&said("label")?)?, (0, vec![0.5, 0.5]));
+    let last = world::decode_moment(&said("moment_last")?)?;
+    assert_eq!((last.tick, last.success, last.finished, last.applied), (2, true, true, vec![0.3, 0.4]));
+    Ok(())
+}
 
 /// What stands behind the wire: joints that are where they are sent, done when the first one passes 0.2 rad.
 struct World {
