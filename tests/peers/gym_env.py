@@ -1,7 +1,8 @@
 """vela drives Gymnasium environments that no one here wrote: the SO-101 of lerobot-env-so101 and Meta-World.
 
 Usage: MUJOCO_GL=egl python tests/peers/gym_env.py [--episodes N] [--tasks a-v3,b-v3] [VELA]     (not part of CI)
-`pip install "./robots/python[so101]" metaworld packaging imageio`, Python 3.12; what is missing is left out.
+`pip install "./robots/python[so101]"` and, in another environment (it wants another mujoco), `pip install ./robots/python
+metaworld packaging imageio`, Python 3.12; what is missing is left out.
 
 Shown: the experts through vela's gate and into a LeRobot dataset; an ACT (the reference run in tests/golden/act: random
 weights, so that it moves the arm and succeeds at nothing) served by `vela act` in another process; that the same seed

@@ -76,7 +76,7 @@ echo "held $holds times, ran again $runs times"
   cat "$work/sim.txt" >&2
   exit 1
 }
-grep -q '"state":"Stopped' "$work/sim.json" && grep -q 'the episode is over' "$work/sim.json" \
+grep -q '"state":"stopped: the episode is over"' "$work/sim.json" \
   || { echo "expected the episode to end by itself" >&2; exit 1; }
 "$vela" episodes check "$work/live" --json > "$work/check.json" || { cat "$work/check.json" >&2; exit 1; }
 "$vela" episodes stats "$work/live" --json > "$work/stats.json"
