@@ -310,7 +310,17 @@ fn magnitudes(values: &[f32; BLOCK]) -> (f32, f32) {
 #[inline(always)]
 fn quantise_block(values: &[f32; BLOCK], (largest, sum): (f32, f32), most: f32, cell: &mut Cell) {
     const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to the nearest whole number, ties to even
-    let (scale, inverse) = (largest / most, if largest > 0.0 { most / largest } else { 0.0 });
+    let (scale, inverse) = (largest / most, most / largest);
+    // A NaN or an infinity anywhere must come out: it is carried by the scale.
+    if !sum.is_finite() && values.iter().any(|v| !v.is_finite()) {
+        *cell = Cell { facts: [f32::NAN; 5], ..EMPTY };
+        return;
+    }
+    // Zeros, or numbers so small that no scale makes eight bits of them.
+    if !inverse.is_finite() {
+        *cell = EMPTY;
+        return;
+    }
     let mut rounded = [0i32; BLOCK];
     for (rounded, v) in rounded.iter_mut().zip(values) {
         *rounded = (v * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits()).cast_signed();
@@ -319,9 +329,6 @@ fn quantise_block(values: &[f32; BLOCK], (largest, sum): (f32, f32), most: f32, 
     let sums = [0, BLOCK / 2].map(|start| rounded[start..start + BLOCK / 2].iter().sum::<i32>());
     cell.sum = sums[0] + sums[1];
     let [first, second] = sums.map(|s| s as f32);
-    // A NaN or an infinity anywhere must come out: it is carried by the scale.
-    let finite = sum.is_finite() || values.iter().all(|v| v.is_finite());
-    let scale = if finite { scale } else { f32::NAN };
     cell.facts = [scale, scale * (first + second), first + second, first, second];
 }
 
@@ -342,5 +349,30 @@ mod tests {
                 assert_eq!(got, want, "{count} rows of {columns}");
             }
         }
+    }
+
+    #[test]
+    fn numbers_that_no_scale_fits_are_zeros_and_what_is_not_finite_stays_so() {
+        let quantised = |values: [f32; BLOCK]| {
+            let mut cell = Cell { q: [1; BLOCK], facts: [1.0; 5], sum: 1 };
+            quantise_block(&values, magnitudes(&values), 127.0, &mut cell);
+            cell
+        };
+        for tiny in [0.0, f32::from_bits(1), 1e-40, 3e-37] {
+            let cell = quantised([tiny; BLOCK]);
+            assert_eq!((cell.q, cell.facts, cell.sum), ([0; BLOCK], [0.0; 5], 0), "{tiny:e}");
+        }
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut values = [1.0; BLOCK];
+            values[7] = bad;
+            let cell = quantised(values);
+            assert!(
+                cell.facts.iter().all(|fact| fact.is_nan()) && (cell.q, cell.sum) == ([0; BLOCK], 0),
+                "{bad}"
+            );
+        }
+        // Their magnitudes add up to an infinity, and each is finite.
+        let cell = quantised([f32::MAX; BLOCK]);
+        assert_eq!((cell.q, cell.sum), ([127; BLOCK], 127 * BLOCK as i32));
     }
 }
