@@ -3,10 +3,11 @@
 use crate::chooser::{Chosen, Following, choose};
 use crate::outside::{self, Outside};
 use crate::stats::{quantile, wilson95};
+use crate::verdicts::{Logging, Minutes};
 use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;
-use serde_json::json;
+use serde_json::{Value, json};
 use vela_embodiment::{Embodiment, Episode, Robot};
 use vela_robots::{Rollout, RolloutOptions, rollout, rollout_expert};
 use vela_sim::expert::ScriptedExpert;
@@ -15,6 +16,9 @@ use vela_sim::tasks::{Split, TaskKind};
 
 /// Play a suite of episodes in lockstep and count the successes; `vqa` and `pope` score a VLM, `heads` compares action
 /// heads, `rtc` delays the policy.
+///
+/// The gate's verdicts on the built-in simulator are written down only with --log; those on an environment elsewhere always,
+/// unless --no-log says otherwise.
 #[derive(clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
@@ -52,6 +56,8 @@ pub struct Args {
     delay_ms: u64,
     #[command(flatten)]
     outside: Outside,
+    #[command(flatten)]
+    logging: Logging,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -95,7 +101,7 @@ pub fn run(args: &Args) -> Result<()> {
             randomise: args.randomise,
             json: args.json,
         };
-        return outside::eval(&args.outside, key, &job);
+        return outside::eval(&args.outside, key, &job, &args.logging);
     }
     if args.suite != "tabletop" {
         bail!("unknown suite '{}'; known: tabletop, metaworld (served by robots/python)", args.suite);
@@ -107,24 +113,28 @@ pub fn run(args: &Args) -> Result<()> {
     let split_name = args.split.as_deref().unwrap_or("test");
     let split = Split::from_name(split_name)?;
     choose(&args.policy, &Embodiment::so101()?, args.following)?;
+    let log = args.logging.open_named("eval")?;
     let bar = ProgressBar::new((tasks.len() * args.episodes) as u64)
         .with_style(ProgressStyle::with_template("{wide_bar} {pos}/{len} episodes, {eta} left")?);
     let mut rows = Vec::new();
     let mut infer_secs = Vec::new();
     for task in tasks {
-        let played: Vec<Rollout> = (0..args.episodes as u64)
+        let played: Vec<(Rollout, Vec<Value>)> = (0..args.episodes as u64)
             .into_par_iter()
             .map_init(
                 || Player::new(args, split),
                 |player, k| {
                     let player = player.as_mut().map_err(|e| anyhow::anyhow!("{e:#}"))?;
-                    let rollout =
+                    let played =
                         vela_nn::threads::with_threads(1, || player.play(args, task, args.seed + k))?;
                     bar.inc(1);
-                    Ok(rollout)
+                    Ok(played)
                 },
             )
             .collect::<Result<_>>()?;
+        // In the order of the seeds, whoever was done first.
+        played.iter().try_for_each(|(_, verdicts)| log.write(verdicts))?;
+        let played: Vec<Rollout> = played.into_iter().map(|(rollout, _)| rollout).collect();
         let successes = played.iter().filter(|r| r.outcome.success).count();
         let seconds: Vec<f64> =
             played.iter().filter(|r| r.outcome.success).map(|r| r.outcome.seconds).collect();
@@ -146,7 +156,7 @@ pub fn run(args: &Args) -> Result<()> {
             .collect();
         let report = json!({"suite": args.suite, "split": split_name, "policy": args.policy,
             "randomise": args.randomise, "delay_ms": args.delay_ms, "tasks": tasks, "rate": rate(successes, episodes),
-            "policy_ms": {"p50": ms(0.5), "p99": ms(0.99)}});
+            "log": log.path(), "policy_ms": {"p50": ms(0.5), "p99": ms(0.99)}});
         println!("{report}");
         return Ok(());
     }
@@ -190,15 +200,22 @@ impl Player {
         Ok(Self { table, chosen, expert: ScriptedExpert::new(&embodiment)? })
     }
 
-    fn play(&mut self, args: &Args, task: TaskKind, seed: u64) -> Result<Rollout> {
+    /// How an episode went, and the lines of its verdicts if there is a log.
+    fn play(&mut self, args: &Args, task: TaskKind, seed: u64) -> Result<(Rollout, Vec<Value>)> {
         let episode = Episode { task: task.name().into(), seed, randomise: args.randomise };
         let delay_ticks = ticks_of(args.delay_ms, self.table.embodiment());
         let options =
             RolloutOptions { seed, execute: args.execute, delay_ticks, ..RolloutOptions::default() };
-        let watch = &mut |_: &Tabletop, _: vela_robots::RolloutEvent<'_>| {};
-        Ok(match &mut self.chosen {
+        let mut minutes = args.logging.named().then(|| Minutes::of(&episode));
+        let watch = &mut |_: &Tabletop, event: vela_robots::RolloutEvent<'_>| {
+            if let Some(minutes) = &mut minutes {
+                minutes.hear(&event);
+            }
+        };
+        let rollout = match &mut self.chosen {
             Chosen::Expert => rollout_expert(&mut self.table, &mut self.expert, &episode, &options, watch)?,
             Chosen::Policy(policy) => rollout(&mut self.table, policy.as_mut(), &episode, &options, watch)?,
-        })
+        };
+        Ok((rollout, minutes.map(Minutes::finish).unwrap_or_default()))
     }
 }

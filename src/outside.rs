@@ -5,6 +5,7 @@ use crate::chooser::{Chosen, Following, choose};
 use crate::demo::LINK_TIMEOUT_SECS;
 use crate::eval::ticks_of;
 use crate::stats::{quantile, wilson95};
+use crate::verdicts::{Logging, Minutes};
 use crate::video::Video;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -12,8 +13,8 @@ use std::path::{Path, PathBuf};
 use vela_embodiment::{Action, Embodiment, Episode, Expert, Policy};
 use vela_episodes::Recorder;
 use vela_robots::{
-    External, ExternalExpert, RemotePolicy, Rollout, RolloutOptions, Side, open_session, rollout,
-    rollout_expert,
+    External, ExternalExpert, RemotePolicy, Rollout, RolloutEvent, RolloutOptions, Side, open_session,
+    rollout, rollout_expert,
 };
 
 /// Where an environment is looked for when nobody says where.
@@ -172,9 +173,10 @@ pub fn record(outside: &Outside, key: &str, out: &Path, video: &Video, job: &Job
     Ok(())
 }
 
-/// Counts successes, per task.
-pub fn eval(outside: &Outside, key: &str, job: &Job) -> Result<()> {
+/// Counts successes, per task, and writes down what the gate says.
+pub fn eval(outside: &Outside, key: &str, job: &Job, logging: &Logging) -> Result<()> {
     let (mut environment, robot, mut driver) = meet(outside, key, job)?;
+    let log = logging.open("eval")?;
     let delay_ticks = ticks_of(job.delay_ms, &robot);
     let mut infer_secs = Vec::new();
     let mut played: Vec<(String, Vec<Rollout>)> = Vec::new();
@@ -185,13 +187,26 @@ pub fn eval(outside: &Outside, key: &str, job: &Job) -> Result<()> {
             delay_ticks,
             ..RolloutOptions::default()
         };
-        let watch = &mut |_: &External, _: vela_robots::RolloutEvent<'_>| {};
+        let (mut minutes, mut unwritten) = (Minutes::of(&episode), Ok(()));
+        let watch = &mut |_: &External, event: RolloutEvent<'_>| match event {
+            // What cannot be written down does not happen.
+            RolloutEvent::Asking { asked } if unwritten.is_err() => *asked = None,
+            event => {
+                minutes.hear(&event);
+                let lines = minutes.take();
+                if unwritten.is_ok() {
+                    unwritten = log.write(&lines);
+                }
+            }
+        };
         let one = match &mut driver {
             Driver::Expert => {
                 rollout_expert(&mut environment, &mut ExternalExpert, &episode, &options, watch)?
             }
             Driver::Policy(policy) => rollout(&mut environment, policy.as_mut(), &episode, &options, watch)?,
         };
+        unwritten?;
+        log.write(&minutes.finish())?;
         driven(&episode, &one)?;
         said(&episode, &one);
         infer_secs.extend_from_slice(&one.infer_secs);
@@ -214,7 +229,7 @@ pub fn eval(outside: &Outside, key: &str, job: &Job) -> Result<()> {
     let ms = |q| quantile(&infer_secs, q) * 1e3;
     if job.json {
         let answer = json!({"env": key, "policy": job.policy, "delay_ms": job.delay_ms, "tasks": rows,
-            "policy_ms": {"p50": ms(0.5), "p99": ms(0.99)}});
+            "log": log.path(), "policy_ms": {"p50": ms(0.5), "p99": ms(0.99)}});
         println!("{answer}");
         return Ok(());
     }

@@ -9,8 +9,8 @@ use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use vela_embodiment::unix_seconds;
-use vela_robots::{ControlHandle, Controller, Stretch, VerdictEntry, Verdicts};
+use vela_embodiment::{Episode, unix_seconds};
+use vela_robots::{ControlHandle, Controller, RolloutEvent, Stretch, Stretches, VerdictEntry, Verdicts};
 
 /// Files of one verb that stay in the state's folder.
 const KEPT: usize = 100;
@@ -45,6 +45,16 @@ impl Logging {
         eprintln!("the gate's verdicts: {}", book.path.display());
         Ok(Log { path: Some(book.path.clone()), book: Some(Arc::new(Mutex::new(book))) })
     }
+
+    /// Whether a file is named.
+    pub fn named(&self) -> bool {
+        self.log.is_some()
+    }
+
+    /// The same if a file is named; without one there is no log.
+    pub fn open_named(&self, verb: &'static str) -> Result<Log> {
+        if self.named() { self.open(verb) } else { Ok(Log { path: None, book: None }) }
+    }
 }
 
 /// An open log, or none.
@@ -57,6 +67,14 @@ impl Log {
     /// The file that it began with.
     pub fn path(&self) -> Option<&Path> {
         self.path.as_deref()
+    }
+
+    /// Writes lines of an episode in lockstep.
+    pub fn write(&self, lines: &[Value]) -> Result<()> {
+        let Some(book) = &self.book else { return Ok(()) };
+        let mut book = book.lock().unwrap_or_else(PoisonError::into_inner);
+        let written = lines.iter().try_for_each(|line| book.write(line));
+        written.context("writing the gate's verdicts (--no-log writes none)")
     }
 
     /// Writes down the verdicts of a loop that has just been started, on a thread of its own. `episode` is said in every
@@ -85,6 +103,52 @@ impl Log {
             }
         };
         Ok(Following { handle, thread })
+    }
+}
+
+/// What the gate says in one episode in lockstep, as lines of a log.
+pub struct Minutes {
+    /// Which one it is, as said in every line.
+    task: String,
+    seed: u64,
+    stretches: Stretches,
+    lines: Vec<Value>,
+}
+
+impl Minutes {
+    /// Of an episode that begins.
+    pub fn of(episode: &Episode) -> Self {
+        Self {
+            task: episode.task.clone(),
+            seed: episode.seed,
+            stretches: Stretches::default(),
+            lines: Vec::new(),
+        }
+    }
+
+    /// To be told everything that happens in it.
+    pub fn hear(&mut self, event: &RolloutEvent<'_>) {
+        let told = self.stretches.rollout(event);
+        told.iter().flatten().for_each(|stretch| self.put(stretch));
+    }
+
+    /// The lines that came since they were taken last.
+    pub fn take(&mut self) -> Vec<Value> {
+        std::mem::take(&mut self.lines)
+    }
+
+    /// The episode is over: the lines that are left.
+    pub fn finish(mut self) -> Vec<Value> {
+        if let Some(rest) = self.stretches.rest() {
+            self.put(&rest);
+        }
+        self.lines
+    }
+
+    fn put(&mut self, stretch: &Stretch) {
+        let mut line = line(stretch);
+        (line["task"], line["seed"]) = (self.task.as_str().into(), self.seed.into());
+        self.lines.push(line);
     }
 }
 

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use vela_embodiment::{Embodiment, EmergencyStop, Frame, InferOptions, Observation, Policy, Stamp};
+use vela_robots::survey::survey;
 use vela_robots::{RemotePolicy, Side, listen_for_stop, open_session, press_stop, release_stop};
 use zenoh::{Session, Wait};
 
@@ -164,6 +165,67 @@ fn an_arm_with_its_certificate_and_user_gets_chunks_through_the_router() -> Fall
     eprintln!(
         "fault: the fleet's router goes and comes back: the policy missed after {missed:.0} ms, chunks again \
          {again:.0} ms after it was back"
+    );
+    Ok(())
+}
+
+/// `vela act` for both arms.
+fn act(fleet: &Fleet, name: &str) -> Fallible<Running> {
+    let args = ["act", "--key", "vela/arm1", "--key", "vela/arm2", "--for-secs", "240"];
+    Ok(Running(fleet.vela(&args, name, &[])?.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?))
+}
+
+#[test]
+fn two_policies_serve_two_arms_one_is_killed_and_no_arm_serves_another() -> Fallible<()> {
+    let fleet = Fleet::start()?;
+    let arms = [fleet.open("arm", &[])?, fleet.open("arm", &[("arm1", "arm2")])?];
+    let operator = fleet.open("operator", &[])?;
+    let so101 = Embodiment::so101()?;
+    let remote = |arm: &Session, key: &str| RemotePolicy::new(arm, key, &so101, 5.0);
+    let mut remotes = [remote(&arms[0], "vela/arm1")?, remote(&arms[1], "vela/arm2")?];
+
+    // With the first arm's certificate a policy drives that arm and not the second.
+    let own = act(&fleet, "arm")?;
+    remotes[0].wait_ready(60.0)?;
+    let none = |remote: &mut RemotePolicy| {
+        let said = remote.wait_ready(1.0).err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(said.contains("no policy at vela/arm2"), "{said}");
+    };
+    none(&mut remotes[1]);
+    drop(own);
+    assert!(eventually(|| !remotes[0].alive()));
+
+    // Two policies, both for both arms; each arm asks the first, until it is killed.
+    let mut first = act(&fleet, "policy")?;
+    for remote in &mut remotes {
+        remote.wait_ready(60.0)?;
+    }
+    let _second = act(&fleet, "policy")?;
+    let served = ["vela/arm1", "vela/arm1", "vela/arm2", "vela/arm2"];
+    assert!(eventually(|| survey(&operator, 0, 0.1).is_ok_and(|seen| seen.policies == served)));
+    // The first arm asks in nobody's name but its own.
+    none(&mut remote(&arms[0], "vela/arm2")?);
+
+    let history = [observation()?];
+    let (mut lost, mut longest) = ([0, 0], Duration::ZERO);
+    for k in 0..20 {
+        if k == 10 {
+            // SIGKILL: a question is on its way, or will be in a moment.
+            first.0.kill()?;
+        }
+        for (remote, lost) in remotes.iter_mut().zip(&mut lost) {
+            let asked = Instant::now();
+            *lost += usize::from(remote.infer(&history, &InferOptions::default()).is_err());
+            if k >= 10 {
+                longest = longest.max(asked.elapsed());
+            }
+        }
+    }
+    assert!(lost.iter().all(|lost| *lost <= 1), "{lost:?} chunks lost by a kill");
+    eprintln!(
+        "fault: a fleet's policy server killed, another serves its two arms too: {lost:?} of 20 chunks of each lost, the \
+         slowest answer after the kill took {:.0} ms",
+        longest.as_secs_f64() * 1e3
     );
     Ok(())
 }

@@ -92,12 +92,26 @@ fn an_environment_in_another_process_is_scored_and_recorded() -> Outcome {
         .wait()
         .map_err(|e| e.to_string())?;
     let there = ["--env", "test/world", "--zenoh", &robot, "--seed", "1", "--json"];
-    let scored = vela(&[&["eval", "--policy", "expert", "--episodes", "3"], &there[..]].concat())?;
+    let log = dir.path().join("verdicts.jsonl").display().to_string();
+    let eval = ["eval", "--policy", "expert", "--episodes", "3", "--log", &log];
+    let scored = vela(&[&eval, &there[..]].concat())?;
     let found: Value = serde_json::from_slice(&scored.stdout).map_err(|e| format!("{e}: {scored:?}"))?;
     assert_eq!(
         (found["tasks"][0]["episodes"].as_u64(), found["tasks"][0]["successes"].as_u64()),
         (Some(3), Some(3))
     );
+    // The expert asks for its goal at once; the gate brings the arm there, and says so.
+    let lines = || -> Result<Vec<Value>, Box<dyn std::error::Error>> {
+        Ok(std::fs::read_to_string(&log)?.lines().map(serde_json::from_str).collect::<Result<_, _>>()?)
+    };
+    for seed in 1..4 {
+        let ticks: u64 = lines()?
+            .iter()
+            .filter(|line| line["seed"] == seed)
+            .filter_map(|line| line["ticks"].as_u64())
+            .sum();
+        assert!(ticks > 3, "seed {seed}: {:?}", lines()?);
+    }
 
     let out = dir.path().join("data").display().to_string();
     let record = ["record", "--policy", "expert", "--episodes", "2", "--out", &out];
@@ -118,6 +132,13 @@ fn an_environment_in_another_process_is_scored_and_recorded() -> Outcome {
     let looked = vela(&["episodes", "inspect", &out, "--json"])?;
     let looked: Value = serde_json::from_slice(&looked.stdout)?;
     assert_eq!(looked["frames"], said["frames"], "nothing of it is kept");
+    // The verdicts on it are: every held tick with what it was held for.
+    assert_eq!(vela(&[&eval, &there[..]].concat())?.status.code(), Some(1));
+    let held = lines()?;
+    assert!(held.iter().all(|line| line["held"] == true && line["seed"] == 1), "{held:?}");
+    let cause = |line: &Value| line["trips"][0]["detail"].as_str().unwrap_or_default().to_owned();
+    assert!(held.iter().all(|line| cause(line).contains("no expert here")), "{held:?}");
+    assert!(held.last().is_some_and(|line| cause(line).starts_with("stopped: 10 failures")), "{held:?}");
     Ok(())
 }
 

@@ -8,7 +8,7 @@ mod sessions;
 #[path = "../robots/tests/robots/toll.rs"]
 mod toll;
 
-use cable::{SILENT, Wire};
+use cable::{BROKEN, SILENT, WHOLE, Wire};
 use program::Program;
 use running::Running;
 use serde_json::Value;
@@ -54,6 +54,15 @@ fn arm(dir: &Path, driven: bool) -> std::io::Result<(Vec<Running>, u16)> {
 /// The session's file of who joins an arm at this port.
 fn joins(dir: &Path, port: u16) -> std::io::Result<String> {
     session(&dir.join(format!("at-{port}.json5")), "", &format!("'tcp/127.0.0.1:{port}'"))
+}
+
+/// A session's file as it ships, at another port.
+fn shipped(name: &str, dir: &Path, port: u16) -> std::io::Result<String> {
+    let file = format!("{}/configs/zenoh/{name}.json5", env!("CARGO_MANIFEST_DIR"));
+    let words = std::fs::read_to_string(file)?.replace("127.0.0.1:7447", &format!("127.0.0.1:{port}"));
+    let path = dir.join(format!("{name}-{port}.json5"));
+    std::fs::write(&path, words)?;
+    Ok(text(&path))
 }
 
 fn record(out: &Path, other: &str, rest: &[&str]) -> Command {
@@ -290,6 +299,63 @@ fn a_link_that_falls_silent_and_an_arm_that_dies_each_end_the_episode_and_lose_n
         );
         let name = if silent { "link to the recorder falls silent" } else { "arm dies while it is recorded" };
         Toll { counted, excess_rad: Some(excess), ..Toll::default() }.tell(name);
+    }
+    Ok(())
+}
+
+/// The wire between arm and recorder passes nothing, or its connections are closed and refused, for three seconds; with the
+/// sessions' files that ship, and with those of the other tests. Nobody drives the arm: a simulated one that is driven
+/// ends its episode and goes, and then nothing is there to be recorded.
+#[test]
+fn a_link_that_was_silent_or_closed_is_recorded_again_when_it_is_back() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    for ships in [true, false] {
+        let (_standing, port) = if ships {
+            let port = free_port()?;
+            (start(&shipped("robot", dir.path(), port)?, None)?, port)
+        } else {
+            arm(dir.path(), false)?
+        };
+        for (fault, name) in [(SILENT, "silent"), (BROKEN, "closed")] {
+            let wire = Wire::to(port)?;
+            let other =
+                if ships { shipped("policy", dir.path(), wire.port) } else { joins(dir.path(), wire.port) }?;
+            let out = dir.path().join(format!("{name}-{ships}"));
+            let mut recorder =
+                Program::start(&mut record(&out, &other, &["--episodes", "2", "--episode-secs", "100"]))?;
+            recorder.says("episode 0: recording")?;
+            std::thread::sleep(Duration::from_secs(1));
+            let since = Instant::now();
+            wire.set(fault);
+            let ended = recorder.says("episode 0 ended after")?;
+            std::thread::sleep(Duration::from_secs(3).saturating_sub(since.elapsed()));
+            let healed = Instant::now();
+            wire.set(WHOLE);
+            // As long as it takes on a busy machine, up to the minute that it waits for the arm.
+            let again = recorder.says("episode 1: recording")?;
+            assert!(again > healed, "nothing was cut: {:?}", recorder.heard);
+            std::thread::sleep(Duration::from_secs(1));
+            assert!(
+                Command::new("kill").args(["-INT", &recorder.child.id().to_string()]).status()?.success()
+            );
+            assert!(recorder.child.wait()?.success(), "{:?}", recorder.heard);
+            let whole = sound(&out, &[])?;
+            assert_eq!(whole["episodes"], 2, "{whole}");
+            let episodes = Dataset::open(&out)?.iter().collect::<Result<Vec<_>, _>>()?;
+            assert!(episodes[0].extra["ended"].as_str().is_some_and(|why| why.contains(" old")));
+            assert_eq!(episodes[1].extra["ended"], "interrupted");
+            let (excess, frames) = (worst_rad(&episodes)?, episodes[1].frames.len());
+            assert!(excess == 0.0 && frames >= 10, "{excess} rad, {frames} frames");
+            let ms = |from: Instant, to: Instant| to.duration_since(from).as_secs_f64() * 1e3;
+            let counted = format!(
+                "the episode ended after {:.0} ms, the next one began {:.0} ms after the link was back",
+                ms(since, ended),
+                ms(healed, again)
+            );
+            let files = if ships { "files that ship" } else { "retries of 0.1 s" };
+            let fault = format!("link to the recorder {name} for 3 s and healed, {files}");
+            Toll { counted, excess_rad: Some(excess), ..Toll::default() }.tell(&fault);
+        }
     }
     Ok(())
 }

@@ -155,25 +155,32 @@ impl SafetyGate {
     /// One tick: `asked` is the plan's action and the stamp of the observation that it answers, or `None` when
     /// there is no plan. Times are on the robot's clock.
     pub fn check(&mut self, asked: Option<(&Action, Stamp)>, now: Stamp) -> Verdict {
+        self.decide(asked.ok_or("no plan for this tick"), now)
+    }
+
+    /// One tick without a plan, and why there is none: the arm brakes and stands.
+    pub fn hold(&mut self, why: &str, now: Stamp) -> Verdict {
+        self.decide(Err(why), now)
+    }
+
+    fn decide(&mut self, asked: std::result::Result<(&Action, Stamp), &str>, now: Stamp) -> Verdict {
         let mut trips = Vec::new();
-        let refused = self.refusal(asked, now);
+        let trusted = self.trusted(asked, now);
         self.last_tick = Some(now);
-        let (next, held) = match (refused, asked) {
-            (None, Some((action, _))) => {
+        let (next, held) = match trusted {
+            Ok(action) => {
                 let next = self.follow(&action.joint_targets, &mut trips, now);
                 self.plan_way(&next);
                 match self.space.refuses(&self.targets, &self.way) {
                     None => (next, false),
                     Some((reason, detail)) => {
-                        trips.push(Trip { reason, detail, stamp: now });
+                        trips.push(Trip::new(reason, detail, now));
                         (self.brake(), true)
                     }
                 }
             }
-            (refused, _) => {
-                let (reason, detail) =
-                    refused.unwrap_or((TripReason::NoPlan, "no plan for this tick".into()));
-                trips.push(Trip { reason, detail, stamp: now });
+            Err(trip) => {
+                trips.push(trip);
                 (self.brake(), true)
             }
         };
@@ -193,42 +200,58 @@ impl SafetyGate {
         Verdict { action, held, trips }
     }
 
-    fn refusal(&mut self, asked: Option<(&Action, Stamp)>, now: Stamp) -> Option<(TripReason, String)> {
+    /// The action, unless there is none or it cannot be trusted.
+    fn trusted<'a>(
+        &mut self,
+        asked: std::result::Result<(&'a Action, Stamp), &str>,
+        now: Stamp,
+    ) -> std::result::Result<&'a Action, Trip> {
         let period = self.embodiment.period_secs();
+        let refuse = |reason, detail: String| Err(Trip::new(reason, detail, now));
+        let mistimed = |reason, detail: String, secs: f64| {
+            // To the microsecond.
+            let measured_ms = Some((secs * 1e6).round() / 1e3);
+            Err(Trip { measured_ms, ..Trip::new(reason, detail, now) })
+        };
         if self.emergency.pressed() {
             self.pressed = Some(now);
-            return Some((TripReason::EmergencyStop, self.emergency.reason()));
+            return refuse(TripReason::EmergencyStop, self.emergency.reason());
         }
         if let Some(last) = self.last_tick.filter(|last| now.secs_since(*last) < 0.5 * period) {
-            let gap = now.secs_since(last);
-            return Some((
-                TripReason::Rate,
-                format!("{gap:.4} s after the last action, period {period:.4} s"),
-            ));
+            let detail = format!("less than half a period of {period:.4} s after the last action");
+            return mistimed(TripReason::Rate, detail, now.secs_since(last));
         }
-        let (action, observed) = asked?;
+        let (action, observed) = match asked {
+            Ok(asked) => asked,
+            Err(why) => return refuse(TripReason::NoPlan, why.to_owned()),
+        };
         let n = self.targets.len();
         for (what, m) in [("targets", action.joint_targets.len()), ("efforts", self.efforts.len())] {
             if m != n && !(what == "efforts" && m == 0) {
-                return Some((TripReason::Shape, format!("expected {n} {what}, got {m}")));
+                return refuse(TripReason::Shape, format!("expected {n} {what}, got {m}"));
             }
         }
         for (what, values) in [("target", &action.joint_targets), ("effort", &self.efforts)] {
             if let Some(k) = values.iter().position(|x| !x.is_finite()) {
                 let name = &self.embodiment.joints[k].name;
-                return Some((TripReason::NotFinite, format!("{what} of joint '{name}'")));
+                return refuse(TripReason::NotFinite, format!("{what} of joint '{name}'"));
             }
         }
         let age = now.secs_since(observed);
         let most = self.embodiment.safety.max_observation_age_secs;
-        if age > most || age < -period {
-            let detail = format!("the plan's observation is {age:.3} s old, at most {most} s");
-            return Some((TripReason::Stale, detail));
+        if age > most {
+            let detail = format!("the plan's observation is more than {most} s old");
+            return mistimed(TripReason::Stale, detail, age);
+        }
+        if age < -period {
+            let detail = "the plan's observation is from a time that has not come".to_owned();
+            return mistimed(TripReason::Stale, detail, age);
         }
         if self.pressed.is_some_and(|pressed| observed <= pressed) {
-            return Some((TripReason::Stale, "the plan is from before the emergency stop's release".into()));
+            let detail = "the plan is from before the emergency stop's release".to_owned();
+            return refuse(TripReason::Stale, detail);
         }
-        None
+        Ok(action)
     }
 
     fn motion(&self, joint: usize) -> Motion {
@@ -258,7 +281,7 @@ impl SafetyGate {
             let mut note = |reason, asked: f64, allowed: f64| {
                 let detail =
                     format!("joint '{}': asked {}, allowed {}", joint.name, figure(asked), figure(allowed));
-                trips.push(Trip { reason, detail, stamp: now });
+                trips.push(Trip::new(reason, detail, now));
             };
             let mut target = wanted[k];
             // A joint that pushes too hard may only give way.

@@ -180,7 +180,7 @@ impl Vlm {
         if let Some(adapter) = adapter {
             weights = merged_weights(adapter, &weights, crate::names::ours)?;
         }
-        let weights = crate::names::renamed(&weights, &config.vision_kind)?;
+        let weights = crate::names::renamed(&weights, &config.vision_kind)?.packed()?;
         let mut vlm = Self::new(&weights, &config)?;
         let tied = config.decoder.tied;
         // Copies of the one table, which some writers keep.

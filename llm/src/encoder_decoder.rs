@@ -116,7 +116,7 @@ impl EncoderDecoder {
     /// What the readers refuse; every missing, unused or mis-shaped tensor, in one error.
     pub fn load(dir: &Path) -> Result<Self> {
         let config = EncoderDecoderConfig::from_hf(&crate::trace::config_json(dir)?)?;
-        let weights = Weights::load_dir(dir)?;
+        let weights = Weights::load_dir(dir)?.packed()?;
         let model = Self::new(&weights, &config)?;
         // Copies of the one table.
         let copies = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"];

@@ -6,7 +6,7 @@ use std::path::Path;
 use vela_nn::{Error, Result, Weights};
 
 /// Reads a Hugging Face folder's decoder (`config.json`, one or more `*.safetensors`; F32, F16 or BF16), or one that
-/// [`crate::quantise`] wrote.
+/// [`crate::quantise`] wrote. It is only asked: its matrices have no gradient.
 ///
 /// # Errors
 /// What the config's or the weights' readers refuse; every missing, unused or mis-shaped tensor, in one error.
@@ -16,7 +16,7 @@ pub fn load(dir: &Path) -> Result<Decoder> {
         let (weights, config) = quantise::open(dir, config)?;
         return from_weights(&weights, &config);
     }
-    from_weights(&Weights::load_dir(dir)?, &config)
+    from_weights(&Weights::load_dir(dir)?.packed()?, &config)
 }
 
 /// The decoder that a whole checkpoint holds, under the names of its family.

@@ -47,11 +47,13 @@ pub struct TextModel {
 /// # Errors
 /// What the readers of the parts refuse.
 pub fn load(path: &Path) -> Result<TextModel> {
-    match crate::gguf::find(path) {
+    let model = match crate::gguf::find(path) {
         Some(file) => from_gguf(&file),
         None if path.is_dir() => from_dir(path),
         None => Err(Error::parse(path.display(), "expected a GGUF file or a model folder")),
-    }
+    };
+    vela_nn::give_back();
+    model
 }
 
 fn from_dir(dir: &Path) -> Result<TextModel> {
@@ -80,20 +82,34 @@ pub(crate) fn context_of(config: &Json) -> usize {
 fn from_gguf(path: &Path) -> Result<TextModel> {
     let file = Gguf::open(path)?;
     let metadata = file.metadata();
-    let tokenizer = Tokenizer::from_gguf(metadata)?;
+    // A large vocabulary takes as long as the weights.
+    let (tokenizer, stack) = std::thread::scope(|scope| {
+        let tokenizer = scope.spawn(|| Tokenizer::from_gguf(metadata));
+        let stack = stack(&file);
+        (tokenizer.join(), stack)
+    });
+    let tokenizer = tokenizer.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
     let template = ChatTemplate::from_gguf(metadata)?;
-    let count = |key: &str| metadata.get(key).and_then(gguf::Value::as_count).map(|n| n as usize);
-    let architecture = file.text("general.architecture")?;
-    let context = count(&format!("{architecture}.context_length")).unwrap_or(CONTEXT);
     let stop = gguf_stop(&file, &tokenizer);
-    if crate::gguf::is_encoder_decoder(&file) {
-        let reader = crate::gguf::reader(&file, Precision::Fast)?;
-        let decoder = Arc::new(reader.decoder().clone());
-        let (reader, context) = (Some(Arc::new(reader)), CONTEXT);
-        return Ok(TextModel { decoder, reader, tokenizer, template, stop, context });
+    let (decoder, reader) = stack?;
+    let context = match &reader {
+        // Its positions are distances: no number of them is the last.
+        Some(_) => CONTEXT,
+        None => {
+            let key = format!("{}.context_length", file.text("general.architecture")?);
+            metadata.get(&key).and_then(gguf::Value::as_count).map_or(CONTEXT, |n| n as usize)
+        }
+    };
+    Ok(TextModel { decoder, reader, tokenizer, template, stop, context })
+}
+
+/// The stack of a file that writes, and the whole of an encoder-decoder.
+fn stack(file: &Gguf) -> Result<(Arc<Decoder>, Option<Arc<EncoderDecoder>>)> {
+    if crate::gguf::is_encoder_decoder(file) {
+        let reader = crate::gguf::reader(file, Precision::Fast)?;
+        return Ok((Arc::new(reader.decoder().clone()), Some(Arc::new(reader))));
     }
-    let decoder = Arc::new(crate::gguf::decoder(&file, Precision::Fast)?);
-    Ok(TextModel { decoder, reader: None, tokenizer, template, stop, context })
+    Ok((Arc::new(crate::gguf::decoder(file, Precision::Fast)?), None))
 }
 
 /// The tokens that end an answer of a folder's model.

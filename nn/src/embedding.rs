@@ -1,9 +1,11 @@
 //! Rows of a table by number.
 
+use crate::kernels::quant_pack::Packed;
 use crate::quant::{Blocks, Precision};
 use crate::weights::Matrix;
 use crate::{Error, Init, Linear, Result, Weights, kernels};
 use candle_core::{DType, Tensor};
+use std::sync::Arc;
 
 /// A table of `[count, width]`, float32 or quantised.
 #[derive(Clone, Debug)]
@@ -11,10 +13,24 @@ pub struct Embedding {
     table: Table,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 enum Table {
     Dense(Tensor),
     Blocks(Blocks, Precision),
+    /// The weight of the output projection, whose rows are read back.
+    Packed(Arc<Packed>),
+}
+
+impl std::fmt::Debug for Table {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Dense(table) => table.fmt(f),
+            Self::Blocks(blocks, _) => blocks.fmt(f),
+            Self::Packed(packed) => {
+                write!(f, "{} [{}, {}]", packed.format().name(), packed.rows(), packed.columns())
+            }
+        }
+    }
 }
 
 impl Embedding {
@@ -39,12 +55,20 @@ impl Embedding {
         Ok(Self { table: Table::Dense(table) })
     }
 
-    /// The output projection of a model with tied embeddings: this table as a linear layer without bias.
-    pub fn projection(&self) -> Result<Linear> {
-        match &self.table {
-            Table::Dense(table) => Linear::from_tensors(table.clone(), None),
-            Table::Blocks(blocks, precision) => Linear::from_blocks(blocks.clone(), *precision, None),
+    /// The output projection of a model with tied embeddings: this table as a linear layer without bias. Where that packs the
+    /// table, this embedding reads its rows from the packed one from now on.
+    pub fn projection(&mut self) -> Result<Linear> {
+        let (blocks, precision) = match &self.table {
+            Table::Dense(table) => return Linear::from_tensors(table.clone(), None),
+            Table::Blocks(blocks, precision) => (blocks, *precision),
+            Table::Packed(packed) => return Ok(Linear::from_packed(packed.clone())),
+        };
+        if precision == Precision::Exact {
+            return Linear::from_blocks(blocks.clone(), precision, None);
         }
+        let packed = Arc::new(Packed::new(blocks));
+        self.table = Table::Packed(packed.clone());
+        Ok(Linear::from_packed(packed))
     }
 
     /// The table as float32, `[count, width]`; of a quantised one, a copy.
@@ -52,6 +76,13 @@ impl Embedding {
         match &self.table {
             Table::Dense(table) => Ok(table.clone()),
             Table::Blocks(blocks, _) => blocks.tensor(),
+            Table::Packed(packed) => {
+                let mut out = vec![0.0; packed.rows() * packed.columns()];
+                for (row, out) in out.chunks_exact_mut(packed.columns().max(1)).enumerate() {
+                    packed.row(row, out);
+                }
+                kernels::data::tensor(out, (packed.rows(), packed.columns()))
+            }
         }
     }
 
@@ -60,18 +91,22 @@ impl Embedding {
         if ids.dtype() != DType::U32 {
             return Err(Error::invalid(format!("embedding: expected u32 ids, got {:?}", ids.dtype())));
         }
-        let blocks = match &self.table {
+        let (count, width) = match &self.table {
             Table::Dense(table) => return kernels::embedding::embedding(table, ids),
-            Table::Blocks(blocks, _) => blocks,
+            Table::Blocks(blocks, _) => blocks.rows(),
+            Table::Packed(packed) => (packed.rows(), packed.columns()),
         };
-        let (count, width) = blocks.rows();
         let numbers = ids.flatten_all()?.to_vec1::<u32>()?;
         if let Some(bad) = numbers.iter().find(|id| **id as usize >= count) {
             return Err(Error::invalid(format!("embedding: expected ids below {count}, got {bad}")));
         }
         let mut out = vec![0.0; numbers.len() * width];
         for (out, id) in out.chunks_exact_mut(width.max(1)).zip(&numbers) {
-            blocks.format().dequantise(blocks.row(*id as usize, 1), out);
+            match &self.table {
+                Table::Blocks(blocks, _) => blocks.format().dequantise(blocks.row(*id as usize, 1), out),
+                Table::Packed(packed) => packed.row(*id as usize, out),
+                Table::Dense(_) => {}
+            }
         }
         let mut shape = ids.dims().to_vec();
         shape.push(width);

@@ -40,7 +40,7 @@ pub use error::{Error, Result};
 pub use gguf::Gguf;
 pub use group_norm::{GroupNorm, fixed_batch_norm, mish};
 pub use init::Init;
-pub use kernels::memory::keep_freed;
+pub use kernels::memory::{give_back, keep_freed};
 pub use linear::{Linear, LowRank, linear};
 pub use loss::cross_entropy;
 pub use mlp::{FusedMlp, Mlp, MlpConfig};

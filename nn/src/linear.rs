@@ -1,11 +1,11 @@
 //! The affine map.
 
 use crate::kernels::data::{Values, tensor};
-use crate::kernels::quant::{Activations, products};
-use crate::kernels::quant_pack::Packed;
+use crate::kernels::quant::{Activations, Input, products};
+use crate::kernels::quant_pack::{MOST, Packed};
 use crate::quant::{Blocks, Precision};
 use crate::weights::Matrix;
-use crate::{Error, Init, Result, Weights, kernels};
+use crate::{Error, Init, Norm, Result, Weights, kernels};
 use candle_core::Tensor;
 use std::sync::{Arc, OnceLock};
 
@@ -109,6 +109,12 @@ impl Linear {
         Ok(Self { weight: Self::quantised(weight, precision, input), bias, input_scale: None, beside: None })
     }
 
+    /// From a packed weight, without bias.
+    pub(crate) fn from_packed(weight: Arc<Packed>) -> Self {
+        let input = weight.columns();
+        Self { weight: Weight::Packed(weight, input), bias: None, input_scale: None, beside: None }
+    }
+
     fn quantised(blocks: Blocks, precision: Precision, input: usize) -> Weight {
         if precision == Precision::Exact {
             return Weight::Blocks(blocks);
@@ -175,7 +181,25 @@ impl Linear {
         for layer in layers {
             check(x, layer.dims().1)?;
         }
-        let values = Self::project_all(layers, &Values::of(x)?)?;
+        Self::shaped(layers, x, Self::project_all(layers, Input::from(&*Values::of(x)?))?)
+    }
+
+    /// The same on `norm` of `x`: where no gradient is wanted, rows are normalised as they are laid out for the products, and no
+    /// normalised tensor is stored.
+    pub fn forward_normed(layers: &[&Self], norm: &Norm, x: &Tensor) -> Result<Vec<Tensor>> {
+        if x.track_op() || norm.is_trained() || !layers.iter().all(|layer| layer.takes_rows()) {
+            return Self::forward_all(layers, &norm.forward(x)?);
+        }
+        for layer in layers {
+            check(x, layer.dims().1)?;
+        }
+        let inside = norm.inside(x)?;
+        let rows = Input { values: &Values::of(x)?, norm: Some(&inside) };
+        Self::shaped(layers, x, Self::project_all(layers, rows)?)
+    }
+
+    /// What layers made of `x [.., input]`, as tensors.
+    fn shaped(layers: &[&Self], x: &Tensor, values: Vec<Vec<f32>>) -> Result<Vec<Tensor>> {
         let shaped = |(layer, values): (&&Self, Vec<f32>)| {
             let mut shape = x.dims().to_vec();
             if let Some(last) = shape.last_mut() {
@@ -196,6 +220,11 @@ impl Linear {
         self.weight().is_some() && self.beside.is_none()
     }
 
+    /// Whether it is a constant packed weight and nothing else happens to its rows: it may read them through a norm.
+    pub(crate) fn takes_rows(&self) -> bool {
+        !self.is_trained() && self.beside.is_none() && self.input_scale.is_none() && self.is_packed()
+    }
+
     /// Whether something learns beside its weight.
     pub(crate) fn is_adapted(&self) -> bool {
         self.beside.is_some()
@@ -203,28 +232,31 @@ impl Linear {
 
     /// Rows of `input` values to rows of `output` values.
     pub(crate) fn project(&self, x: &[f32]) -> Result<Vec<f32>> {
-        Ok(Self::project_all(&[self], x)?.pop().unwrap_or_default())
+        Ok(Self::project_all(&[self], Input::from(x))?.pop().unwrap_or_default())
     }
 
     /// The same for several layers of equal input.
-    pub(crate) fn project_all(layers: &[&Self], x: &[f32]) -> Result<Vec<Vec<f32>>> {
+    pub(crate) fn project_all(layers: &[&Self], x: Input) -> Result<Vec<Vec<f32>>> {
         if layers.iter().any(|layer| layer.input_scale.is_some()) {
-            return layers.iter().map(|layer| layer.project_scaled(x)).collect();
+            let x = x.all();
+            return layers.iter().map(|layer| layer.project_scaled(&x)).collect();
         }
         let biases: Vec<Option<Values>> = layers
             .iter()
             .map(|layer| layer.bias.as_ref().map(Values::of).transpose())
             .collect::<Result<_>>()?;
         // Those of one width share a quantisation of the activations; rows that end in zeros are wider.
-        let mut packed: Vec<(usize, &Packed)> =
-            layers.iter().enumerate().filter_map(|(i, layer)| Some((i, layer.packed()?))).collect();
+        let mut packed = Vec::with_capacity(layers.len());
+        for (i, layer) in layers.iter().enumerate() {
+            packed.extend(layer.packed()?.map(|packed| (i, packed)));
+        }
         packed.sort_by_key(|(_, packed)| packed.columns());
         let mut fast: Vec<Option<Vec<f32>>> = layers.iter().map(|_| None).collect();
         for alike in packed.chunk_by(|a, b| a.1.columns() == b.1.columns()) {
             let weights: Vec<&Packed> = alike.iter().map(|(_, packed)| *packed).collect();
             let (columns, input) = (weights[0].columns(), layers[alike[0].0].dims().1);
-            let padded = if columns > input { widened(x, input, columns) } else { Vec::new() };
-            let x = if columns > input { &padded } else { x };
+            let padded = if columns > input { widened(&x.all(), input, columns) } else { Vec::new() };
+            let x = if columns > input { Input::from(&padded[..]) } else { x };
             let with_bias: Vec<_> =
                 alike.iter().map(|(i, packed)| (*packed, biases[*i].as_deref())).collect();
             for ((i, _), out) in alike.iter().zip(products(&Activations::of(x, &weights), &with_bias)) {
@@ -234,12 +266,12 @@ impl Linear {
         let one = |(layer, fast): (&&Self, Option<Vec<f32>>)| -> Result<Vec<f32>> {
             match (&layer.weight, fast) {
                 (Weight::Blocks(blocks), _) => {
-                    let mut out = kernels::quant::exact(x, blocks);
+                    let mut out = kernels::quant::exact(&x.all(), blocks);
                     layer.add_bias(&mut out)?;
                     Ok(out)
                 }
                 (_, Some(out)) => Ok(out),
-                _ => layer.project_dense(x),
+                _ => layer.project_dense(&x.all()),
             }
         };
         layers.iter().zip(fast).map(one).collect()
@@ -252,23 +284,34 @@ impl Linear {
         Self { input_scale: None, ..self.clone() }.project(&scaled)
     }
 
-    fn packed(&self) -> Option<&Packed> {
-        if let Weight::Packed(packed, _) = &self.weight { Some(packed) } else { None }
+    /// Whether its products are worked out on a packed weight.
+    fn is_packed(&self) -> bool {
+        match &self.weight {
+            Weight::Dense { weight, .. } => weight.elem_count() <= MOST && !weight.track_op(),
+            Weight::Blocks(_) => false,
+            Weight::Packed(..) => true,
+        }
     }
 
+    fn packed(&self) -> Result<Option<&Packed>> {
+        Ok(match &self.weight {
+            Weight::Packed(packed, _) => Some(packed),
+            Weight::Dense { weight, packed } if self.is_packed() => {
+                let (output, input) = weight.dims2()?;
+                let values = Values::of(weight)?;
+                Some(packed.get_or_init(|| Packed::dense(&values, output, input)))
+            }
+            _ => None,
+        })
+    }
+
+    /// On a weight that is not packed.
     fn project_dense(&self, x: &[f32]) -> Result<Vec<f32>> {
-        let Weight::Dense { weight, packed } = &self.weight else { return Ok(Vec::new()) };
+        let Weight::Dense { weight, .. } = &self.weight else { return Ok(Vec::new()) };
         let (output, input) = weight.dims2()?;
-        let values = Values::of(weight)?;
         let bias = self.bias.as_ref().map(Values::of).transpose()?;
-        // The copy of a whole vocabulary would be large.
-        if values.len() > 1 << 22 || weight.track_op() {
-            let m = x.len() / input.max(1);
-            return Ok(kernels::linear::forward(x, &values, bias.as_deref(), (m, output, input)));
-        }
-        let packed = packed.get_or_init(|| Packed::dense(&values, output, input));
-        let out = products(&Activations::of(x, &[packed]), &[(packed, bias.as_deref())]);
-        Ok(out.into_iter().next().unwrap_or_default())
+        let m = x.len() / input.max(1);
+        Ok(kernels::linear::forward(x, &Values::of(weight)?, bias.as_deref(), (m, output, input)))
     }
 
     fn add_bias(&self, rows: &mut [f32]) -> Result<()> {

@@ -1,6 +1,6 @@
 //! Feed-forward networks: plain and gated (Shazeer, 2020).
 
-use crate::{Activation, D, Error, Linear, Result, Weights, kernels};
+use crate::{Activation, D, Error, Linear, Norm, Result, Weights, kernels};
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
@@ -61,13 +61,33 @@ impl Mlp {
         (self.gate.as_ref(), &self.up, &self.down, self.activation)
     }
 
-    /// `x [.., input]` to `[.., output]`.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    /// [`Mlp::forward`] on `norm` of `x`, as [`Linear::forward_normed`] has it.
+    pub fn forward_normed(&self, norm: &Norm, x: &Tensor) -> Result<Tensor> {
+        let plain = !self.down.is_adapted() && !self.down.is_trained();
+        if x.track_op() || norm.is_trained() || !plain || !self.first().all(Linear::takes_rows) {
+            return self.forward(&norm.forward(x)?);
+        }
+        self.check(x)?;
+        kernels::mlp::normed(x, &norm.inside(x)?, self.gate.as_ref(), &self.up, &self.down, self.activation)
+    }
+
+    /// What reads the input.
+    fn first(&self) -> impl Iterator<Item = &Linear> {
+        [&self.up].into_iter().chain(&self.gate)
+    }
+
+    fn check(&self, x: &Tensor) -> Result<()> {
         let (_, input) = self.up.dims();
         if x.rank() < 2 || x.dims().last() != Some(&input) {
             return Err(Error::shape("input of a feed-forward network", format!("[.., {input}]"), x.dims()));
         }
-        let layers = || [&self.up, &self.down].into_iter().chain(&self.gate);
+        Ok(())
+    }
+
+    /// `x [.., input]` to `[.., output]`.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.check(x)?;
+        let layers = || self.first().chain([&self.down]);
         let learns = x.track_op() || layers().any(Linear::is_trained);
         if layers().any(|layer| layer.is_adapted() || learns && !layer.is_plain()) {
             let up = self.up.forward(x)?;

@@ -79,11 +79,28 @@ impl Norm {
 
     /// `x [.., width]` to the same shape.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.check(x)?;
+        kernels::norm::norm(x, self.config, self.weight.as_ref(), self.bias.as_ref())
+    }
+
+    /// This norm for whatever reads the rows of `x [.., width]`, where no gradient is wanted for it.
+    pub(crate) fn inside(&self, x: &Tensor) -> Result<kernels::norm::Inside<'_>> {
+        self.check(x)?;
+        let width = x.dims().last().copied().unwrap_or(1).max(1);
+        kernels::norm::Inside::new(self.config, width, self.weight.as_ref(), self.bias.as_ref())
+    }
+
+    /// Whether a gradient is wanted for the scale or the bias.
+    pub(crate) fn is_trained(&self) -> bool {
+        [&self.weight, &self.bias].into_iter().flatten().any(Tensor::track_op)
+    }
+
+    fn check(&self, x: &Tensor) -> Result<()> {
         if let Some(weight) = &self.weight
             && x.dims().last() != weight.dims().first()
         {
             return Err(Error::shape("input of a norm", format!("[.., {}]", weight.elem_count()), x.dims()));
         }
-        kernels::norm::norm(x, self.config, self.weight.as_ref(), self.bias.as_ref())
+        Ok(())
     }
 }

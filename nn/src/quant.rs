@@ -393,8 +393,14 @@ impl Blocks {
 
     /// Lets the system take back the memory of the mapped pages; they come back from the file when they are read again.
     pub(crate) fn forget(&self) {
+        self.forget_rows(0..self.rows().0);
+    }
+
+    /// The same of some rows.
+    pub(crate) fn forget_rows(&self, rows: std::ops::Range<usize>) {
         if let Bytes::Mapped(file, start, end) = &self.bytes {
-            file.forget(*start..*end);
+            let size = self.format.row_bytes(self.rows().1);
+            file.forget(start + rows.start * size..(start + rows.end * size).min(*end));
         }
     }
 }

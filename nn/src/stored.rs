@@ -89,8 +89,10 @@ impl Stored {
             Self::Blocks(blocks) => return blocks.tensor(),
             Self::Raw { file, dtype, shape, start, end } => (file, dtype, shape, *start..*end),
         };
-        let bytes =
-            file.bytes().get(range).ok_or_else(|| Error::parse(name, "its bytes lie outside the file"))?;
+        let bytes = file
+            .bytes()
+            .get(range.clone())
+            .ok_or_else(|| Error::parse(name, "its bytes lie outside the file"))?;
         let pairs = || bytes.as_chunks::<2>().0.iter().copied();
         let values: Vec<f32> = match dtype {
             Dtype::F32 => bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
@@ -98,6 +100,9 @@ impl Stored {
             Dtype::BF16 => pairs().map(|b| half::bf16::from_le_bytes(b).to_f32()).collect(),
             other => return Err(Error::parse(name, format!("expected F32, F16 or BF16, got {other:?}"))),
         };
+        if let FileBytes::Mapped(file) = &**file {
+            file.forget(range);
+        }
         Ok(Tensor::from_vec(values, shape.as_slice(), &Device::Cpu)?)
     }
 }

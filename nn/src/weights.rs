@@ -2,7 +2,7 @@
 
 use crate::error::{Misshaped, WeightsReport};
 use crate::init::Init;
-use crate::kernels::quantise;
+use crate::kernels::{quant_pack, quantise};
 use crate::linear::LowRank;
 use crate::quant::{Blocks, Format, Keep, Precision};
 use crate::stored::{FileBytes, Stored, files_of, index_file, read_files};
@@ -341,6 +341,19 @@ impl Weights {
             }
             _ => Err(Error::invalid("the format of weights comes before the layers made of them")),
         }
+    }
+
+    /// The same constants for a model that is only asked: matrices that are packed at their first use anyway are packed as they
+    /// are read, and not kept as they came. They have no gradient. Call it before any layer has asked for a tensor.
+    ///
+    /// # Errors
+    /// As [`Weights::kept`].
+    pub fn packed(self) -> Result<Self> {
+        let small =
+            |stored: &Stored| matches!(*stored.shape(), [a, b] if (1..=quant_pack::MOST).contains(&(a * b)));
+        let stored = self.source.stored.iter().filter(|(_, stored)| small(stored));
+        let names: BTreeSet<String> = stored.map(|(name, _)| name.clone()).collect();
+        self.kept(move |name| names.contains(name).then_some(Format::F32))
     }
 
     /// As [`Weights::get_init`] for `[rows, columns]`, left as it is stored where that is quantised or to be packed.

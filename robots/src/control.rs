@@ -17,7 +17,7 @@ mod verdicts;
 
 pub use report::{ControlEvent, ControlReport, TickReport};
 pub use shared::{ControlHandle, Latest};
-pub use verdicts::{Stretch, VerdictEntry, Verdicts};
+pub use verdicts::{Stretch, Stretches, VerdictEntry, Verdicts};
 
 use crate::priority::{self, Urgency};
 use crate::resolve::{Resolver, require_policy_fits};

@@ -20,7 +20,7 @@ pub mod wire;
 pub use arm_file::{ArmFile, RealArm};
 pub use control::{
     ControlEvent, ControlHandle, ControlOptions, ControlReport, Controller, Finished, Latest, State, Stretch,
-    TickReport, VerdictEntry, Verdicts,
+    Stretches, TickReport, VerdictEntry, Verdicts,
 };
 pub use external::{External, ExternalExpert};
 pub use link::{

@@ -12,6 +12,9 @@ use vela_embodiment::{
     Result, SafetyGate, TripReason, Verdict,
 };
 
+/// Why the arm holds, when nothing has failed.
+const NO_PLAN: &str = "no plan for this tick";
+
 /// How to play.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RolloutOptions {
@@ -159,6 +162,7 @@ fn play<E: Environment + ?Sized>(
     let mut done = Rollout { instruction: first.instruction.clone(), ..Rollout::default() };
     let mut fresh = Some(first);
     let mut failures_in_a_row = 0;
+    let mut cause = NO_PLAN.to_owned();
     while done.ticks < options.max_ticks && !environment.outcome().finished && done.stopped.is_none() {
         let now = clock.now();
         let looked = match fresh.take() {
@@ -179,7 +183,10 @@ fn play<E: Environment + ?Sized>(
             hook(environment, event);
         });
         match answer.thought {
-            Ok(true) => failures_in_a_row = 0,
+            Ok(true) => {
+                failures_in_a_row = 0;
+                NO_PLAN.clone_into(&mut cause);
+            }
             Ok(false) => {}
             Err(error) => {
                 let text = error.to_string();
@@ -189,13 +196,17 @@ fn play<E: Environment + ?Sized>(
                 if failures_in_a_row >= options.failures_allowed {
                     done.stopped = Some(format!("{failures_in_a_row} failures in a row, the last: {text}"));
                 }
+                cause.clone_from(&text);
                 done.last_failure = Some(text);
             }
         }
         let stamp = answer.action.as_ref().map_or(now, |(_, stamp)| *stamp);
         let mut asked = answer.action.map(|(action, _)| action);
         hook(environment, RolloutEvent::Asking { asked: &mut asked });
-        let verdict = gate.check(asked.as_ref().map(|action| (action, stamp)), now);
+        let verdict = match &asked {
+            Some(action) => gate.check(Some((action, stamp)), now),
+            None => gate.hold(&cause, now),
+        };
         done.held_ticks += usize::from(verdict.held);
         let applied = environment.apply(verdict.action.clone())?;
         hook(
@@ -210,8 +221,8 @@ fn play<E: Environment + ?Sized>(
         );
         done.ticks += 1;
     }
-    if done.stopped.is_some() {
-        brake(environment, &mut gate, &mut done)?;
+    if let Some(why) = done.stopped.clone() {
+        brake(environment, &mut gate, &mut done, &format!("stopped: {why}"), hook)?;
     }
     done.outcome = environment.outcome();
     done.trips.clone_from(gate.counts());
@@ -223,10 +234,16 @@ fn brake<E: Environment + ?Sized>(
     environment: &mut E,
     gate: &mut SafetyGate,
     done: &mut Rollout,
+    why: &str,
+    hook: &mut Hook<'_, E>,
 ) -> Result<()> {
     for _ in 0..environment.embodiment().control_hz.ceil() as usize {
-        let verdict = gate.check(None, environment.clock().now());
-        environment.apply(verdict.action)?;
+        let verdict = gate.hold(why, environment.clock().now());
+        let applied = environment.apply(verdict.action.clone())?;
+        let tick = done.ticks;
+        let event =
+            RolloutEvent::Tick { tick, observation: None, asked: None, verdict: &verdict, applied: &applied };
+        hook(environment, event);
         done.ticks += 1;
         done.held_ticks += 1;
         if gate.speeds().iter().all(|speed| speed.abs() < 1e-9) {

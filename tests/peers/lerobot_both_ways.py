@@ -4,11 +4,13 @@ Usage: python tests/peers/lerobot_both_ways.py [VELA]     (needs lerobot >= 0.6,
 `pip install 'lerobot[dataset]==0.6.1'` into a virtual environment: it brings torch.
 """
 
+import contextlib
 import json
 import logging
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +24,7 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 here = pathlib.Path(__file__).resolve().parent
 vela = sys.argv[1] if len(sys.argv) > 1 else str(here.parent.parent / "target/release/vela")
+arm_file = here.parent.parent / "configs/arms/so101-ros2.toml"
 
 
 def run(*args):
@@ -68,6 +71,55 @@ def size(folder):
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
+def in_the_second(recording, folder, enough):
+    """Waits until a recorder has committed one episode and its journal of the second is longer than so many bytes."""
+    journal = folder / "meta/.pending"
+    while True:
+        assert recording.poll() is None, "the recorder ended before it could be killed"
+        if journal.exists():
+            with contextlib.suppress(FileNotFoundError), journal.open("rb") as file:
+                if b'"episode":1,' in file.read(64) and journal.stat().st_size > enough:
+                    return
+        time.sleep(0.002)
+
+
+def left(killed):
+    """What LeRobot reads of a killed recording: frames as it is, the dataset once repaired, frames that were found."""
+    # As it is, it opens, and what was committed is read.
+    whole = opened(killed)
+    tasks = {whole[k]["task"] for k in range(len(whole))}
+    repaired = run("episodes", "check", killed, "--repair")
+    mended = sound(killed)
+    assert len(mended) >= len(whole) > 0 and tasks <= {mended[k]["task"] for k in range(len(mended))}
+    return len(whole), mended, repaired["repaired"]["recovered_frames"]
+
+
+@contextlib.contextmanager
+def live_arm(folder):
+    """The simulated arm and a policy that drives it, each a process of its own; the zenoh file of who joins them."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    files = {}
+    for side in ("robot", "policy"):
+        files[side] = folder / f"{side}-{port}.json5"
+        shipped = (here.parent.parent / f"configs/zenoh/{side}.json5").read_text()
+        assert "7447" in shipped
+        files[side].write_text(shipped.replace("7447", port))
+    # A scene whose task the policy does not solve: the arm moves for 15 s.
+    sim = ["sim", "--task", "stack", "--seed", "2000002", "--wait-secs", "120", "--hold-secs", "120", "--no-log"]
+    commands = ([*sim, "--zenoh", files["robot"]], ["act", "--zenoh", files["policy"]])
+    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    running = [subprocess.Popen([vela, *command], **quiet) for command in commands]
+    try:
+        yield files["policy"]
+        assert [process.poll() for process in running] == [None, None], "arm or policy ended"
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
 with tempfile.TemporaryDirectory() as folder:
     folder = pathlib.Path(folder)
     data = folder / "recorded"
@@ -107,28 +159,42 @@ with tempfile.TemporaryDirectory() as folder:
             [vela, "record", "--out", killed, "--episodes", "50", "--task", "pick", *form],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )
-        pending = killed / "meta/.pending"
-        info = killed / "meta/info.json"
-        # In the middle of the second episode.
-        while not (
-            info.exists()
-            and json.loads(info.read_text())["total_episodes"] == 1
-            and pending.exists()
-            and pending.stat().st_size > enough
-        ):
-            assert recording.poll() is None
-            time.sleep(0.002)
+        in_the_second(recording, killed, enough)
         recording.send_signal(signal.SIGKILL)
         recording.wait()
-        # As it is, it opens, and what was committed is read.
-        whole = opened(killed)
-        tasks = {whole[k]["task"] for k in range(len(whole))}
-        repaired = run("episodes", "check", killed, "--repair")
-        mended = sound(killed)
-        assert len(mended) >= len(whole) > 0 and tasks <= {mended[k]["task"] for k in range(len(mended))}
-        found = repaired["repaired"]["recovered_frames"]
+        read, mended, found = left(killed)
         name = " of video" if form else ""
-        print(f"a killed recording{name}: LeRobot reads {len(whole)} frames, after the repair {len(mended)} ({found} found)")
+        print(f"a killed recording{name}: LeRobot reads {read} frames, after the repair {len(mended)} ({found} found)")
+
+    for form in ([], ["--video", "h264"]):
+        killed = folder / f"killed-live{len(form)}"
+        with live_arm(folder) as joins:
+            recording = subprocess.Popen(
+                [
+                    vela, "record", "--robot", arm_file, "--out", killed, "--episodes", "2", "--task", "stack them",
+                    "--episode-secs", "2", "--zenoh", joins, *form,
+                ],
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            )
+            in_the_second(recording, killed, 0)
+            begun = time.monotonic()
+            time.sleep(1.5)
+            passed = round(30 * (time.monotonic() - begun))
+            recording.send_signal(signal.SIGKILL)
+            recording.wait()
+        read, mended, found = left(killed)
+        # Two seconds at 30 Hz were committed; of the second episode at most the last second is lost.
+        assert read == 60 and len(mended) == 60 + found, (read, len(mended), found)
+        assert passed - 30 <= found < 60, (passed, found)
+        assert mended[59]["task"] == mended[60]["task"] == "stack them"
+        assert [mended[60 + k]["frame_index"].item() for k in range(found)] == list(range(found))
+        moved = torch.stack([mended[k]["observation.state"] for k in range(len(mended))]).std(0).max().item()
+        assert moved > 0.01, f"the arm moved by {moved} rad"
+        name = ", as video" if form else ""
+        print(
+            f"a killed recording of a live arm{name}: LeRobot reads {read} frames, after the repair {len(mended)} "
+            f"({found} found; its second episode had run for {passed})"
+        )
 
     split = run("episodes", "split", data, "--out", folder / "split", "--parts", "a=0:2,b=2:3")
     run("episodes", "merge", folder / "split/a", folder / "split/b", "--out", folder / "merged")

@@ -145,8 +145,7 @@ impl Encoder {
         vela_nn::keep_freed();
         let mut x = x.clone();
         for (i, block) in self.blocks.iter().take(path.blocks).enumerate() {
-            let y = block.norm1.forward(&x)?;
-            let mut qkv = Linear::forward_all(&block.qkv.each_ref(), &y)?;
+            let mut qkv = Linear::forward_normed(&block.qkv.each_ref(), &block.norm1, &x)?;
             if let Some(angles) = path.angles {
                 for turned in &mut qkv[..2] {
                     *turned = angles.apply_packed(turned, self.config.heads)?;
@@ -154,7 +153,7 @@ impl Encoder {
             }
             let y = self.attend(&qkv[0], &qkv[1], &qkv[2], (path.sight)(i))?;
             x = add(&x, block.out.forward(&y)?, block.scale1.as_ref())?;
-            x = add(&x, block.mlp.forward(&block.norm2.forward(&x)?)?, block.scale2.as_ref())?;
+            x = add(&x, block.mlp.forward_normed(&block.norm2, &x)?, block.scale2.as_ref())?;
             tap(&format!("hidden.{i}"), &x);
         }
         Ok(x)

@@ -15,8 +15,7 @@ fn tick(embodiment: &Embodiment, k: u64) -> Tick {
         rgb: vec![k as u8; (camera.width * camera.height * 3) as usize].into(),
         stamp,
     });
-    let trips =
-        vec![Trip { reason: TripReason::Velocity, detail: "joint 'elbow_flex': too fast".into(), stamp }];
+    let trips = vec![Trip::new(TripReason::Velocity, "joint 'elbow_flex': too fast", stamp)];
     Tick {
         observation: Observation {
             frames: frames.collect(),

@@ -58,6 +58,38 @@ fn nan_wrong_shape_stale_missing_and_hurried_plans_hold() -> Result<()> {
 }
 
 #[test]
+fn a_hold_s_words_are_its_cause_and_the_same_however_late_it_was() -> Result<()> {
+    let said = |asked: Option<Stamp>, now: Stamp| -> Result<Trip> {
+        let mut gate = gate()?;
+        gate.check(Some((&all(0.01), tick(0))), tick(0));
+        let verdict = match asked {
+            Some(observed) => gate.check(Some((&all(0.01), observed)), now),
+            None => gate.hold("camera: camera 'wrist' is black", now),
+        };
+        assert!(verdict.held && verdict.trips == verdict.action.trips());
+        Ok(verdict.trips[0].clone())
+    };
+    let black = said(None, tick(1))?;
+    assert_eq!((black.reason, &*black.detail), (TripReason::NoPlan, "camera: camera 'wrist' is black"));
+    assert_eq!(black.measured_ms, None);
+    // Too old, too early and too soon after the last action, each twice.
+    for (observed, now, more) in
+        [(tick(0), tick(60), 500.0), (tick(90), tick(2), -3000.0), (tick(0), tick(0), 0.0)]
+    {
+        let (first, second) = (said(Some(observed), now)?, said(Some(observed), now.plus_secs(0.0042))?);
+        assert_eq!((first.reason, &first.detail), (second.reason, &second.detail));
+        let (first, second) = (first.measured_ms.unwrap_or(f64::NAN), second.measured_ms.unwrap_or(f64::NAN));
+        assert!((second - first - 4.2).abs() < 0.01, "{first} and {second} ms");
+        assert!(first >= more, "{first} ms");
+    }
+    // Under the emergency stop, that is the cause.
+    let mut gate = gate()?;
+    gate.emergency_stop().press("smoke");
+    assert_eq!(gate.hold("no policy", tick(1)).trips[0].detail, "smoke");
+    Ok(())
+}
+
+#[test]
 fn a_plan_through_the_table_is_held_before_it_gets_there() -> Result<()> {
     let mut gate = gate()?;
     let kinematics = Embodiment::so101()?.kinematics()?;

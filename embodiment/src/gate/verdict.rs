@@ -72,10 +72,21 @@ pub enum TripReason {
 pub struct Trip {
     /// Why.
     pub reason: TripReason,
-    /// Which joint or value, asked and allowed.
+    /// Which joint or value, asked and allowed; of a hold without a plan, why there is none.
     pub detail: String,
     /// When.
     pub stamp: Stamp,
+    /// Of [`TripReason::Stale`] and [`TripReason::Rate`] the time that was measured, ms: how old the observation is, how
+    /// soon after the last action this one came. Not among the words, so that they are the same in every run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measured_ms: Option<f64>,
+}
+
+impl Trip {
+    /// One that no measured time belongs to.
+    pub fn new(reason: TripReason, detail: impl Into<String>, stamp: Stamp) -> Self {
+        Self { reason, detail: detail.into(), stamp, measured_ms: None }
+    }
 }
 
 /// What the gate made of one tick.

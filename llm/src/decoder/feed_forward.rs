@@ -3,7 +3,7 @@
 use super::beside::Side;
 use crate::config::{DecoderConfig, Experts, FeedForward, Names};
 use candle_core::{Device, Tensor};
-use vela_nn::{Error, FusedMlp, Linear, Mlp, MlpConfig, Result, Weights};
+use vela_nn::{Error, FusedMlp, Linear, Mlp, MlpConfig, Norm, Result, Weights};
 
 /// The feed-forward part of a layer.
 #[derive(Clone, Debug)]
@@ -37,8 +37,14 @@ impl Network {
         Ok(Self::One(Mlp::from_layers(gate, up, linear(names.down, inner, width)?, config.activation)))
     }
 
-    /// `x [.., width]` to the same shape.
-    pub fn forward(&self, x: &Tensor, names: &Names, side: Side) -> Result<Tensor> {
+    /// `x [.., width]`, through the norm if there is one, to the same shape.
+    pub fn forward(&self, norm: Option<&Norm>, x: &Tensor, names: &Names, side: Side) -> Result<Tensor> {
+        let normed = match (self, norm) {
+            (Self::One(mlp), Some(norm)) if side.is_empty() => return mlp.forward_normed(norm, x),
+            (_, Some(norm)) => Some(norm.forward(x)?),
+            _ => None,
+        };
+        let x = normed.as_ref().unwrap_or(x);
         match self {
             Self::One(mlp) => {
                 let up = if mlp.parts().0.is_some() { names.up } else { names.plain_up() };

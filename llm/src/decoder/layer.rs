@@ -39,18 +39,26 @@ impl Projections {
         }
     }
 
-    fn all(&self, x: &Tensor, names: &Names, side: Side) -> Result<[Tensor; 3]> {
-        match self {
-            Self::Apart([q, k, v]) => {
-                let all = Linear::forward_all(&[q, k, v], x)?;
-                let [q, k, v] = <[Tensor; 3]>::try_from(all)
-                    .map_err(|_| Error::invalid("attention: expected three projections"))?;
-                Ok([side.after(names.q, x, q)?, side.after(names.k, x, k)?, side.after(names.v, x, v)?])
+    /// All three of `norm` of `x`.
+    fn all(&self, norm: &Norm, x: &Tensor, names: &Names, side: Side) -> Result<[Tensor; 3]> {
+        let (layers, names) = match self {
+            Self::Apart([q, k, v]) => (vec![q, k, v], vec![names.q, names.k, names.v]),
+            Self::Fused(all, _) => (vec![all], vec![names.qkv]),
+        };
+        let all = match side.is_empty() {
+            true => Linear::forward_normed(&layers, norm, x)?,
+            false => {
+                let x = norm.forward(x)?;
+                let all = Linear::forward_all(&layers, &x)?;
+                all.into_iter().zip(names).map(|(y, name)| side.after(name, &x, y)).collect::<Result<_>>()?
             }
-            Self::Fused(all, widths) => {
-                let y = side.through(names.qkv, all, x)?;
-                Ok([part(&y, widths, 0)?, part(&y, widths, 1)?, part(&y, widths, 2)?])
+        };
+        match (self, &all[..]) {
+            (Self::Apart(_), [q, k, v]) => Ok([q.clone(), k.clone(), v.clone()]),
+            (Self::Fused(_, widths), [y]) => {
+                Ok([part(y, widths, 0)?, part(y, widths, 1)?, part(y, widths, 2)?])
             }
+            _ => Err(Error::invalid("attention: expected three projections")),
         }
     }
 }
@@ -179,9 +187,9 @@ impl Layer {
         self.qkv.one(x, 2, &self.names, side)
     }
 
-    /// Queries, keys and values, before the rotary embedding.
+    /// Queries, keys and values of the residual stream, before the rotary embedding.
     pub(super) fn projections(&self, x: &Tensor, side: Side) -> Result<[Tensor; 3]> {
-        let [q, k, v] = self.qkv.all(x, &self.names, side)?;
+        let [q, k, v] = self.qkv.all(&self.norm1, x, &self.names, side)?;
         Ok([self.normalised(q, 0)?, self.normalised(k, 1)?, v])
     }
 
@@ -204,7 +212,7 @@ impl Layer {
         let found = side.through(self.names.o, &self.o, attended)?;
         let attended = (x + after(&self.norm1_after, found)?)?;
         if self.block == Block::Parallel {
-            return Ok((attended + self.network.forward(&self.norm1.forward(x)?, &self.names, side)?)?);
+            return Ok((attended + self.network.forward(Some(&self.norm1), x, &self.names, side)?)?);
         }
         let x = match &self.cross {
             None => attended,
@@ -213,7 +221,7 @@ impl Layer {
                 cross.add(&attended, &found, &self.names, side)?
             }
         };
-        let y = self.network.forward(&after(&self.norm2, x.clone())?, &self.names, side)?;
+        let y = self.network.forward(self.norm2.as_ref(), &x, &self.names, side)?;
         Ok((x + after(&self.norm2_after, y)?)?)
     }
 

@@ -48,7 +48,7 @@ impl Decoder {
 
     /// The same with an embedding that is read elsewhere: two stacks may share one.
     pub fn with_embedding(
-        embedding: Embedding,
+        mut embedding: Embedding,
         root: Option<&Weights>,
         body: &Weights,
         config: &DecoderConfig,
@@ -231,13 +231,13 @@ impl Decoder {
                 Some(_) => local.as_ref().or(full.as_ref()),
                 None => full.as_ref(),
             };
-            let y = layer.attention_input(&x)?;
             if i == whole {
+                let y = layer.attention_input(&x)?;
                 let (keys, values) = (layer.keys(&y, side)?, layer.values(&y, side)?);
                 cache.store(i, turned(keys, angles, kv_heads)?, values)?;
                 break;
             }
-            let [q, k, v] = layer.projections(&y, side)?;
+            let [q, k, v] = layer.projections(&x, side)?;
             let (q, k) = (turned(q, angles, heads)?, turned(k, angles, kv_heads)?);
             let attended = cache.attend(i, &q, k, v, &rule)?;
             let recall = |q: &Tensor| cache.recall(i, q, &Attend { bias: None, ..rule });

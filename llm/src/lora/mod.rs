@@ -151,7 +151,7 @@ impl Lora {
 pub fn merged(model: &Path, adapter: &Path) -> Result<crate::Decoder> {
     let config = DecoderConfig::from_hf(&crate::trace::config_json(model)?)?;
     let lora = Lora::load(adapter, &config)?;
-    crate::load::from_weights(&lora.merge(&Weights::load_dir(model)?)?, &config)
+    crate::load::from_weights(&lora.merge(&Weights::load_dir(model)?)?.packed()?, &config)
 }
 
 /// The statement and the tensors of a PEFT folder, and a hash of both.

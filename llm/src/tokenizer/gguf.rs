@@ -3,11 +3,13 @@
 //! The file holds tokens, scores and merges, and only the name of the rule that cuts text before merging. Those rules are
 //! facts of the models that brought them; llama.cpp's `llama-vocab.cpp` lists them by the same names.
 
-use super::spelling::byte_token;
+use super::model::{Inner, Model};
+use super::sentence::Sentence;
 use super::{Tokenizer, unigram};
 use serde::de::DeserializeOwned;
 use serde_json::{Value as Json, json};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use tokenizers::models::bpe::{BPE, Merges, Vocab};
 use tokenizers::{AddedToken, DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper};
 use vela_nn::gguf::Value;
@@ -85,7 +87,7 @@ impl Tokenizer {
         };
         let added = |kinds: &[usize], special: bool| -> Vec<AddedToken> {
             let chosen = tokens.iter().filter(|token| kinds.contains(&token.kind));
-            chosen.map(|token| AddedToken::from(token.text.clone(), special).normalized(false)).collect()
+            chosen.map(|token| AddedToken::from(token.text, special).normalized(false)).collect()
         };
         let specials = added(&[UNKNOWN, CONTROL], true);
         inner.add_special_tokens(specials).map_err(|e| wrong("tokens", e))?;
@@ -97,9 +99,9 @@ impl Tokenizer {
     }
 }
 
-pub(super) struct Token {
-    pub text: String,
-    kind: usize,
+pub(super) struct Token<'a> {
+    pub text: &'a str,
+    pub kind: usize,
     pub score: f64,
 }
 
@@ -115,8 +117,8 @@ pub(super) fn part<T: DeserializeOwned>(value: Json) -> Result<T> {
     serde_json::from_value(value).map_err(|e| Error::parse("tokenizer", e))
 }
 
-impl File<'_> {
-    pub fn get(&self, key: &str) -> Option<&Value> {
+impl<'a> File<'a> {
+    pub fn get(&self, key: &str) -> Option<&'a Value> {
         self.metadata.get(&format!("tokenizer.ggml.{key}"))
     }
 
@@ -143,20 +145,17 @@ impl File<'_> {
         }
     }
 
-    fn tokens(&self) -> Result<Vec<Token>> {
+    fn tokens(&self) -> Result<Vec<Token<'a>>> {
         let value = self.get("tokens").ok_or_else(|| wrong("tokens", "is missing"))?;
         let texts = value.as_texts().ok_or_else(|| wrong("tokens", "expected a list of texts"))?;
         let kinds = self.numbers("token_type", texts.len(), 1.0)?;
         let scores = self.numbers("scores", texts.len(), 0.0)?;
-        let token = |((text, kind), score): ((&String, f64), f64)| Token {
-            text: text.clone(),
-            kind: kind as usize,
-            score,
-        };
+        let token =
+            |((text, kind), score): ((&'a String, f64), f64)| Token { text, kind: kind as usize, score };
         Ok(texts.iter().zip(kinds).zip(scores).map(token).collect())
     }
 
-    fn byte_level(&self, tokens: &[Token]) -> Result<(tokenizers::Tokenizer, bool)> {
+    fn byte_level(&self, tokens: &[Token]) -> Result<(Inner, bool)> {
         let name = if self.get("pre").is_some() { self.text("pre")? } else { "default" };
         let cut = CUTS.iter().find(|cut| cut.names.contains(&name)).ok_or_else(|| {
             let known: Vec<&str> = CUTS.iter().flat_map(|cut| cut.names.iter().copied()).collect();
@@ -179,7 +178,7 @@ impl File<'_> {
             .ignore_merges(cut.whole_tokens)
             .build()
             .map_err(|e| wrong("merges", e))?;
-        let mut inner = tokenizers::Tokenizer::new(model);
+        let mut inner = Inner::new(Model::Library(Box::new(model.into())));
         if cut.compose {
             let normaliser = part::<NormalizerWrapper>(json!({"type": "NFC"}))?;
             inner.with_normalizer(Some(normaliser)).map_err(|e| Error::parse("tokenizer", e))?;
@@ -195,28 +194,12 @@ impl File<'_> {
         Ok((inner, cut.begin))
     }
 
-    /// SentencePiece merges the pair whose union has the best score; as BPE, every way to cut a token in two is a merge,
-    /// ranked by the score of the whole.
-    fn sentence_piece(&self, tokens: &[Token]) -> Result<(tokenizers::Tokenizer, bool)> {
-        let vocab = vocab(tokens);
-        let mut ranked: Vec<(usize, &Token)> =
-            tokens.iter().enumerate().filter(|(_, t)| t.kind != CONTROL && t.kind != UNKNOWN).collect();
-        ranked.sort_by(|(i, a), (j, b)| b.score.total_cmp(&a.score).then(i.cmp(j)));
-        let mut merges: Merges = Vec::new();
-        for (_, token) in ranked {
-            for (at, _) in token.text.char_indices().skip(1) {
-                let (left, right) = token.text.split_at(at);
-                if vocab.contains_key(left) && vocab.contains_key(right) {
-                    merges.push((left.to_owned(), right.to_owned()));
-                }
-            }
-        }
-        let fallback = tokens.iter().any(|t| byte_token(&t.text).is_some());
-        let mut model = BPE::builder().vocab_and_merges(vocab, merges).byte_fallback(fallback).fuse_unk(true);
-        if let Some(token) = self.special(tokens, "unknown_token_id")? {
-            model = model.unk_token(token.text.clone());
-        }
-        let mut inner = tokenizers::Tokenizer::new(model.build().map_err(|e| wrong("tokens", e))?);
+    /// SentencePiece's pieces; control and unknown tokens are not made of others.
+    fn sentence_piece(&self, tokens: &[Token]) -> Result<(Inner, bool)> {
+        let merged = |token: &Token| token.kind != CONTROL && token.kind != UNKNOWN;
+        let unknown = self.special(tokens, "unknown_token_id")?.map(|token| token.text);
+        let model = Sentence::new(tokens, merged, unknown)?;
+        let mut inner = Inner::new(Model::Sentence(Arc::new(model)));
         let spaced = self.flag("add_space_prefix", true)?;
         let space = json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
         let normaliser = match spaced {
@@ -239,7 +222,7 @@ impl File<'_> {
     }
 
     /// The token that a key names, if the file has the key.
-    pub fn special<'t>(&self, tokens: &'t [Token], key: &str) -> Result<Option<&'t Token>> {
+    pub fn special<'t, 's>(&self, tokens: &'t [Token<'s>], key: &str) -> Result<Option<&'t Token<'s>>> {
         let Some(value) = self.get(key) else { return Ok(None) };
         let id = value.as_count().ok_or_else(|| wrong(key, "expected a token id"))?;
         let token = tokens.get(id as usize).ok_or_else(|| {
@@ -256,7 +239,7 @@ impl File<'_> {
             }
             let id = self.get(key).and_then(Value::as_count).unwrap_or_default();
             match self.special(tokens, key)? {
-                Some(token) => Ok(Some((token.text.clone(), id))),
+                Some(token) => Ok(Some((token.text.to_owned(), id))),
                 // What is only usual may be left out; what the file asks for must be there.
                 None if self.get(flag).is_none() => Ok(None),
                 None => Err(wrong(key, format!("is missing, and {flag} is set"))),
@@ -283,5 +266,5 @@ impl File<'_> {
 }
 
 fn vocab(tokens: &[Token]) -> Vocab {
-    tokens.iter().enumerate().map(|(id, token)| (token.text.clone(), id as u32)).collect()
+    tokens.iter().enumerate().map(|(id, token)| (token.text.to_owned(), id as u32)).collect()
 }

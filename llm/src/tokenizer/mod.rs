@@ -1,23 +1,27 @@
 //! Text to token ids and back: a `tokenizer.json`, or the vocabulary inside a GGUF file, run by the `tokenizers` crate.
 
 mod gguf;
+mod model;
+mod sentence;
 mod spelling;
 mod stream;
 mod unigram;
 
 pub use stream::TextStream;
 
+use model::{Inner, Model};
 use serde_json::json;
 use spelling::Spelling;
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::OnceLock;
+use tokenizers::ModelWrapper;
 use vela_nn::{Error, Result};
 
 /// A tokenizer. Word-level ones refuse words that they do not know.
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
-    inner: tokenizers::Tokenizer,
+    inner: Inner,
     json: OnceLock<Vec<u8>>,
     unknown: Option<u32>,
     special: HashSet<u32>,
@@ -36,19 +40,22 @@ impl Tokenizer {
         const FILE: &str = "tokenizer.json";
         let _: serde::de::IgnoredAny = serde_json::from_slice(bytes).map_err(|e| Error::parse(FILE, e))?;
         // The library panics on some parts of the wrong kind.
-        let read = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(bytes))
+        let read = std::panic::catch_unwind(|| Inner::from_bytes(bytes))
             .map_err(|_| Error::parse(FILE, "it has a part that the tokenizer library cannot read"))?;
         Self::new(read.map_err(|e| Error::parse(FILE, e))?)
     }
 
-    fn new(inner: tokenizers::Tokenizer) -> Result<Self> {
+    fn new(inner: Inner) -> Result<Self> {
         let unknown = match inner.get_model() {
-            tokenizers::ModelWrapper::WordLevel(model) => inner.token_to_id(&model.unk_token),
-            _ => None,
+            Model::Library(model) => match &**model {
+                ModelWrapper::WordLevel(words) => inner.token_to_id(&words.unk_token),
+                _ => None,
+            },
+            Model::Sentence(_) => None,
         };
         let special =
             inner.get_added_tokens_decoder().iter().filter(|(_, t)| t.special).map(|(id, _)| *id).collect();
-        let spelling = Spelling::of(&inner)?;
+        let spelling = Spelling::of(inner.get_decoder())?;
         Ok(Self { inner, json: OnceLock::new(), unknown, special, spelling })
     }
 

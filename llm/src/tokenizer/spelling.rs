@@ -1,6 +1,7 @@
 //! How a vocabulary writes bytes: GPT-2's printable stand-ins, SentencePiece's `▁` and `<0x..>`, or whole words.
 
 use serde_json::Value;
+use tokenizers::DecoderWrapper;
 use vela_nn::{Error, Result};
 
 /// What a token's letters stand for.
@@ -19,8 +20,8 @@ pub enum Spelling {
 
 impl Spelling {
     /// Reads it off the decoder; `None` if it is of another kind.
-    pub fn of(tokenizer: &tokenizers::Tokenizer) -> Result<Option<Self>> {
-        let Some(decoder) = tokenizer.get_decoder() else { return Ok(Some(Self::Words)) };
+    pub fn of(decoder: Option<&DecoderWrapper>) -> Result<Option<Self>> {
+        let Some(decoder) = decoder else { return Ok(Some(Self::Words)) };
         let decoder =
             serde_json::to_value(decoder).map_err(|e| Error::parse("tokenizer.json: decoder", e))?;
         let mut steps = Vec::new();

@@ -2,6 +2,7 @@
 //! tokens the likeliest is taken.
 
 use super::gguf::{File, Token, part, wrong};
+use super::model::{Inner, Model};
 use super::spelling::byte_token;
 use serde_json::json;
 use tokenizers::models::unigram::Unigram;
@@ -13,7 +14,7 @@ use vela_nn::{Error, Result};
 const LONGEST: usize = 512;
 
 /// The tokenizer without its special tokens.
-pub(super) fn tokenizer(file: &File, tokens: &[Token]) -> Result<tokenizers::Tokenizer> {
+pub(super) fn tokenizer(file: &File, tokens: &[Token]) -> Result<Inner> {
     if let Some(long) = tokens.iter().find(|token| token.text.len() > LONGEST) {
         let got = long.text.len();
         return Err(wrong(
@@ -25,10 +26,10 @@ pub(super) fn tokenizer(file: &File, tokens: &[Token]) -> Result<tokenizers::Tok
         .special(tokens, "unknown_token_id")?
         .ok_or_else(|| wrong("unknown_token_id", "is missing, and a unigram vocabulary needs it"))?;
     let id = tokens.iter().position(|token| std::ptr::eq(token, unknown));
-    let fallback = tokens.iter().any(|token| byte_token(&token.text).is_some());
-    let vocab = tokens.iter().map(|token| (token.text.clone(), token.score)).collect();
+    let fallback = tokens.iter().any(|token| byte_token(token.text).is_some());
+    let vocab = tokens.iter().map(|token| (token.text.to_owned(), token.score)).collect();
     let model = Unigram::from(vocab, id, fallback).map_err(|e| wrong("tokens", e))?;
-    let mut inner = tokenizers::Tokenizer::new(model);
+    let mut inner = Inner::new(Model::Library(Box::new(model.into())));
     inner.with_normalizer(Some(normaliser(file)?)).map_err(|e| Error::parse("tokenizer", e))?;
     let scheme = if file.flag("add_space_prefix", true)? { "always" } else { "never" };
     let space = json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": false});

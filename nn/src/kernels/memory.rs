@@ -1,4 +1,4 @@
-//! Keeps freed memory in the process.
+//! Keeps freed memory in the process, or gives it back.
 //!
 //! A training step, a picture's way through a tower and a prompt's through a decoder free and ask again for the same
 //! megabytes; by default glibc gives large blocks back to the system each time, and every page is faulted in and zeroed
@@ -25,5 +25,18 @@ pub fn keep_freed() {
                 unsafe { mallopt(parameter, value) };
             }
         });
+    }
+}
+
+/// Gives back what glibc's allocator holds free: after a model is read, whose names and lists are needed no more. Elsewhere
+/// it does nothing.
+pub fn give_back() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        unsafe extern "C" {
+            fn malloc_trim(keep: usize) -> std::ffi::c_int;
+        }
+        // SAFETY: malloc_trim takes the allocator's own lock and only gives back pages that hold no live block.
+        unsafe { malloc_trim(0) };
     }
 }

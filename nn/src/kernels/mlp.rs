@@ -5,9 +5,53 @@ use super::data::{Values, tensor};
 use super::linear::{backward_input, backward_weight, column_sums};
 use super::matmul::{View, matmul_add};
 use super::node::{node, tracked};
+use super::norm::Inside;
+use super::quant::Input;
 use crate::activation::Activation;
 use crate::{Linear, Result};
 use candle_core::Tensor;
+
+/// [`mlp`] of the rows of `x [.., input]`, normalised on their way, where no gradient is wanted.
+pub fn normed(
+    x: &Tensor,
+    norm: &Inside,
+    gate: Option<&Linear>,
+    up: &Linear,
+    down: &Linear,
+    kind: Activation,
+) -> Result<Tensor> {
+    let values = Values::of(x)?;
+    let (up, gate) = first(Input { values: &values, norm: Some(norm) }, gate, up)?;
+    tensor(last(up, gate, down, kind)?, shape(x, down))
+}
+
+/// What the first projection gives, and the gate if there is one.
+fn first(x: Input, gate: Option<&Linear>, up: &Linear) -> Result<(Vec<f32>, Option<Vec<f32>>)> {
+    // In the order in which they were loaded, so that the one is read behind the other.
+    let layers: Vec<&Linear> = gate.into_iter().chain([up]).collect();
+    let mut values = Linear::project_all(&layers, x)?;
+    let up = values.pop().unwrap_or_default();
+    Ok((up, values.pop()))
+}
+
+/// The rest, in place.
+fn last(up: Vec<f32>, gate: Option<Vec<f32>>, down: &Linear, kind: Activation) -> Result<Vec<f32>> {
+    let (mut inside, up) = match gate {
+        Some(gate) => (gate, Some(up)),
+        None => (up, None),
+    };
+    activate(&mut inside, up.as_deref(), kind);
+    down.project(&inside)
+}
+
+/// That of `x`, as wide as `down` gives it.
+fn shape(x: &Tensor, down: &Linear) -> Vec<usize> {
+    let mut shape = x.dims().to_vec();
+    if let Some(last) = shape.last_mut() {
+        *last = down.dims().0;
+    }
+    shape
+}
 
 /// `down(act(up(x)))`, or with a gate `down(act(gate(x)) * up(x))`. Shapes were checked by the caller; what is to hand
 /// on gradients is plain ([`Linear::is_plain`]).
@@ -20,10 +64,7 @@ pub fn mlp(
 ) -> Result<Tensor> {
     let ((hidden, input), (output, _)) = (up.dims(), down.dims());
     let m = x.elem_count() / input.max(1);
-    let mut shape = x.dims().to_vec();
-    if let Some(last) = shape.last_mut() {
-        *last = output;
-    }
+    let shape = shape(x, down);
     // Arguments of the node: x, then weight and (if any) bias of up, down, gate.
     let layers: Vec<&Linear> = [up, down].into_iter().chain(gate).collect();
     let mut args = vec![x];
@@ -34,19 +75,9 @@ pub fn mlp(
     let biases: Vec<bool> = layers.iter().map(|layer| layer.bias().is_some()).collect();
 
     let (up_values, gate_values, values) = {
-        let x = Values::of(x)?;
-        // In the order in which they were loaded, so that the one is read behind the other.
-        let first: Vec<&Linear> = gate.into_iter().chain([up]).collect();
-        let mut first = Linear::project_all(&first, &x)?;
-        let up_values = first.pop().unwrap_or_default();
-        let gate_values = first.pop();
+        let (up_values, gate_values) = first(Input::from(&*Values::of(x)?), gate, up)?;
         if !tracked(&args) {
-            let (mut inside, up) = match gate_values {
-                Some(gate) => (gate, Some(up_values)),
-                None => (up_values, None),
-            };
-            activate(&mut inside, up.as_deref(), kind);
-            return tensor(down.project(&inside)?, shape);
+            return tensor(last(up_values, gate_values, down, kind)?, shape);
         }
         let mut inside = gate_values.as_ref().unwrap_or(&up_values).clone();
         activate(&mut inside, gate_values.is_some().then_some(&up_values[..]), kind);

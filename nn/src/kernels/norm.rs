@@ -19,6 +19,45 @@ struct Kind {
 /// Rows whose share of the gradients of weight and bias is summed by itself.
 const BLOCK: usize = 64;
 
+impl From<NormConfig> for Kind {
+    fn from(config: NormConfig) -> Self {
+        match config {
+            NormConfig::LayerNorm { eps, .. } => Self { centred: true, eps, plus: 0.0 },
+            NormConfig::RmsNorm { eps, one_plus } => {
+                Self { centred: false, eps, plus: f32::from(u8::from(one_plus)) }
+            }
+        }
+    }
+}
+
+/// A norm that asks for no gradient, for rows that are normalised as something else reads them.
+pub struct Inside<'a> {
+    kind: Kind,
+    scale: Vec<f32>,
+    bias: Option<Values<'a>>,
+}
+
+impl<'a> Inside<'a> {
+    /// Of rows of `width` values.
+    pub fn new(
+        config: NormConfig,
+        width: usize,
+        weight: Option<&Tensor>,
+        bias: Option<&'a Tensor>,
+    ) -> Result<Self> {
+        let kind = Kind::from(config);
+        Ok(Self { kind, scale: scale_row(kind, weight, width)?, bias: bias.map(Values::of).transpose()? })
+    }
+
+    /// Normalises the rows of `x`.
+    pub fn apply(&self, x: &[f32]) -> Vec<f32> {
+        let mut out = vec![0.0; x.len()];
+        let mut stats = vec![(0.0, 0.0); x.len() / self.scale.len().max(1)];
+        forward(x, &self.scale, self.bias.as_deref().unwrap_or(&[]), &mut out, &mut stats, self.kind);
+        out
+    }
+}
+
 /// Normalises `x [.., width]`. Shapes were checked by the caller.
 pub fn norm(
     x: &Tensor,
@@ -26,12 +65,7 @@ pub fn norm(
     weight: Option<&Tensor>,
     bias: Option<&Tensor>,
 ) -> Result<Tensor> {
-    let kind = match config {
-        NormConfig::LayerNorm { eps, .. } => Kind { centred: true, eps, plus: 0.0 },
-        NormConfig::RmsNorm { eps, one_plus } => {
-            Kind { centred: false, eps, plus: f32::from(u8::from(one_plus)) }
-        }
-    };
+    let kind = Kind::from(config);
     let width = x.dims().last().copied().unwrap_or(1).max(1);
     // Scale and bias as rows; without a weight the scale is one.
     let scale_row = scale_row(kind, weight, width)?;

@@ -33,6 +33,10 @@ const ALONE: u32 = 8;
 const AGAIN: u32 = 4;
 const LONGEST: Duration = Duration::from_secs(1);
 
+/// For how long callers go on alone when the time is over and every core is still at work ([`all_cores_work`]): to look costs
+/// some microseconds, to try and be kept waiting a turn of the system.
+const GO_ON: Duration = Duration::from_millis(20);
+
 /// What working together has cost of late.
 struct Pace {
     /// Time of jobs, and of it what callers waited.
@@ -41,11 +45,18 @@ struct Pace {
     /// Time of jobs since callers last worked alone, and how long they did.
     together: Duration,
     alone: Duration,
+    /// Whether callers worked alone until now.
+    returns: bool,
 }
 
 impl Pace {
-    const NEW: Self =
-        Self { busy: Duration::ZERO, lost: Duration::ZERO, together: Duration::ZERO, alone: Duration::ZERO };
+    const NEW: Self = Self {
+        busy: Duration::ZERO,
+        lost: Duration::ZERO,
+        together: Duration::ZERO,
+        alone: Duration::ZERO,
+        returns: false,
+    };
 
     /// A job took so long, and of that its caller waited so long. Gives for how long to work alone, if it is to be.
     fn after(&mut self, took: Duration, waited: Duration) -> Option<Duration> {
@@ -54,7 +65,7 @@ impl Pace {
         self.together += took;
         if self.lost > LOSS + self.busy / SHARE {
             let again = if self.together < self.alone { AGAIN * self.alone } else { Duration::ZERO };
-            *self = Self { alone: again.max(ALONE * self.lost).min(LONGEST), ..Self::NEW };
+            *self = Self { alone: again.max(ALONE * self.lost).min(LONGEST), returns: true, ..Self::NEW };
             return Some(self.alone);
         }
         if self.busy > MEMORY {
@@ -122,6 +133,35 @@ impl Pool {
     fn now(&self) -> u64 {
         self.start.elapsed().as_nanos() as u64
     }
+
+    /// Lets callers work alone for so long.
+    fn leave_alone(&self, time: Duration) {
+        self.alone_until.store(self.now() + time.as_nanos() as u64, Ordering::Relaxed);
+    }
+}
+
+/// Whether as many threads want to run now, this one among them, as the machine has cores: a worker would have to wait for one.
+/// Where the system does not say (Linux does), no.
+fn all_cores_work() -> bool {
+    static CORES: OnceLock<Option<usize>> = OnceLock::new();
+    let read = |path: &str| std::fs::read_to_string(path).ok();
+    let cores = CORES.get_or_init(|| cores(&read("/sys/devices/system/cpu/online")?));
+    let running = || running(&read("/proc/loadavg")?);
+    cores.is_some_and(|cores| running().is_some_and(|running| running >= cores))
+}
+
+/// How many there are in a list such as `0-3,6`.
+fn cores(list: &str) -> Option<usize> {
+    let one = |range: &str| -> Option<usize> {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        Some(last.parse::<usize>().ok()?.checked_sub(first.parse().ok()?)? + 1)
+    };
+    list.trim().split(',').map(one).sum()
+}
+
+/// The threads that want to run, in the fourth field: `0.20 0.18 0.12 1/80 11206`.
+fn running(load: &str) -> Option<usize> {
+    load.split(' ').nth(3)?.split_once('/')?.0.parse().ok()
 }
 
 fn pool() -> &'static Pool {
@@ -157,10 +197,18 @@ pub fn run(threads: usize, count: usize, task: &(dyn Fn(usize) + Sync)) {
     let helpers = threads.min(count).saturating_sub(1);
     let alone = helpers == 0 || is_alone();
     let turn = if alone { None } else { pool.turn.try_lock().ok() };
-    let Some(pace) = turn else {
+    let Some(mut pace) = turn else {
         job.work();
         return;
     };
+    if pace.returns {
+        if all_cores_work() {
+            pool.leave_alone(GO_ON);
+            job.work();
+            return;
+        }
+        pace.returns = false;
+    }
     {
         let mut posted = lock(&pool.posted);
         while posted.workers < helpers {
@@ -202,7 +250,7 @@ pub fn run(threads: usize, count: usize, task: &(dyn Fn(usize) + Sync)) {
             }
             let waited = ready.elapsed().saturating_sub(*patience);
             if let Some(alone) = pace.after(start.elapsed(), waited) {
-                pool.alone_until.store(pool.now() + alone.as_nanos() as u64, Ordering::Relaxed);
+                pool.leave_alone(alone);
             }
         }
     }
@@ -283,6 +331,14 @@ mod tests {
             assert_eq!(pace.after(JOB, Duration::ZERO), None);
         }
         assert_eq!(pace.after(JOB + TICK, TICK), millis(32));
+    }
+
+    #[test]
+    fn the_system_s_lists_are_read() {
+        assert_eq!([cores("0-1\n"), cores("0"), cores("0-3,6,8-9\n")], [Some(2), Some(1), Some(7)]);
+        assert_eq!([cores(""), cores("3-1"), cores("0-a")], [None; 3]);
+        assert_eq!(running("0.20 0.18 0.12 3/80 11206\n"), Some(3));
+        assert_eq!([running(""), running("0.20 0.18 0.12 many 1")], [None; 2]);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! arrays.
 
 use super::data::{Shared, written};
-pub use super::quant_input::Activations;
+pub use super::quant_input::{Activations, Input};
 use super::quant_input::{Cell, Tile};
 use super::quant_pack::Packed;
 use super::quant_simd::{Portable, Simd};

@@ -5,12 +5,14 @@
 //! row decides for itself, so that it gives the same in any batch).
 
 use super::data::{Shared, written};
+use super::norm::Inside;
 use super::quant::{
     BLOCK, FLOAT_TILE, HEIGHTS, Level, NARROW_TILE, PAIRED_TILE, SHORT_TILE, TILE, best, has_pairs,
 };
 use super::quant_pack::Packed;
 use crate::quant::Format;
 use crate::threads;
+use std::borrow::Cow;
 use std::mem::MaybeUninit;
 
 /// How many times its block's mean magnitude an activation has when it is set apart. In SmolLM2-135M one in 200 is: the
@@ -49,6 +51,32 @@ pub struct Tile {
     pub outliers: Vec<Outlier>,
 }
 
+/// Rows of activations as they come, and the norm that they go through on their way to a product.
+#[derive(Clone, Copy)]
+pub struct Input<'a> {
+    pub values: &'a [f32],
+    pub norm: Option<&'a Inside<'a>>,
+}
+
+impl<'a> From<&'a [f32]> for Input<'a> {
+    fn from(values: &'a [f32]) -> Self {
+        Self { values, norm: None }
+    }
+}
+
+impl<'a> Input<'a> {
+    /// All of them, normalised.
+    pub fn all(self) -> Cow<'a, [f32]> {
+        self.some(0, self.values.len())
+    }
+
+    /// `len` values of whole rows from `start` on, normalised.
+    fn some(self, start: usize, len: usize) -> Cow<'a, [f32]> {
+        let values = &self.values[start..start + len];
+        self.norm.map_or(Cow::Borrowed(values), |norm| Cow::Owned(norm.apply(values)))
+    }
+}
+
 /// Rows of activations in the order in which tiles read them: tile, block or column, row.
 pub struct Activations {
     /// In eight bits, for quantised weights.
@@ -64,14 +92,15 @@ pub struct Activations {
 
 impl Activations {
     /// Prepares `x`, rows of the width of `weights`, for their formats and this processor.
-    pub fn of(x: &[f32], weights: &[&Packed]) -> Self {
+    pub fn of<'a>(x: impl Into<Input<'a>>, weights: &[&Packed]) -> Self {
         Self::at(best(), x, weights)
     }
 
     /// The same for a given instruction set.
-    pub fn at(level: Level, x: &[f32], weights: &[&Packed]) -> Self {
+    pub fn at<'a>(level: Level, x: impl Into<Input<'a>>, weights: &[&Packed]) -> Self {
+        let x = x.into();
         let columns = weights.first().map_or(1, |w| w.columns()).max(1);
-        let rows = x.len() / columns;
+        let rows = x.values.len() / columns;
         let paired = |w: &Packed| w.format() == Format::Bf16 && has_pairs(level);
         let quantised = weights.iter().any(|w| !w.layout().float);
         let mut tiles = tiles(rows, height(level, weights, rows), !quantised);
@@ -92,7 +121,7 @@ impl Activations {
                 };
                 // SAFETY: tiles lie one behind the other, and each is filled by one task.
                 let cells = unsafe { cells.range(*start * blocks, *count * blocks) };
-                let x = &x[*start * columns..(*start + *count) * columns];
+                let x = x.some(*start * columns, *count * columns);
                 for (row, values) in x.chunks_exact(columns).enumerate() {
                     quantise(values, &mut cells[row..], (*count, most), row, outliers);
                 }
@@ -109,9 +138,9 @@ impl Activations {
                     let Tile { start, count, .. } = tiles[tile];
                     // SAFETY: tiles lie one behind the other, and each is filled by one task.
                     let to = unsafe { to.range(start * steps, count * steps) };
-                    let x = &x[start * columns..(start + count) * columns];
+                    let x = x.some(start * columns, count * columns);
                     if !paired {
-                        return interleave(x, count, to);
+                        return interleave(&x, count, to);
                     }
                     let mut rounded = vec![0.0; count * steps];
                     for (values, to) in x.chunks_exact(columns).zip(rounded.chunks_exact_mut(steps)) {

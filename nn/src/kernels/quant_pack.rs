@@ -13,6 +13,7 @@ use super::pages::Pages;
 use super::quant::{BLOCK, ROWS};
 use crate::quant::{Blocks, Format, six, sixes};
 use crate::threads;
+use std::ops::Range;
 
 /// Sizes of one format's layout.
 #[derive(Clone, Copy, Debug)]
@@ -67,6 +68,12 @@ impl Layout {
     }
 }
 
+/// Numbers of the largest float32 weight that is packed beside its tensor: the copy of a whole vocabulary would be large.
+pub const MOST: usize = 1 << 22;
+
+/// Packed bytes after which what they were made of is given back.
+const SWEEP: usize = 16 << 20;
+
 /// A packed weight.
 pub struct Packed {
     format: Format,
@@ -80,19 +87,22 @@ pub struct Packed {
 }
 
 impl Packed {
-    /// Packs `[rows, columns]`.
+    /// Packs `[rows, columns]`. Mapped pages that were read are given back on the way: file and copy are never both in memory
+    /// as a whole.
     pub fn new(blocks: &Blocks) -> Self {
         let (rows, columns) = blocks.rows();
-        Self::made(blocks.format(), rows, columns, |row| blocks.row(row, 1))
+        let done = |rows: Range<usize>| blocks.forget_rows(rows);
+        let packed = Self::made(blocks.format(), rows, columns, |row| blocks.row(row, 1), done);
+        blocks.forget();
+        packed
     }
 
     /// Packs the float32 `values [rows, columns]`.
     pub fn dense(values: &[f32], rows: usize, columns: usize) -> Self {
         // Values in memory are in the machine's byte order; the kernels of a big-endian one would have to turn them.
         const { assert!(cfg!(target_endian = "little")) };
-        Self::made(Format::F32, rows, columns, |row| {
-            bytemuck::cast_slice(&values[row * columns..(row + 1) * columns])
-        })
+        let row = |row: usize| bytemuck::cast_slice(&values[row * columns..(row + 1) * columns]);
+        Self::made(Format::F32, rows, columns, row, |_| {})
     }
 
     fn made<'a>(
@@ -100,6 +110,7 @@ impl Packed {
         rows: usize,
         columns: usize,
         row_bytes: impl Fn(usize) -> &'a [u8] + Sync,
+        done: impl Fn(Range<usize>),
     ) -> Self {
         let layout = Layout::of(format);
         let groups = rows.div_ceil(ROWS);
@@ -114,7 +125,7 @@ impl Packed {
         let mut bytes = zeros(groups * stride);
         {
             let bytes = Shared::new(&mut bytes[..]);
-            threads::for_each(groups, |group| {
+            let pack = |group: usize| {
                 // SAFETY: groups lie one behind the other, and each is packed by one task.
                 let to = unsafe { bytes.range(group * stride, stride) };
                 for row in 0..ROWS.min(rows - group * ROWS) {
@@ -125,7 +136,13 @@ impl Packed {
                     let numbers = to.chunks_exact_mut(chunk).flat_map(|chunk| &mut chunk[..numbers]);
                     numbers.for_each(|q| *q = q.wrapping_sub(64));
                 }
-            });
+            };
+            let together = (SWEEP / stride.max(1)).max(1);
+            for first in (0..groups).step_by(together) {
+                let count = together.min(groups - first);
+                threads::for_each(count, |group| pack(first + group));
+                done(first * ROWS..rows.min((first + count) * ROWS));
+            }
         }
         Self { format, layout, rows, columns, narrow, bytes, stride }
     }
@@ -158,6 +175,38 @@ impl Packed {
     /// Groups of sixteen rows.
     pub fn groups(&self) -> usize {
         self.rows.div_ceil(ROWS)
+    }
+
+    /// The values of a row, to the bit what [`Format::dequantise`] makes of the stored ones.
+    pub fn row(&self, row: usize, out: &mut [f32]) {
+        let (group, row) = (self.group(row / ROWS), row % ROWS);
+        if self.layout.float {
+            return match self.format {
+                Format::F32 => unpack_floats(group, row, out, f32::from_le_bytes),
+                Format::Bf16 => {
+                    let pairs = group.as_chunks::<4>().0;
+                    for (out, pairs) in out.chunks_mut(2).zip(pairs.chunks_exact(ROWS)) {
+                        let [a, b, c, d] = pairs[row];
+                        let both = [[a, b], [c, d]].map(|v| half::bf16::from_le_bytes(v).to_f32());
+                        out.copy_from_slice(&both[..out.len()]);
+                    }
+                }
+                _ => unpack_floats(group, row, out, |v| half::f16::from_le_bytes(v).to_f32()),
+            };
+        }
+        let (blocks, numbers_end, chunk) = self.layout.chunk(self.format);
+        let parts = self.format.block_len() / BLOCK;
+        for (i, out) in out.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate() {
+            let (quants, scales) = group[i / blocks * chunk..][..chunk].split_at(numbers_end);
+            let quants = &quants[i % blocks * self.layout.quant_bytes..][..self.layout.quant_bytes];
+            let scales = &scales[i % blocks / parts * self.layout.scale_bytes..][..self.layout.scale_bytes];
+            let (zero, factors, add) = unpack_scales(self.format, i % parts, row, scales);
+            let zero = if self.narrow { zero - 64.0 } else { zero };
+            for (column, out) in out.iter_mut().enumerate() {
+                let q = f32::from(unpack_number(self.format, column, row, quants));
+                *out = factors[column / 16] * (q - zero) + add;
+            }
+        }
     }
 
     /// Numbers and scales of a group.
@@ -309,5 +358,89 @@ fn pack_scales(format: Format, b: &[u8], row: usize, scales: &mut [u8]) {
             half(32, 2);
         }
         _ => half(0, 0),
+    }
+}
+
+fn unpack_floats<const SIZE: usize>(
+    group: &[u8],
+    row: usize,
+    out: &mut [f32],
+    value: impl Fn([u8; SIZE]) -> f32,
+) {
+    for (out, column) in out.iter_mut().zip(group.as_chunks::<SIZE>().0.chunks_exact(ROWS)) {
+        *out = value(column[row]);
+    }
+}
+
+/// The number of a column of a block, without sign: the inverse of [`pack_numbers`] and [`pack_nibbles`].
+fn unpack_number(format: Format, column: usize, row: usize, quants: &[u8]) -> u8 {
+    let (lane, i) = (4 * row, column % 4);
+    if format == Format::Q8_0 {
+        return quants[64 * (column / 4) + lane + i];
+    }
+    let low = quants[64 * (column % 16 / 4) + lane + i] >> (column / 16 * 4) & 15;
+    let high = match format {
+        Format::Q5_0 | Format::Q5_1 | Format::Q5K => {
+            quants[256 + 8 * (column / 4) + row / 2] >> (row % 2 * 4 + i) & 1
+        }
+        Format::Q6K => quants[256 + 64 * (column / 16) + lane + i] >> (column / 4 % 4 * 2) & 3,
+        _ => 0,
+    };
+    low | high << 4
+}
+
+/// The number that stands for zero in a part of a block, the factors of its halves, and what is added in the end.
+fn unpack_scales(format: Format, part: usize, row: usize, scales: &[u8]) -> (f32, [f32; 2], f32) {
+    let half = |from: usize| half::f16::from_le_bytes([scales[from + 2 * row], scales[from + 2 * row + 1]]);
+    let d = half(0).to_f32();
+    // The zero that changes no number it is added to, not even a negative zero.
+    let nothing = -0.0;
+    match format {
+        Format::Q4_1 | Format::Q5_1 => (0.0, [d; 2], half(32).to_f32()),
+        Format::Q4K | Format::Q5K => {
+            let [factor, least] = [0, 16].map(|kind| f32::from(scales[64 + 32 * part + kind + row]));
+            (0.0, [d * factor; 2], -(half(32).to_f32() * least))
+        }
+        Format::Q6K => {
+            let factor = |half: usize| d * f32::from(scales[32 + 16 * (2 * part + half) + row].cast_signed());
+            (32.0, [factor(0), factor(1)], nothing)
+        }
+        Format::Q8_0 => (128.0, [d; 2], nothing),
+        Format::Q5_0 => (16.0, [d; 2], nothing),
+        _ => (8.0, [d; 2], nothing),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Init, Result};
+    use candle_core::Shape;
+
+    #[test]
+    fn rows_come_back_to_the_bit() -> Result<()> {
+        let noise = Init::Normal(1.0).values(5, "packed rows", &Shape::from(1 << 18));
+        for format in Format::ALL {
+            for narrow in [false, true] {
+                // Rows that fill no group, blocks that fill no chunk, an odd number of floats.
+                let columns = if Layout::of(format).float { 77 } else { 3 * format.block_len() };
+                let rows = 37;
+                let size = rows * format.row_bytes(columns);
+                let byte = |v: &f32| (v.to_bits() >> 7) as u8 & if narrow { 31 } else { 255 };
+                let blocks = Blocks::new(format, &[rows, columns], noise[..size].iter().map(byte).collect())?;
+                let packed = Packed::new(&blocks);
+                assert_eq!(packed.is_narrow(), narrow && format == Format::Q8_0);
+                let (mut want, mut got) = (vec![0.0; columns], vec![1.0; columns]);
+                for row in 0..rows {
+                    format.dequantise(blocks.row(row, 1), &mut want);
+                    packed.row(row, &mut got);
+                    for (column, (a, b)) in want.iter().zip(&got).enumerate() {
+                        let same = a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan();
+                        assert!(same, "{} row {row} column {column}: {a} {b}", format.name());
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 }

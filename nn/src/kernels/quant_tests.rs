@@ -94,7 +94,8 @@ fn every_format_and_instruction_set_gives_the_product() {
             let x = activations(m, columns);
             let want = product(&rounded(&x), &weight);
             for level in levels() {
-                let got = products_at(&Activations::at(*level, &x, &[&packed]), &[(&packed, None)], *level);
+                let got =
+                    products_at(&Activations::at(*level, &x[..], &[&packed]), &[(&packed, None)], *level);
                 let error = difference(&got[0], &want);
                 assert!(error < 2e-5, "{} {level:?} {m} x {rows} x {columns}: {error:e}", format.name());
             }
@@ -112,7 +113,7 @@ fn the_largest_numbers_overflow_nowhere() {
                 let want = product(&x, &weight);
                 for level in levels() {
                     let got =
-                        products_at(&Activations::at(*level, &x, &[&packed]), &[(&packed, None)], *level);
+                        products_at(&Activations::at(*level, &x[..], &[&packed]), &[(&packed, None)], *level);
                     let error = difference(&got[0], &want);
                     // All weights zero: nothing to relate the error to.
                     assert!(
@@ -153,7 +154,8 @@ fn numbers_of_seven_bits_give_the_product() {
         for x in [activations(6, 256), vec![1.0; 6 * 256], vec![-1.0; 6 * 256]] {
             for level in levels() {
                 let want = product(&rounded_to(most(*level, &[&packed]), &x), &weight);
-                let got = products_at(&Activations::at(*level, &x, &[&packed]), &[(&packed, None)], *level);
+                let got =
+                    products_at(&Activations::at(*level, &x[..], &[&packed]), &[(&packed, None)], *level);
                 let error = difference(&got[0], &want);
                 assert!(error < 2e-5, "{level:?}: {error:e}");
             }
@@ -182,7 +184,8 @@ fn floating_point_weights_give_the_product_alike_for_any_number_of_rows() {
                     Format::Bf16 if has_pairs(*level) => x.iter().map(half).collect(),
                     _ => x.clone(),
                 };
-                let got = products_at(&Activations::at(*level, &x, &[&packed]), &[(&packed, None)], *level);
+                let got =
+                    products_at(&Activations::at(*level, &x[..], &[&packed]), &[(&packed, None)], *level);
                 assert!(difference(&got[0], &product(&seen, &weight)) < 2e-5, "{level:?} {rows} x {columns}");
                 let one = products_at(
                     &Activations::at(*level, &x[..columns], &[&packed]),
@@ -201,7 +204,7 @@ fn rounding_the_activations_costs_little() {
         let weight = blocks(format, 64, 512);
         let x = activations(4, 512);
         let packed = Packed::new(&weight);
-        let got = products(&Activations::of(&x, &[&packed]), &[(&packed, None)]);
+        let got = products(&Activations::of(&x[..], &[&packed]), &[(&packed, None)]);
         let error = difference(&got[0], &product(&x, &weight));
         assert!(error < 0.03, "{}: {error}", format.name());
     }
@@ -220,7 +223,7 @@ fn what_stands_out_is_set_apart_and_alike_in_any_batch() {
         let rough: Vec<f32> = product(&rounded(&x), &weight).into_iter().map(|v| v as f32).collect();
         let rough = difference(&rough, &want);
         for level in levels() {
-            let got = products_at(&Activations::at(*level, &x, &[&packed]), &[(&packed, None)], *level);
+            let got = products_at(&Activations::at(*level, &x[..], &[&packed]), &[(&packed, None)], *level);
             let error = difference(&got[0], &want);
             assert!(
                 error < rough / 8.0,
@@ -244,7 +247,7 @@ fn a_bias_is_added_to_every_row() {
         let (x, bias) = (activations(m, 256), activations(1, rows));
         for packed in quantised.iter().chain([&dense]) {
             for level in levels() {
-                let x = Activations::at(*level, &x, &[packed]);
+                let x = Activations::at(*level, &x[..], &[packed]);
                 let mut want = products_at(&x, &[(packed, None)], *level).remove(0);
                 want.iter_mut().zip(bias.iter().cycle()).for_each(|(y, b)| *y += b);
                 let got = products_at(&x, &[(packed, Some(&bias))], *level).remove(0);
@@ -263,7 +266,7 @@ fn several_weights_and_threads_give_the_same_bytes() {
         let x = activations(m, 768);
         let run = |threads: usize, weights: &[&Packed]| {
             let plain: Vec<_> = weights.iter().map(|weight| (*weight, None)).collect();
-            threads::with_threads(threads, || products(&Activations::of(&x, weights), &plain))
+            threads::with_threads(threads, || products(&Activations::of(&x[..], weights), &plain))
         };
         let together = run(2, &weights);
         assert_eq!(together, run(1, &weights));
@@ -282,13 +285,13 @@ fn what_is_not_a_number_comes_out_as_such() {
         let mut x = activations(2, 256);
         x[100] = bad;
         for packed in [&packed, &half] {
-            let got = products(&Activations::of(&x, &[packed]), &[(packed, None)]);
+            let got = products(&Activations::of(&x[..], &[packed]), &[(packed, None)]);
             assert!(
                 got[0][..16].iter().all(|v| !v.is_finite()) && got[0][16..].iter().all(|v| v.is_finite())
             );
         }
     }
-    let zeros = products(&Activations::of(&[0.0; 256], &[&packed]), &[(&packed, None)]);
+    let zeros = products(&Activations::of(&[0.0; 256][..], &[&packed]), &[(&packed, None)]);
     assert!(zeros[0].iter().all(|v| *v == 0.0));
 }
 

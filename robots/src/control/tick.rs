@@ -151,10 +151,18 @@ impl Loop<'_> {
             trouble = Some(format!("emergency stop: {}", self.shared.emergency.reason()));
         }
         trouble = trouble.or_else(|| self.missing(now, blind, frame_age_secs));
-        let planned =
-            if trouble.is_none() && !self.shared.stopping() { self.queue.action(now) } else { None };
+        // Why nothing is followed, if nothing is.
+        let cause = if self.shared.stopping() {
+            Some(format!("stopped: {}", self.shared.stop_reason()))
+        } else {
+            trouble.clone()
+        };
+        let planned = if cause.is_none() { self.queue.action(now) } else { None };
         let commanded = planned.is_some() && self.queue.plan().is_some_and(|plan| plan.command);
-        let verdict = self.gate.check(planned.as_ref().map(|(action, stamp)| (action, *stamp)), now);
+        let verdict = match (&planned, &cause) {
+            (None, Some(why)) => self.gate.hold(why, now),
+            _ => self.gate.check(planned.as_ref().map(|(action, stamp)| (action, *stamp)), now),
+        };
         if trouble.is_none() && verdict.held {
             trouble = verdict.trips.last().map(|trip| format!("gate, {:?}: {}", trip.reason, trip.detail));
         }

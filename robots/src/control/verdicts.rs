@@ -2,6 +2,7 @@
 //! is counted and told.
 
 use super::TickReport;
+use crate::rollout::RolloutEvent;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
@@ -26,13 +27,15 @@ pub struct Stretch {
     pub asked: Option<Vec<f64>>,
     /// What was sent to the arm on the first tick, rad or m.
     pub targets: Vec<f64>,
-    /// Why, on the first tick; on the others only the stamps differ.
+    /// Why, on the first tick; on the others only stamps and measured times differ.
     pub trips: Vec<Trip>,
 }
 
 impl Stretch {
-    fn of(tick: &TickReport) -> Self {
-        Self {
+    /// One tick of a control loop, if the gate did not plainly pass it.
+    fn of(tick: &TickReport) -> Option<Self> {
+        let said = tick.held || !tick.trips.is_empty();
+        said.then(|| Self {
             first_tick: tick.tick,
             last_tick: tick.tick,
             stamp: tick.stamp,
@@ -40,7 +43,22 @@ impl Stretch {
             asked: tick.asked.clone(),
             targets: tick.targets.clone(),
             trips: tick.trips.clone(),
-        }
+        })
+    }
+
+    /// The same of a rollout's tick; of what else happens in one it is `None`.
+    fn of_rollout(event: &RolloutEvent<'_>) -> Option<Self> {
+        let RolloutEvent::Tick { tick, asked, verdict, applied, .. } = event else { return None };
+        // Whatever is no plain pass has a reason, and that a stamp.
+        verdict.trips.first().map(|trip| Self {
+            first_tick: *tick as u64,
+            last_tick: *tick as u64,
+            stamp: trip.stamp,
+            held: verdict.held,
+            asked: asked.map(|action| action.joint_targets.clone()),
+            targets: applied.joint_targets.clone(),
+            trips: verdict.trips.clone(),
+        })
     }
 
     /// How many ticks it has.
@@ -48,11 +66,50 @@ impl Stretch {
         self.last_tick - self.first_tick + 1
     }
 
-    fn is_said_by(&self, tick: &TickReport) -> bool {
+    fn is_said_by(&self, tick: &Self) -> bool {
         let same = |(a, b): (&Trip, &Trip)| a.reason == b.reason && a.detail == b.detail;
         self.held == tick.held
             && self.trips.len() == tick.trips.len()
             && self.trips.iter().zip(&tick.trips).all(same)
+    }
+}
+
+/// Folds what the gate says tick by tick into stretches.
+#[derive(Clone, Debug, Default)]
+pub struct Stretches {
+    /// What it said on the last tick, unless that was a plain pass.
+    last: Option<Stretch>,
+    /// The ticks since then that said it again and were not told yet.
+    repeats: Option<Stretch>,
+}
+
+impl Stretches {
+    /// Takes the next tick of a rollout and gives what is to be told by now, in its order. Other events are passed over.
+    pub fn rollout(&mut self, event: &RolloutEvent<'_>) -> [Option<Stretch>; 2] {
+        match event {
+            RolloutEvent::Tick { .. } => self.tick(Stretch::of_rollout(event)),
+            _ => [None, None],
+        }
+    }
+
+    /// What has not been told yet at the end of it all.
+    pub fn rest(&mut self) -> Option<Stretch> {
+        self.last = None;
+        self.repeats.take()
+    }
+
+    /// The next tick, `None` if it was plainly passed.
+    fn tick(&mut self, tick: Option<Stretch>) -> [Option<Stretch>; 2] {
+        let Some(tick) = tick else { return [self.rest(), None] };
+        if self.last.as_ref().is_some_and(|last| last.is_said_by(&tick)) {
+            let (last_tick, stamp) = (tick.last_tick, tick.stamp);
+            let repeats = self.repeats.get_or_insert(tick);
+            repeats.last_tick = last_tick;
+            let due = stamp.secs_since(repeats.stamp) >= TOLD_AGAIN_SECS;
+            [if due { self.repeats.take() } else { None }, None]
+        } else {
+            [self.repeats.take(), self.last.insert(tick).clone().into()]
+        }
     }
 }
 
@@ -88,10 +145,7 @@ impl Iterator for Verdicts {
 #[derive(Debug)]
 pub(super) struct VerdictSink {
     entries: SyncSender<VerdictEntry>,
-    /// What the gate said on the last tick, unless that was a plain pass.
-    last: Option<Stretch>,
-    /// The ticks since then that said it again and were not told yet.
-    repeats: Option<Stretch>,
+    stretches: Stretches,
     lost: u64,
     lost_at_the_end: Arc<AtomicU64>,
 }
@@ -101,8 +155,7 @@ pub(super) fn channel(waiting: usize) -> (VerdictSink, Verdicts) {
     let lost_at_the_end = Arc::new(AtomicU64::new(0));
     let sink = VerdictSink {
         entries: sender,
-        last: None,
-        repeats: None,
+        stretches: Stretches::default(),
         lost: 0,
         lost_at_the_end: lost_at_the_end.clone(),
     };
@@ -111,27 +164,7 @@ pub(super) fn channel(waiting: usize) -> (VerdictSink, Verdicts) {
 
 impl VerdictSink {
     pub(super) fn tick(&mut self, tick: &TickReport) {
-        if !tick.held && tick.trips.is_empty() {
-            self.last = None;
-            self.tell_repeats();
-        } else if self.last.as_ref().is_some_and(|last| last.is_said_by(tick)) {
-            let repeats = self.repeats.get_or_insert_with(|| Stretch::of(tick));
-            repeats.last_tick = tick.tick;
-            if tick.stamp.secs_since(repeats.stamp) >= TOLD_AGAIN_SECS {
-                self.tell_repeats();
-            }
-        } else {
-            self.tell_repeats();
-            let first = Stretch::of(tick);
-            self.last = Some(first.clone());
-            self.tell(first);
-        }
-    }
-
-    fn tell_repeats(&mut self) {
-        if let Some(repeats) = self.repeats.take() {
-            self.tell(repeats);
-        }
+        self.stretches.tick(Stretch::of(tick)).into_iter().flatten().for_each(|stretch| self.tell(stretch));
     }
 
     fn tell(&mut self, stretch: Stretch) {
@@ -152,7 +185,9 @@ impl VerdictSink {
 impl Drop for VerdictSink {
     /// The loop has ended, or died.
     fn drop(&mut self) {
-        self.tell_repeats();
+        if let Some(rest) = self.stretches.rest() {
+            self.tell(rest);
+        }
         self.lost_at_the_end.store(self.lost, Ordering::Release);
     }
 }
@@ -165,7 +200,7 @@ mod tests {
     /// A tick of a 10 Hz loop on which the gate said this, or nothing.
     fn tick(number: u64, said: Option<(TripReason, &str)>) -> TickReport {
         let stamp = Stamp::from_secs(number as f64 / 10.0);
-        let trip = said.map(|(reason, detail)| Trip { reason, detail: detail.into(), stamp });
+        let trip = said.map(|(reason, detail)| Trip::new(reason, detail, stamp));
         TickReport {
             tick: number,
             stamp,

@@ -16,8 +16,8 @@ use vela_robots::ros2::messages::{Float64MultiArray, JointTrajectory, Time, Traj
 use vela_robots::ros2::{DOMAIN, FORWARD, GRIPPER, Node, TRAJECTORY};
 use vela_robots::wire::{answer, ask, hello};
 use vela_robots::{
-    ControlEvent, ControlHandle, ControlOptions, Controller, RemotePolicy, State, listen_for_stop,
-    loopback_pair, press_stop, release_stop,
+    ControlEvent, ControlHandle, ControlOptions, Controller, RemotePolicy, State, VerdictEntry,
+    listen_for_stop, loopback_pair, press_stop, release_stop,
 };
 use zenoh::query::Query;
 use zenoh::{Session, Wait};
@@ -82,6 +82,23 @@ impl<P: Policy + 'static> Bench<P> {
         let done = self.controller.finish();
         within_limits(&done.report, self.events.try_iter())
     }
+
+    /// The same, and that a line of a hold in the log names each of these causes.
+    pub fn within_limits_and_told(mut self, causes: &[&str]) -> Result<Watched> {
+        let verdicts = self.controller.verdicts();
+        let watched = self.within_limits()?;
+        let mut told = Vec::new();
+        for entry in verdicts.into_iter().flatten() {
+            if let VerdictEntry::Stretch(stretch) = entry {
+                let details = stretch.trips.into_iter().map(|trip| trip.detail);
+                told.extend(details.filter(|_| stretch.held));
+            }
+        }
+        for cause in causes {
+            assert!(told.iter().any(|detail| detail.contains(cause)), "'{cause}' is not in {told:#?}");
+        }
+        Ok(watched)
+    }
 }
 
 #[test]
@@ -94,7 +111,8 @@ fn a_black_camera_means_hold_and_light_goes_on() -> Result<()> {
     let healed = run.now();
     run.black.store(false, Ordering::SeqCst);
     assert!(run.moves());
-    let watched = run.within_limits()?;
+    let watched =
+        run.within_limits_and_told(&["waiting for the first plan", "' is black", "stopped: finished"])?;
     assert!(watched.ticks() > 10);
     watched.toll(fault, healed).tell("camera black");
     Ok(())
@@ -111,7 +129,8 @@ fn a_camera_that_shows_the_same_picture_while_the_arm_moves_means_hold() -> Resu
     let healed = run.now();
     run.frozen.store(false, Ordering::SeqCst);
     assert!(run.moves());
-    run.within_limits()?.toll(fault, healed).tell("camera frozen");
+    let watched = run.within_limits_and_told(&["' is frozen: the arm moved, its picture did not"])?;
+    watched.toll(fault, healed).tell("camera frozen");
     Ok(())
 }
 
@@ -129,7 +148,8 @@ fn late_joint_states_mean_hold_and_fresh_ones_go_on() -> Result<()> {
     let healed = run.now();
     run.late_ms.store(0, Ordering::SeqCst);
     assert!(run.moves());
-    run.within_limits()?.toll(fault, healed).tell("joint state late");
+    let watched = run.within_limits_and_told(&["joints: the newest reading is more than 0.25 s old"])?;
+    watched.toll(fault, healed).tell("joint state late");
     Ok(())
 }
 

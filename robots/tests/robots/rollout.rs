@@ -3,7 +3,7 @@
 use crate::arm::{FakeArm, FakePolicy};
 use std::sync::atomic::Ordering;
 use vela_embodiment::{Action, Episode, Expert, Result, TripReason};
-use vela_robots::{Rollout, RolloutEvent, RolloutOptions, rollout, rollout_expert};
+use vela_robots::{Rollout, RolloutEvent, RolloutOptions, Stretch, Stretches, rollout, rollout_expert};
 
 fn play(policy: &mut FakePolicy, options: &RolloutOptions) -> Result<(Rollout, FakeArm)> {
     let mut arm = FakeArm::lockstep()?;
@@ -71,6 +71,37 @@ fn a_nan_or_failing_policy_holds_and_ends_with_a_reason() -> Result<()> {
         assert_eq!(arm.joints, vec![0.0; 6], "it never moved");
         assert_eq!(done.trips[&TripReason::NoPlan], done.held_ticks as u64);
     }
+    Ok(())
+}
+
+#[test]
+fn every_tick_of_a_failing_policy_says_why_the_arm_holds_up_to_the_last() -> Result<()> {
+    let mut policy = FakePolicy::new()?;
+    policy.switches.failing.store(true, Ordering::SeqCst);
+    let (mut told, mut stretches, mut lines) = (Vec::new(), Stretches::default(), Vec::new());
+    let done = rollout(
+        &mut FakeArm::lockstep()?,
+        &mut policy,
+        &Episode::default(),
+        &RolloutOptions::default(),
+        &mut |_, event| {
+            lines.extend(stretches.rollout(&event).into_iter().flatten());
+            if let RolloutEvent::Tick { tick, verdict, .. } = event {
+                assert_eq!((tick, verdict.held), (told.len(), true));
+                told.extend(verdict.action.trips().iter().map(|trip| trip.detail.clone()));
+            }
+        },
+    )?;
+    assert_eq!(told.len(), done.ticks);
+    let (stopped, failed): (Vec<_>, Vec<_>) =
+        told.iter().partition(|why| why.starts_with("stopped: 10 failures"));
+    assert!(!stopped.is_empty() && failed.len() >= 10, "{told:?}");
+    assert!(told.iter().all(|why| why.contains("headache")), "{told:?}");
+    // In a log each of the two is a line when it begins and one of its repeats.
+    lines.extend(stretches.rest());
+    let ticks: u64 = lines.iter().map(Stretch::ticks).sum();
+    assert_eq!((ticks as usize, lines[0].first_tick), (done.ticks, 0));
+    assert!((3..=4).contains(&lines.len()), "{lines:?}");
     Ok(())
 }
 
