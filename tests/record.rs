@@ -33,9 +33,11 @@ fn vela(args: &[&str]) -> Command {
     command
 }
 
-/// The simulated arm, and its policy if it is to have one. Without a policy it stands for two minutes.
+/// The simulated arm, and its policy if it is to have one. Without a policy it stands for two minutes; the policy does not do the
+/// task of this scene, and moves it for fifteen seconds.
 fn start(robot: &str, policy: Option<&str>) -> std::io::Result<Vec<Running>> {
-    let sim = ["sim", "--task", "stack", "--wait-secs", "120", "--hold-secs", "120", "--zenoh", robot];
+    let scene = ["sim", "--task", "stack", "--seed", "2000002"];
+    let sim = [&scene[..], &["--wait-secs", "120", "--hold-secs", "120", "--zenoh", robot]].concat();
     let mut running = vec![Running(vela(&sim).stdout(Stdio::null()).spawn()?)];
     if let Some(policy) = policy {
         let act = ["act", "--for-secs", "120", "--zenoh", policy];

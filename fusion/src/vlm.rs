@@ -162,7 +162,7 @@ impl Vlm {
     }
 
     /// Reads a Hugging Face folder. A LoRA adapter of the decoder in it (as PEFT saves it) is put beside the decoder's
-    /// matrices.
+    /// matrices. The model is only asked: its matrices have no gradient.
     ///
     /// # Errors
     /// What the config's readers refuse; every missing, unused or mis-shaped tensor, in one error.

@@ -110,7 +110,7 @@ impl EncoderDecoder {
         })
     }
 
-    /// Reads a Hugging Face folder.
+    /// Reads a Hugging Face folder. The model is only asked: its matrices have no gradient.
     ///
     /// # Errors
     /// What the readers refuse; every missing, unused or mis-shaped tensor, in one error.

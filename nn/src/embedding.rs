@@ -91,25 +91,29 @@ impl Embedding {
         if ids.dtype() != DType::U32 {
             return Err(Error::invalid(format!("embedding: expected u32 ids, got {:?}", ids.dtype())));
         }
-        let (count, width) = match &self.table {
-            Table::Dense(table) => return kernels::embedding::embedding(table, ids),
-            Table::Blocks(blocks, _) => blocks.rows(),
-            Table::Packed(packed) => (packed.rows(), packed.columns()),
-        };
-        let numbers = ids.flatten_all()?.to_vec1::<u32>()?;
-        if let Some(bad) = numbers.iter().find(|id| **id as usize >= count) {
-            return Err(Error::invalid(format!("embedding: expected ids below {count}, got {bad}")));
-        }
-        let mut out = vec![0.0; numbers.len() * width];
-        for (out, id) in out.chunks_exact_mut(width.max(1)).zip(&numbers) {
-            match &self.table {
-                Table::Blocks(blocks, _) => blocks.format().dequantise(blocks.row(*id as usize, 1), out),
-                Table::Packed(packed) => packed.row(*id as usize, out),
-                Table::Dense(_) => {}
+        match &self.table {
+            Table::Dense(table) => kernels::embedding::embedding(table, ids),
+            Table::Blocks(blocks, _) => {
+                read(ids, blocks.rows(), |row, out| blocks.format().dequantise(blocks.row(row, 1), out))
+            }
+            Table::Packed(packed) => {
+                read(ids, (packed.rows(), packed.columns()), |row, out| packed.row(row, out))
             }
         }
-        let mut shape = ids.dims().to_vec();
-        shape.push(width);
-        kernels::data::tensor(out, shape)
     }
+}
+
+/// The rows `ids` of a table of `count` rows of `width`, each as `row` gives it.
+fn read(ids: &Tensor, (count, width): (usize, usize), row: impl Fn(usize, &mut [f32])) -> Result<Tensor> {
+    let numbers = ids.flatten_all()?.to_vec1::<u32>()?;
+    if let Some(bad) = numbers.iter().find(|id| **id as usize >= count) {
+        return Err(Error::invalid(format!("embedding: expected ids below {count}, got {bad}")));
+    }
+    let mut out = vec![0.0; numbers.len() * width];
+    for (out, id) in out.chunks_exact_mut(width.max(1)).zip(&numbers) {
+        row(*id as usize, out);
+    }
+    let mut shape = ids.dims().to_vec();
+    shape.push(width);
+    kernels::data::tensor(out, shape)
 }

@@ -143,7 +143,7 @@ fn what_is_exported_answers_as_what_was_trained() -> Outcome {
             let shown = tokens(&adaptation, &features, i)?;
             let (loss, right) = adaptation.answers(&[asked], shown.clone(), Some(adaptation.lora()))?;
             let written = parts.ask(&asked.question, &asked.answer, shown.dim(0)?)?;
-            let seen = vela_fusion::Encoded { tokens: shown, video: false, span: None };
+            let seen = vela_fusion::Encoded { tokens: shown.detach(), video: false, span: None };
             // The same by the folder, from the prompt's last token on.
             let ids = [&written.prompt[..], &written.answer].concat();
             let embeds = vlm.embed(&ids, &[seen])?;
